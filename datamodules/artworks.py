@@ -1,0 +1,294 @@
+"""Artworks given by the user: one image, a folder of images, or a folder with a list of them."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+
+from models.camera import LABEL_SIZE, Camera, Rig
+from models.errors import UserError, one_line
+from models.files import os_errors, resolve
+from models.image_io import IMAGE_SUFFIXES, MIN_SIDE, read_image, to_uint8
+
+log = logging.getLogger(__name__)
+
+FACE_FRACTION = 0.45  # of the frame's width that a face box takes in the embedded rig
+Box = tuple[int, int, int, int]  # x, y, width, height in pixels
+Crop = Literal["auto", "centre", "none"]
+
+
+@dataclass
+class Artwork:
+    """One artwork, framed.
+
+    Attributes:
+        id: unique, from the file's name; safe as a file name.
+        image: (3, size, size) RGB in [-1, 1].
+        label: (25,) camera label, or ``None`` when the pose is to be estimated.
+        original_size: (height, width) of the file in pixels.
+        style: name of the style, where the list gives one.
+        seed: for this artwork's draws, where the list gives one.
+    """
+
+    id: str
+    image: Tensor
+    label: Tensor | None = None
+    original_size: tuple[int, int] = (0, 0)
+    style: str | None = None
+    seed: int | None = None
+
+    @property
+    def camera(self) -> Camera | None:
+        """The given camera (batch of 1), or ``None``."""
+        return None if self.label is None else Camera.from_label(self.label[None])
+
+
+class ArtworkDataModule(pl.LightningDataModule):
+    """Artworks for the per-artwork stages, as ``items``.
+
+    A folder may hold ``artworks.json``: {"items": [{"file", "yaw_deg", "pitch_deg", "crop": [x, y, w, h],
+    "style", "seed"}]}, all but ``file`` optional; or EG3D's ``dataset.json``: {"labels": [[name, [25 floats]]]}.
+
+    Args:
+        path: an image file or a folder.
+        yaw_deg, pitch_deg: pose of every artwork that has none of its own; null for both: estimate it.
+        size: side of the framed image, pixels.
+        crop: "auto" looks for a face in images larger than ``size`` and frames it as the rig frames heads;
+            "centre" takes the largest centred square; "none" expects a square image that is framed already.
+        rig: gives the cameras and the limits of the angles.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        yaw_deg: float | None = None,
+        pitch_deg: float | None = None,
+        size: int = 128,
+        crop: Crop = "auto",
+        rig: Rig = Rig(),  # noqa: B008 - frozen
+    ) -> None:
+        super().__init__()
+        self.path = path
+        self.yaw_deg = yaw_deg
+        self.pitch_deg = pitch_deg
+        self.size = size
+        self.crop: Crop = crop
+        self.rig = rig
+        self.steps: Iterable[int] = ()  # of a per-artwork stage, which sets them when its fit starts
+        self._items: list[Artwork] | None = None
+
+    @property
+    def items(self) -> list[Artwork]:
+        """The artworks, sorted by id."""
+        if self._items is None:
+            self._items = read_artworks(self.path, self.yaw_deg, self.pitch_deg, self.size, self.crop, self.rig)
+        return self._items
+
+    def setup(self, stage: str) -> None:
+        _ = self.items  # all are read before anything is computed: mistakes show at once
+
+    def train_dataloader(self) -> Iterable[int]:
+        return self.steps
+
+    def _loader(self) -> DataLoader[Artwork]:
+        return DataLoader(self.items, batch_size=1, collate_fn=list)  # type: ignore[arg-type]
+
+    val_dataloader = test_dataloader = predict_dataloader = _loader
+
+
+def read_artworks(
+    path: str,
+    yaw_deg: float | None = None,
+    pitch_deg: float | None = None,
+    size: int = 128,
+    crop: Crop = "auto",
+    rig: Rig = Rig(),  # noqa: B008 - frozen
+) -> list[Artwork]:
+    """Read, check and frame the artworks of ``path``, sorted by id; arguments as :class:`ArtworkDataModule`.
+
+    Raises:
+        UserError: one sentence naming the file and what is wrong with it.
+    """
+    place = resolve(path)
+    if not place.exists():
+        raise UserError(f"artwork {path} does not exist")
+    entries = _entries(place)
+    artworks: dict[str, Artwork] = {}
+    for entry in entries:
+        file = place.parent / entry["file"] if place.is_file() else place / entry["file"]
+        identity = re.sub(r"[^A-Za-z0-9_.-]", "_", Path(entry["file"]).with_suffix("").as_posix()).lstrip("_.-") or "artwork"
+        if identity in artworks:
+            raise UserError(f"{place} has two artworks with the id {identity!r}: rename one of the files")
+        given = {"yaw_deg": yaw_deg, "pitch_deg": pitch_deg}
+        given |= {key: entry[key] for key in given if entry.get(key) is not None}
+        label = entry.get("label")
+        if label is None:
+            label = pose_label(given["yaw_deg"], given["pitch_deg"], rig, str(file))
+        image = read_image(file)
+        height, width = image.shape[-2:]
+        artworks[identity] = Artwork(
+            id=identity,
+            image=frame(image, size, _box(image, entry.get("crop"), crop, size, str(file))),
+            label=label,
+            original_size=(height, width),
+            style=entry.get("style"),
+            seed=entry.get("seed"),
+        )
+    return [artworks[identity] for identity in sorted(artworks)]
+
+
+def pose_label(yaw_deg: float | None, pitch_deg: float | None, rig: Rig, what: str) -> Tensor | None:
+    """The (25,) label of a pose in degrees, ``None`` when both angles are; one missing angle is 0.
+
+    Raises:
+        UserError: when an angle is outside the rig's range; ``what`` names the artwork.
+    """
+    if yaw_deg is None and pitch_deg is None:
+        return None
+    angles = []
+    for name, value, limit in (("yaw_deg", yaw_deg, rig.yaw_max), ("pitch_deg", pitch_deg, rig.pitch_max)):
+        value = 0.0 if value is None else value
+        if not abs(value) <= math.degrees(limit) + 1e-6:
+            raise UserError(f"{what}: {name} is {value:g}, it must be between +-{math.degrees(limit):g} degrees")
+        angles.append(math.radians(value))
+    return rig.camera(*angles).label()[0]
+
+
+def frame(image: Tensor, size: int, box: Box) -> Tensor:
+    """Cut ``box`` out of (1, 3, H, W) and resize it to (3, size, size), antialiased."""
+    x, y, width, height = box
+    cut = image[..., y : y + height, x : x + width]
+    if cut.shape[-2:] != (size, size):
+        cut = F.interpolate(cut, (size, size), mode="bicubic", antialias=True, align_corners=False)
+    return cut[0].clamp(-1, 1)
+
+
+def find_face(image: Tensor) -> Box | None:
+    """The largest frontal face in (1, 3, H, W), by scikit-image's LBP cascade, or ``None``."""
+    from skimage.data import lbp_frontal_face_cascade_filename  # here: heavy, and only foreign photos need it
+    from skimage.feature import Cascade
+
+    shrink = max(1.0, max(image.shape[-2:]) / 512)
+    small = F.interpolate(image, scale_factor=1 / shrink, mode="bicubic", antialias=True) if shrink > 1 else image
+    side = min(small.shape[-2:])
+    smallest, largest = max(side // 6, 24), int(side * 0.95)
+    found = Cascade(lbp_frontal_face_cascade_filename()).detect_multi_scale(
+        to_uint8(small[0]), 1.2, 1, min_size=(smallest, smallest), max_size=(largest, largest)
+    )
+    if not found:
+        return None
+    face = max(found, key=lambda box: (box["width"] * box["height"], -box["r"], -box["c"]))
+    x, y, width, height = (round(face[key] * shrink) for key in ("c", "r", "width", "height"))
+    return x, y, width, height
+
+
+def _box(image: Tensor, given: Any, crop: Crop, size: int, what: str) -> Box:
+    height, width = image.shape[-2:]
+    centre = _square(width / 2, height / 2, min(width, height), width, height)
+    if given is not None:
+        if not (isinstance(given, list) and len(given) == 4 and all(isinstance(v, int) for v in given)):
+            raise UserError(f"{what}: crop must be [x, y, width, height] in whole pixels, got {given}")
+        x, y, w, h = given
+        if x < 0 or y < 0 or min(w, h) < MIN_SIDE or x + w > width or y + h > height:
+            raise UserError(f"{what}: crop {given} is not inside the image of {width} x {height}, or too small")
+        return _square(x + w / 2, y + h / 2, min(w, h), width, height)
+    if crop == "none":
+        if width != height:
+            raise UserError(f"{what} is {width} x {height}: crop 'none' needs a square image, use 'auto' or 'centre'")
+        return centre
+    if crop == "centre" or min(width, height) <= size:
+        return centre
+    face = find_face(image)
+    if face is None:
+        log.info("%s: no face found, taking the centred square", what)
+        return centre
+    x, y, w, h = face
+    log.info("%s: face found at x=%d y=%d, %d x %d pixels", what, *face)
+    return _square(x + w / 2, y + h / 2, round(w / FACE_FRACTION), width, height)
+
+
+def _square(cx: float, cy: float, side: int, width: int, height: int) -> Box:
+    """The square around a point, made smaller and moved where it would leave the image."""
+    side = min(side, width, height)
+    x = min(max(round(cx - side / 2), 0), width - side)
+    y = min(max(round(cy - side / 2), 0), height - side)
+    return x, y, side, side
+
+
+def _entries(place: Path) -> list[dict[str, Any]]:
+    if place.is_file():
+        return [{"file": place.name}]
+    if (place / "artworks.json").exists():
+        return _listed(place / "artworks.json")
+    labels = _labels(place / "dataset.json") if (place / "dataset.json").exists() else {}
+    with os_errors(place, "read"):
+        names = sorted(p.name for p in place.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and p.name[0] != ".")
+    names = sorted(labels) if labels else names
+    if not names:
+        raise UserError(f"no images found in {place} ({', '.join(sorted(IMAGE_SUFFIXES))})")
+    return [{"file": name, "label": labels.get(name)} for name in names]
+
+
+def _json(file: Path) -> Any:
+    with os_errors(file, "read"):
+        try:
+            return json.loads(file.read_text("utf-8"))
+        except ValueError as error:
+            raise UserError(f"{file} is not valid JSON: {one_line(error)}") from error
+
+
+def _listed(file: Path) -> list[dict[str, Any]]:
+    kinds = {
+        "file": str,
+        "yaw_deg": int | float | None,
+        "pitch_deg": int | float | None,
+        "crop": list | None,
+        "style": str | None,
+        "seed": int | None,
+    }
+    content = _json(file)
+    entries = content.get("items") if isinstance(content, Mapping) else None
+    if not isinstance(entries, list) or not entries:
+        raise UserError(f'{file} must be {{"items": [{{"file": ...}}, ...]}} with at least one item')
+    for i, entry in enumerate(entries):
+        if not isinstance(entry, dict) or "file" not in entry:
+            raise UserError(f"{file}: item {i} has no file")
+        for key, value in entry.items():
+            if key not in kinds:
+                raise UserError(f"{file}: item {i} has the unknown key {key!r}, known are: {', '.join(kinds)}")
+            if not isinstance(value, kinds[key]) or isinstance(value, bool):
+                raise UserError(f"{file}: item {i}: {key} is {value!r}, which has the wrong type")
+    return entries
+
+
+def _labels(file: Path) -> dict[str, Tensor]:
+    content = _json(file)
+    pairs = content.get("labels") if isinstance(content, Mapping) else None
+    if not isinstance(pairs, list) or not pairs:
+        raise UserError(f'{file} must be {{"labels": [[name, [{LABEL_SIZE} numbers]], ...]}}')
+    labels: dict[str, Tensor] = {}
+    for pair in pairs:
+        if not (isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], str) and isinstance(pair[1], list)):
+            raise UserError(f"{file}: {str(pair)[:60]} is not a pair of a file name and a list of numbers")
+        name, numbers = pair
+        if name in labels:
+            raise UserError(f"{file} names {name} twice")
+        try:
+            label = torch.tensor(numbers, dtype=torch.float32)
+            Camera.from_label(label[None])
+        except (ValueError, TypeError, RuntimeError) as error:
+            raise UserError(f"{file}: {name}: {one_line(error)} ({len(numbers)} numbers given)") from error
+        labels[name] = label
+    return labels

@@ -1,0 +1,418 @@
+"""Artifacts: what one stage hands to the next, and to a notebook.
+
+A folder of ``NAME.safetensors`` files, ``media/`` and ``manifest.json``. The manifest names every module's
+class and arguments, the SHA-256 of every file, the licences, and holds the manifests of all ancestors, so
+that the lineage survives a move. Its canonical form's SHA-256 is the artifact's ``id``. Hashes detect damage,
+not malice; nothing is ever unpickled, and only classes of this repository's ``models`` package are built.
+Time, host and paths go to ``run.json``, which is not hashed.
+
+>>> artifact = load("assets/prior")  # doctest: +SKIP
+>>> generator = artifact.module("generator")  # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import platform
+import re
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from models.configurable import build, spec
+from models.errors import UserError, one_line
+from models.files import os_errors, resolve, sha256
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+RUN = "run.json"
+_KEYS = {"format", "stage", "modules", "files", "parents", "licences", "metrics", "step_hash", "extra"}
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+
+
+class ArtifactError(UserError, ValueError):
+    """An artifact that cannot be written, or must not be trusted."""
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A verified artifact folder.
+
+    Attributes:
+        path: the folder.
+        manifest: its parsed manifest.
+        bases: by id, the artifacts whose modules this one's delta modules complete.
+    """
+
+    path: Path
+    manifest: dict[str, Any]
+    bases: Mapping[str, Artifact] = field(default_factory=dict, repr=False)
+
+    @property
+    def id(self) -> str:
+        """SHA-256 of the canonical manifest: the same content has the same id anywhere."""
+        return manifest_id(self.manifest)
+
+    @property
+    def stage(self) -> str:
+        """Name of the stage that wrote it."""
+        return self.manifest["stage"]
+
+    @property
+    def extra(self) -> dict[str, Any]:
+        """The stage's own JSON values."""
+        return self.manifest["extra"]
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """Final metrics; a value that was not finite is ``None``."""
+        return self.manifest["metrics"]
+
+    @property
+    def licence(self) -> str:
+        """The strictest licence of this artifact and its ancestors."""
+        return strictest(self.manifest["licences"])
+
+    @property
+    def ancestors(self) -> dict[str, dict[str, Any]]:
+        """Manifests of all ancestors by id, nearest first."""
+        found: dict[str, dict[str, Any]] = {}
+        queue = list(self.manifest["parents"].values())
+        while queue:
+            manifest = queue.pop(0)
+            found.setdefault(manifest_id(manifest), manifest)
+            queue.extend(manifest["parents"].values())
+        return found
+
+    def media(self, name: str) -> Path:
+        """Path of one media file.
+
+        Raises:
+            ArtifactError: when there is none of that name.
+        """
+        if f"media/{name}" not in self.manifest["files"]:
+            raise ArtifactError(f"{self.path} has no media file {name!r}")
+        return self.path / "media" / name
+
+    def tensors(self, name: str) -> dict[str, Tensor]:
+        """The complete state of module ``name`` as stored: a delta is completed from its base."""
+        entry = self._entry(name)
+        stored = _read_tensors(self.path / entry["file"])
+        if (delta := entry["delta_of"]) is None:
+            return stored
+        base = self.bases[delta["id"]].tensors(delta["module"]) if delta["id"] in self.bases else None
+        if base is None:
+            raise ArtifactError(
+                f"{self.path}: module {name!r} only stores changes, load it with base= the artifact {delta['id'][:12]}"
+            )
+        if not stored.keys() <= base.keys():
+            raise ArtifactError(f"{self.path}: module {name!r} has tensors its base does not have")
+        return {**base, **stored}
+
+    def module(self, name: str) -> nn.Module:
+        """A new instance of module ``name`` with its stored state, in evaluation mode.
+
+        Raises:
+            ArtifactError: for an unknown name, a class that is not ours, or keys or shapes that do not match.
+        """
+        entry = self._entry(name)
+        try:
+            module = build({"class_path": entry["class_path"], "init_args": entry["init_args"]})
+            module.load_state_dict(self.tensors(name), strict=True)
+        except ArtifactError:
+            raise
+        except (ValueError, RuntimeError) as error:
+            raise ArtifactError(f"{self.path}: module {name!r}: {one_line(error)}") from error
+        return module.eval()
+
+    def _entry(self, name: str) -> dict[str, Any]:
+        modules = self.manifest["modules"]
+        if name not in modules:
+            raise ArtifactError(f"{self.path} has no module {name!r}, it has: {', '.join(sorted(modules)) or 'none'}")
+        return modules[name]
+
+
+def save(
+    path: str | os.PathLike[str],
+    *,
+    stage: str,
+    modules: Mapping[str, nn.Module] | None = None,
+    parents: Mapping[str, Artifact | dict[str, Any]] | None = None,
+    metrics: Mapping[str, float] | None = None,
+    media: Mapping[str, str | os.PathLike[str] | bytes] | None = None,
+    licences: Sequence[Mapping[str, str]] = (),
+    step_hash: str | None = None,
+    extra: Mapping[str, Any] | None = None,
+    dtype: Mapping[str, str] | None = None,
+    delta_of: Mapping[str, Artifact | tuple[Artifact, str]] | None = None,
+) -> Artifact:
+    """Write an artifact folder: complete under its name, or not at all.
+
+    Args:
+        path: the folder; an artifact already there is replaced.
+        stage: name of the stage that writes it.
+        modules: by name, modules whose class is :class:`models.configurable.Configurable`.
+        parents: by role, the artifacts (or manifests) it was made from; their licences are inherited.
+        metrics: final metrics.
+        media: by file name, a file to copy or its content.
+        licences: of weights imported here: ``{"name", "licence", "origin"}`` each.
+        step_hash: hash of everything the step depends on, see ``stages.hashing``.
+        extra: JSON values of the stage's own.
+        dtype: by module, ``"float16"`` or ``"bfloat16"`` to store its floating-point tensors so.
+        delta_of: by module, the artifact (and module, default the same name) of which only changed tensors are stored.
+
+    Raises:
+        ArtifactError: when something cannot be stored.
+        UserError: when the folder cannot be written.
+    """
+    path = Path(path)
+    dtype, delta_of, media = dtype or {}, delta_of or {}, media or {}
+    manifests = {n: p.manifest if isinstance(p, Artifact) else p for n, p in (parents or {}).items()}
+    bases: dict[str, Artifact] = {}
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with os_errors(path):
+        try:
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+            entries: dict[str, Any] = {}
+            for name, module in (modules or {}).items():
+                _check_name(name)
+                base = delta_of.get(name)
+                if isinstance(base, Artifact):
+                    base = (base, name)
+                if base is not None:
+                    bases[base[0].id] = base[0]
+                file = f"{name}.safetensors"
+                state = _state(module, dtype.get(name), base)
+                (temporary / file).write_bytes(safetensors.torch.save(state))
+                entries[name] = {
+                    **_spec(name, module),
+                    "file": file,
+                    "dtype": dtype.get(name),
+                    "delta_of": base and {"id": base[0].id, "module": base[1]},
+                }
+            for name, source in media.items():
+                _check_name(name)
+                (temporary / "media").mkdir(exist_ok=True)
+                target = temporary / "media" / name
+                target.write_bytes(source) if isinstance(source, bytes) else shutil.copyfile(source, target)
+            files = {p.relative_to(temporary).as_posix(): sha256(p) for p in temporary.rglob("*") if p.is_file()}
+            inherited = [licence for manifest in manifests.values() for licence in manifest["licences"]]
+            manifest = {
+                "format": FORMAT,
+                "stage": stage,
+                "modules": entries,
+                "files": files,
+                "parents": manifests,
+                "licences": _unique([dict(licence) for licence in (*licences, *inherited)]),
+                "metrics": {n: float(v) if math.isfinite(v) else None for n, v in (metrics or {}).items()},
+                "step_hash": step_hash,
+                "extra": dict(extra or {}),
+            }
+            manifest = json.loads(_canonical(manifest))  # tuples become lists now, as they would when read back
+            (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n")
+            (temporary / RUN).write_text(json.dumps(_run(path, bases), indent=1) + "\n")
+            _replace_folder(temporary, path)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    return Artifact(path, manifest, bases)
+
+
+def load(path: str | os.PathLike[str], base: Artifact | None = None) -> Artifact:
+    """Open and verify an artifact folder, or the one in ``path/artifact``.
+
+    Args:
+        path: relative paths are also looked for in the repository (``assets/prior``).
+        base: completes delta modules; without it, the place where the base was when this artifact was written
+            is tried. Either way its id must be the recorded one.
+
+    Raises:
+        ArtifactError: when it is missing, damaged, of another format, or names files it must not name.
+    """
+    path = resolve(path)
+    if not (path / MANIFEST).exists() and (path / "artifact" / MANIFEST).exists():
+        path = path / "artifact"
+    manifest = read_manifest(path)
+    for name, digest in manifest["files"].items():
+        file = _safe_file(path, name)
+        with os_errors(file, "read"):
+            if sha256(file) != digest:
+                raise ArtifactError(f"{file} is damaged: its SHA-256 is not the one in the manifest")
+    return Artifact(path, manifest, _find_bases(path, manifest, base))
+
+
+def read_manifest(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The manifest of the artifact folder ``path``, checked for form; files are not verified.
+
+    Raises:
+        ArtifactError: when it is missing or not a manifest of this format.
+    """
+    file = Path(path) / MANIFEST
+    if not file.exists():
+        raise ArtifactError(f"there is no artifact in {path} ({MANIFEST} is missing)")
+    if file.is_symlink():
+        raise ArtifactError(f"{file} is a link, which an artifact must not hold")
+    try:
+        manifest = json.loads(file.read_text("utf-8"), parse_constant=_refuse_constant)
+        _check_manifest(manifest)
+    except (ValueError, RecursionError, OSError) as error:
+        raise ArtifactError(f"{file} is not a manifest: {one_line(error)}") from error
+    return manifest
+
+
+def manifest_id(manifest: Mapping[str, Any]) -> str:
+    """SHA-256 of the canonical manifest."""
+    return hashlib.sha256(_canonical(manifest)).hexdigest()
+
+
+def strictest(licences: Sequence[Mapping[str, str]]) -> str:
+    """The licence of ``licences`` that allows least; one that is not known counts as the strictest."""
+    ranks = (
+        ("nc", "non-commercial", "noncommercial", "nvidia", "research"),
+        ("gpl", "share", "sa-"),
+        ("cc-by", "mit", "bsd", "apache", "cc0", "public domain"),
+    )
+
+    def rank(licence: str) -> int:
+        return next((i + 1 for i, words in enumerate(ranks) if any(w in licence.lower() for w in words)), 0)
+
+    return min((entry["licence"] for entry in licences), key=rank, default="Apache-2.0")
+
+
+def _state(module: nn.Module, dtype: str | None, base: tuple[Artifact, str] | None) -> dict[str, Tensor]:
+    if dtype not in (None, "float16", "bfloat16"):
+        raise ArtifactError(f"modules are stored as they are, or as float16 or bfloat16, not as {dtype}")
+    state = {name: tensor.detach().cpu() for name, tensor in module.state_dict().items()}
+    if base is not None:
+        before = base[0].module(base[1]).state_dict()
+        if before.keys() != state.keys():
+            raise ArtifactError(f"module {base[1]!r} of the base has other tensors: a delta cannot be stored")
+        state = {n: t for n, t in state.items() if t.shape != before[n].shape or not torch.equal(t, before[n])}
+    if dtype is not None:
+        state = {n: t.to(getattr(torch, dtype)) if t.is_floating_point() else t for n, t in state.items()}
+    # Cloned: tensors that share memory (tied weights) are refused by safetensors.
+    return {name: tensor.contiguous().clone() for name, tensor in state.items()}
+
+
+def _spec(name: str, module: nn.Module) -> dict[str, Any]:
+    try:
+        return spec(module)
+    except TypeError as error:
+        raise ArtifactError(f"module {name!r} cannot be stored: {error}") from error
+
+
+def _read_tensors(file: Path) -> dict[str, Tensor]:
+    try:
+        return safetensors.torch.load_file(file)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise ArtifactError(f"{file} cannot be read: {one_line(error)}") from error
+
+
+def _find_bases(path: Path, manifest: dict[str, Any], base: Artifact | None) -> dict[str, Artifact]:
+    wanted = {e["delta_of"]["id"] for e in manifest["modules"].values() if e["delta_of"] is not None}
+    found = {base.id: base} if base is not None else {}
+    if wanted and base is not None and base.id not in wanted:
+        raise ArtifactError(f"{base.path} is not the base of {path}: its id is {base.id[:12]}")
+    try:
+        places = json.loads((path / RUN).read_text("utf-8"))["bases"]
+    except (OSError, ValueError, KeyError, TypeError):
+        places = {}  # run.json is a convenience, not part of the artifact
+    for identity in sorted(wanted - found.keys()):
+        place = path / str(places.get(identity, ""))
+        if identity in places and (place / MANIFEST).exists() and (candidate := load(place)).id == identity:
+            found[identity] = candidate
+    return found
+
+
+def _check_name(name: str) -> None:
+    if not _NAME.fullmatch(name):
+        raise ArtifactError(f"{name!r} cannot name a file of an artifact: use letters, digits, '_', '-' and '.'")
+
+
+def _safe_file(path: Path, name: str) -> Path:
+    parts = PurePosixPath(name).parts
+    if "\\" in name or name.startswith("/") or not parts or not all(_NAME.fullmatch(part) for part in parts):
+        raise ArtifactError(f"{path}: the manifest names {name!r}, which is not a plain name inside the artifact")
+    file = path.joinpath(*parts)
+    if any(p.is_symlink() for p in (file, *file.parents[: len(parts) - 1])):
+        raise ArtifactError(f"{file} is a link, which an artifact must not hold")
+    if not file.is_file():
+        raise ArtifactError(f"{file} is missing")
+    return file
+
+
+def _check_manifest(manifest: Any) -> None:
+    if not isinstance(manifest, dict):
+        raise ValueError("it is not a JSON object")
+    if manifest.get("format") != FORMAT:
+        raise ValueError(f"its format is {manifest.get('format')!r}, this version reads {FORMAT}")
+    if manifest.keys() != _KEYS:
+        raise ValueError(f"its keys differ: {', '.join(sorted(manifest.keys() ^ _KEYS))}")
+    for key in ("modules", "files", "parents", "metrics", "extra"):
+        if not isinstance(manifest[key], dict):
+            raise ValueError(f"{key} is not an object")
+    for name, digest in manifest["files"].items():
+        if not isinstance(digest, str) or not re.fullmatch("[0-9a-f]{64}", digest):
+            raise ValueError(f"the hash of {name} is not a SHA-256")
+    for name, entry in manifest["modules"].items():
+        keys = {"class_path", "init_args", "file", "dtype", "delta_of"}
+        if not isinstance(entry, dict) or entry.keys() != keys or not isinstance(entry["init_args"], dict):
+            raise ValueError(f"module {name} does not have exactly: {', '.join(sorted(keys))}")
+        if entry["file"] not in manifest["files"]:
+            raise ValueError(f"the file of module {name} has no hash")
+        delta = entry["delta_of"]
+        if delta is not None and not (isinstance(delta, dict) and delta.keys() == {"id", "module"}):
+            raise ValueError(f"delta_of of module {name} does not have exactly: id, module")
+    licences = manifest["licences"]
+    if not isinstance(licences, list) or not all(isinstance(e, dict) and "licence" in e for e in licences):
+        raise ValueError("licences is not a list of objects that name a licence")
+    for parent in manifest["parents"].values():
+        _check_manifest(parent)
+
+
+def _canonical(manifest: Mapping[str, Any]) -> bytes:
+    try:
+        return json.dumps(manifest, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+    except (TypeError, ValueError) as error:
+        raise ArtifactError(f"the manifest cannot be written as JSON: {one_line(error)}") from error
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _unique(entries: list[dict[str, str]]) -> list[dict[str, str]]:
+    return [entry for i, entry in enumerate(entries) if entry not in entries[:i]]
+
+
+def _run(path: Path, bases: Mapping[str, Artifact]) -> dict[str, Any]:
+    return {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "host": platform.node(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "bases": {i: os.path.relpath(base.path.resolve(), path.resolve()) for i, base in bases.items()},
+    }
+
+
+def _replace_folder(temporary: Path, path: Path) -> None:
+    if not path.exists():
+        os.rename(temporary, path)
+        return
+    if not (path / MANIFEST).exists() and (not path.is_dir() or any(path.iterdir())):
+        raise ArtifactError(f"{path} exists and is not an artifact: it is not replaced")
+    old = path.with_name(f".{path.name}.{os.getpid()}.old")
+    os.rename(path, old)  # a folder cannot be replaced in one call: for an instant there is none
+    os.rename(temporary, path)
+    shutil.rmtree(old)

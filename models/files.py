@@ -1,0 +1,60 @@
+"""Paths and safe writing: what a reader finds under a name is always complete."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from models.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[1]  # holds models/, stages/, configs/, assets/
+
+
+def resolve(path: str | os.PathLike[str]) -> Path:
+    """``path`` as given where it exists, otherwise relative to the repository root (``assets/...``)."""
+    given = Path(path)
+    if not given.is_absolute() and not given.exists() and (ROOT / given).exists():
+        return ROOT / given
+    return given
+
+
+def sha256(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file's content."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def os_errors(path: str | os.PathLike[str], action: str = "write") -> Iterator[None]:
+    """Turn an ``OSError`` (disk full, no permission, not a folder, ...) into one sentence naming ``path``.
+
+    Raises:
+        UserError: in place of any ``OSError``.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"cannot {action} {path}: {error.strerror or error}") from error
+
+
+@contextmanager
+def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A temporary path in the folder of ``path`` that takes its place when the block ends without error.
+
+    The suffix is kept, for writers that choose a format by it. The folder is created when missing.
+
+    Raises:
+        UserError: when the file cannot be written; whatever ``path`` held before is untouched.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
+    with os_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield temporary
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)

@@ -1,0 +1,16 @@
+"""The commands of ``galatea``. A new stage is one line here."""
+
+STAGES = {
+    "features": ("stages.features:FeaturesStage", "train the embedded feature networks on the embedded world"),
+    "prior": ("stages.prior:PriorStage", "train a 3D-aware generator"),
+    "anchor": ("stages.anchor:AnchorStage", "fit the generator to one artwork"),
+    "stylize": ("stages.stylize:StylizeStage", "carry the artwork's style to every view"),
+    "present": ("stages.present:PresentStage", "render turntables, views and meshes of the result"),
+}
+
+VERBS = {
+    "run": ("stages.orchestrator:main", "run a pipeline: galatea run configs/pipelines/artform.yaml"),
+    "view": ("stages.view:main", "look at an artifact live in the browser"),
+    "table": ("stages.results:main", "join metrics.csv files: means, paired differences, intervals"),
+    "world": ("stages.world:main", "render samples of the embedded world"),
+}
