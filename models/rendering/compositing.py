@@ -112,6 +112,21 @@ def stratified_depths(rays: tuple[int, int], count: int, near: float, far: float
     return (near + (far - near) * (start + jitter) / count).expand(*rays, count)
 
 
+def widen(weights: Tensor) -> Tensor:
+    """Let each piece's weight reach its neighbours (mip-NeRF Eq. 18).
+
+    A surface may lie just before the piece whose sample was the first to hit.
+
+    Args:
+        weights: (B, P, N), in [0, 1].
+
+    Returns:
+        (B, P, N), at least 0.01 so that the second pass also looks elsewhere.
+    """
+    pairs = F.max_pool1d(weights, 2, 1, padding=1)  # max(w_{k-1}, w_k) for k = 0..N
+    return (pairs[..., 1:] + pairs[..., :-1]) / 2 + 0.01
+
+
 def resample(edges: Tensor, weights: Tensor, jitter: Tensor) -> Tensor:
     """Hierarchical sampling: draw depths where the weights are, by the inverse CDF (NeRF Sec. 5.2).
 

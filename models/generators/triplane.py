@@ -1,0 +1,68 @@
+"""A radiance field stored as three orthogonal feature planes.
+
+Source: EG3D (Chan et al., 2022), Sec. 4; GRAMInverter (Deng et al., 2023), Sec. 3.1, takes the same planes. The
+decoder sees no viewing direction: colours are Lambertian.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from models.configurable import Configurable
+from models.generators.base import FieldSample
+from models.generators.layers import EqualLinear
+
+PLANES = ((0, 1), (0, 2), (2, 1))  # world axes along a plane's columns and rows: xy, xz, zy
+
+
+class TriPlaneField(Configurable):
+    """Tri-plane lookup and the small network that decodes it.
+
+    Args:
+        features: channels of one plane, and of the field.
+        hidden: width of the decoder's hidden layer.
+        extent: half side of the cube that the planes span, world units; outside of it the features are 0.
+        density_scale: density = density_scale * softplus(.); the reciprocal of the thickness of a surface.
+        density_bias: inside the softplus; negative, so that training starts from a thin fog.
+    """
+
+    def __init__(
+        self,
+        features: int = 24,
+        hidden: int = 32,
+        extent: float = 1.8,
+        density_scale: float = 10.0,
+        density_bias: float = -4.0,
+    ) -> None:
+        super().__init__()
+        self.features, self.extent = features, extent
+        self.density_scale, self.density_bias = density_scale, density_bias
+        self.hidden = EqualLinear(features, hidden)
+        self.out = EqualLinear(hidden, 4)
+
+    @property
+    def channels(self) -> int:
+        """Channels of the painted map that holds the three planes."""
+        return len(PLANES) * self.features
+
+    def at(self, painted: Tensor, points: Tensor) -> Tensor:
+        """Features at any point: the mean of three bilinear lookups.
+
+        Args:
+            painted: (B, 3 * features, S, S). points: (B, P, 3), in world units from the centre of the cube.
+
+        Returns:
+            (B, P, features), fp32.
+        """
+        planes = painted.float().unflatten(1, (len(PLANES), self.features)).flatten(0, 1)
+        grid = torch.stack([points[..., axes] for axes in PLANES], 1).flatten(0, 1)[:, :, None] / self.extent
+        found = F.grid_sample(planes, grid.float(), align_corners=False, padding_mode="zeros")
+        return found[..., 0].unflatten(0, (-1, len(PLANES))).mean(1).mT
+
+    def decode(self, features: Tensor) -> FieldSample:
+        """(..., features) -> colour (..., 3) in [-1, 1] and density (..., 1), 1 / world unit; both fp32."""
+        raw = self.out(F.softplus(self.hidden(features))).float()
+        density = self.density_scale * F.softplus(raw[..., 3:] + self.density_bias)
+        return FieldSample(colour=torch.tanh(raw[..., :3] / 2), density=density)
