@@ -105,7 +105,7 @@ class ArtworkDataModule(pl.LightningDataModule):
     def _loader(self) -> DataLoader[Artwork]:
         return DataLoader(self.items, batch_size=1, collate_fn=list)  # type: ignore[arg-type]
 
-    val_dataloader = test_dataloader = predict_dataloader = _loader
+    test_dataloader = predict_dataloader = _loader
 
 
 def read_artworks(

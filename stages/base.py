@@ -77,6 +77,13 @@ class Stage(pl.LightningModule):
         """
         return None
 
+    def panels(self) -> dict[str, Tensor]:
+        """Pictures of the current state by name: images (3, H, W) or frames (T, 3, H, W) in [-1, 1].
+
+        Called on rank 0 only, between steps.
+        """
+        return {}
+
     def take(self, role: str, ref: ArtifactRef) -> nn.Module:
         """The module that ``ref`` names; its artifact becomes a parent of what this stage exports.
 
@@ -288,6 +295,10 @@ class PerArtworkStage(Stage, Generic[State]):
     def _optimise(self, state: State, step: int) -> None:
         self._seed(state.items, step)
         losses = self.optimise(state, step)
+        for term, values in losses.items():
+            for item, finite in zip(state.items, values.isfinite().tolist(), strict=True):
+                if not finite:
+                    raise UserError(f"{self.name}: {term} of {item.id} is not finite at step {step}")
         state.optimizer.zero_grad(set_to_none=True)
         # Autocast must not reach backward; the scaler does nothing unless the precision is 16-mixed.
         with torch.autocast(self.device.type, enabled=False):

@@ -1,0 +1,58 @@
+"""Pictures of a running stage, to every logger and to files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.loggers import WandbLogger
+from torch import Tensor
+
+from models.image_io import write_image, write_video
+
+
+class MediaPanels(pl.Callback):
+    """Shows ``stage.panels()`` every ``every_n_steps`` steps and at the end of fit, on rank 0.
+
+    A panel is an image (3, H, W) or frames (T, 3, H, W) in [-1, 1]. Files: ``OUT/panels/NAME/STEP.png|mp4``.
+    """
+
+    def __init__(self, every_n_steps: int = 250) -> None:
+        self.every_n_steps = every_n_steps
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        step = trainer.fit_loop.epoch_loop.batch_progress.total.completed
+        if step % self.every_n_steps == 0:
+            self._show(trainer, pl_module, step)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        step = trainer.fit_loop.epoch_loop.batch_progress.total.completed
+        if step % self.every_n_steps != 0:
+            self._show(trainer, pl_module, step)
+
+    def _show(self, trainer: pl.Trainer, pl_module: Any, step: int) -> None:
+        if not trainer.is_global_zero or trainer.fast_dev_run:
+            return
+        for name, panel in pl_module.panels().items():
+            path = write_panel(pl_module.out / "panels" / name, step, panel)
+            for logger in trainer.loggers:
+                if isinstance(logger, WandbLogger):
+                    _to_wandb(logger, name, path)
+
+
+def write_panel(folder: Path, step: int, panel: Tensor) -> Path:
+    """Write an image (3, H, W) or frames (T, 3, H, W) as ``folder/STEP.png`` or ``.mp4``; returns the path."""
+    path = folder / f"{step:07d}{'.png' if panel.ndim == 3 else '.mp4'}"
+    if panel.ndim == 3:
+        write_image(path, panel)
+    else:
+        write_video(path, panel)
+    return path
+
+
+def _to_wandb(logger: WandbLogger, name: str, path: Path) -> None:
+    import wandb  # here: nothing else needs it
+
+    media = wandb.Video(str(path), format="mp4") if path.suffix == ".mp4" else wandb.Image(str(path))
+    logger.experiment.log({f"panels/{name}": media})

@@ -1,0 +1,81 @@
+"""Progress with the time left: bars on a terminal, a line every few seconds in a log."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from datetime import timedelta
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import ProgressBar, RichProgressBar
+
+
+def progress() -> ProgressBar:
+    """The progress display that suits standard output."""
+    return Bars() if sys.stdout.isatty() else Lines()
+
+
+class Bars(RichProgressBar):
+    """Rich bars with elapsed and remaining time."""
+
+    def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
+        metrics = super().get_metrics(trainer, pl_module)
+        metrics.pop("v_num", None)  # the logger's version says nothing about the run
+        return metrics
+
+
+class Lines(ProgressBar):
+    """One line every ``seconds``: done, total, speed, time left and the last metrics."""
+
+    def __init__(self, seconds: float = 10.0) -> None:
+        super().__init__()
+        self.seconds = seconds
+        self._enabled = True
+        self._start = self._last = 0.0
+        self._first: float | None = None
+
+    def disable(self) -> None:
+        self._enabled = False
+
+    def enable(self) -> None:
+        self._enabled = True
+
+    def _begin(self, *_: Any) -> None:
+        self._start = self._last = time.monotonic()
+        self._first = None
+
+    on_train_start = on_validation_start = on_test_start = on_predict_start = _begin
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+        done = trainer.fit_loop.epoch_loop.batch_progress.total.completed
+        total = self.total_train_batches
+        if trainer.max_steps > 0 and trainer.global_step:  # may count several optimiser steps per batch
+            total = min(total, done * trainer.max_steps / trainer.global_step)
+        metrics = {k: float(v) for k, v in trainer.progress_bar_metrics.items() or trainer.logged_metrics.items()}
+        self._line("fit", done, total, metrics)
+
+    def on_validation_batch_end(self, trainer: Any, pl_module: Any, o: Any, b: Any, i: int, d: int = 0) -> None:
+        if not trainer.sanity_checking and not trainer.training:
+            self._line("validate", i + 1, self.total_val_batches_current_dataloader, {})
+
+    def on_test_batch_end(self, trainer: Any, pl_module: Any, o: Any, b: Any, i: int, d: int = 0) -> None:
+        self._line("test", i + 1, self.total_test_batches_current_dataloader, {})
+
+    def on_predict_batch_end(self, trainer: Any, pl_module: Any, o: Any, b: Any, i: int, d: int = 0) -> None:
+        self._line("predict", i + 1, self.total_predict_batches_current_dataloader, {})
+
+    def _line(self, what: str, done: int, total: float, metrics: dict[str, float]) -> None:
+        now = time.monotonic()
+        if self._first is None:
+            self._first = done - 1  # a resumed run starts to count here
+        if not self._enabled or (now - self._last < self.seconds and done < total):
+            return
+        self._last = now
+        rate = (done - self._first) / max(now - self._start, 1e-9)
+        text = f"{what} {done}"
+        if math.isfinite(total):
+            text += f"/{round(total)}, {timedelta(seconds=round((total - done) / rate))} left"
+        values = "".join(f", {name} {value:.4g}" for name, value in sorted(metrics.items()) if name != "v_num")
+        print(f"{text}, {rate:.2f} it/s{values}", flush=True)

@@ -1,0 +1,177 @@
+"""The command line of a stage: a LightningCLI with one-sentence errors and our output folder."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
+
+from callbacks.artifact import ExportArtifact
+from callbacks.guard import FiniteGuard
+from callbacks.media import MediaPanels
+from callbacks.progress import progress
+from models.errors import UserError, one_line
+from models.files import ROOT, atomic_write
+from stages.base import IndependentRanks, PerArtworkStage, Stage
+from stages.hashing import step_hash
+
+
+class Parser(LightningArgumentParser):
+    """Reports a wrong option or configuration as one sentence."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        raise UserError(sentence(message)) from ex
+
+
+def sentence(message: str) -> str:
+    """jsonargparse's indented report in one line that names the key, what is wrong and the value."""
+    message = one_line(re.sub(r"\s*\n\s*-?\s*", " ", message)).removeprefix("Validation failed: ")
+    message = re.sub(r'Parser key "([^"]+)":', r"\1:", message)
+    union = re.fullmatch(
+        r"(\S+:) .*Does not validate against any of the Union subtypes .*? Errors: (.*) "
+        r"Given value type: .*? Given value: (.*)",
+        message,
+    )
+    if union is None:
+        return message
+    key, errors, value = union.groups()
+    errors = errors.replace("Expected a <class 'NoneType'>", "").replace("typing.Literal", "").strip()
+    value = re.sub(r"NestedArg\(key='(.*?)', val=(.*)\)", r"\1=\2", value)
+    return f"{key} {errors}. Got value: {value}"
+
+
+class SaveConfig(SaveConfigCallback):
+    """Writes the parsed configuration to ``OUT/config.yaml``, atomically and over an earlier one."""
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if trainer.is_global_zero and not self.already_saved:
+            with atomic_write(Path(trainer.default_root_dir) / "config.yaml") as file:
+                self.parser.save(self.config, file, skip_none=False, overwrite=True, multifile=False)
+            self.already_saved = True
+
+
+class GalateaCLI(LightningCLI):
+    """``galatea STAGE fit|validate|test|predict``.
+
+    Options beyond Lightning's: ``--out``, ``--wandb``, ``--threads``, ``--step_hash``. A CSV log, the artifact
+    export, the progress display, panels and the guard against NaN are always there.
+    """
+
+    model: Stage
+
+    def __init__(self, name: str, stage_class: type[Stage], arguments: Sequence[str]) -> None:
+        self.name = name
+        config = ROOT / "configs" / "stages" / f"{name}.yaml"
+        super().__init__(
+            stage_class,
+            args=list(arguments),
+            save_config_callback=SaveConfig,
+            seed_everything_default=0,
+            trainer_defaults={"inference_mode": False},
+            parser_class=Parser,
+            parser_kwargs={
+                "prog": f"galatea {name}",
+                **{c: {"default_config_files": [str(config)]} for c in self.subcommands() if config.exists()},
+            },
+            auto_configure_optimizers=False,  # stages build their own
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument(
+            "--out", type=str, default=f"runs/{self.name}", help="output folder; the result is OUT/artifact"
+        )
+        parser.add_argument(
+            "--wandb",
+            type=bool | str,
+            nargs="?",
+            const=True,
+            default=False,
+            help="log to Weights & Biases, to this project; offline when WANDB_API_KEY is not set",
+        )
+        parser.add_argument("--threads", type=int | None, default=None, help="CPU threads per process")
+        parser.add_argument(
+            "--step_hash", type=str | None, default=None, help="set by galatea run; computed when not given"
+        )
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        self.config = parser.parse_args(args)
+
+    def _option(self, key: str) -> Any:
+        return self.config[self.subcommand][key]
+
+    def instantiate_classes(self) -> None:
+        if (threads := self._option("threads")) is not None:
+            torch.set_num_threads(threads)
+        super().instantiate_classes()
+        self.model.step_hash = self._option("step_hash") or step_hash(
+            self.name, self.subcommand, self.config[self.subcommand].as_dict()
+        )
+
+    def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
+        given = self.config_init[self.subcommand]["trainer"]
+        out = Path(self._option("out")).absolute()
+        kwargs |= {
+            "default_root_dir": str(out),
+            "logger": self._loggers(given["logger"], out),
+            "callbacks": self._callbacks(given["callbacks"], out),
+        }
+        if isinstance(self.model, PerArtworkStage) and self.subcommand == "fit":
+            kwargs |= {"max_epochs": 1, "max_steps": -1, "enable_checkpointing": False, "enable_model_summary": False}
+            if given["num_nodes"] > 1 or _devices(given) > 1:
+                kwargs["strategy"] = IndependentRanks()
+        return super().instantiate_trainer(**kwargs)
+
+    def _loggers(self, given: Any, out: Path) -> list[Logger]:
+        loggers: list[Logger] = [CSVLogger(out, name="logs")]
+        if isinstance(given, Logger):
+            loggers.append(given)
+        elif isinstance(given, list):
+            loggers += given
+        if (project := self._option("wandb")) is not False:
+            offline = "WANDB_API_KEY" not in os.environ
+            project = "galatea" if project is True else project
+            loggers.append(WandbLogger(project=project, name=out.name, save_dir=out, offline=offline, log_model=False))
+        return loggers
+
+    def _callbacks(self, given: Any, out: Path) -> list[pl.Callback]:
+        callbacks: list[pl.Callback] = given if isinstance(given, list) else [given] if given else []
+        ours: list[pl.Callback] = [ExportArtifact(), MediaPanels(), FiniteGuard(), progress()]
+        if not isinstance(self.model, PerArtworkStage):
+            ours.append(ModelCheckpoint(out / "checkpoints", save_last=True, every_n_train_steps=500))
+        # A kind that the configuration names replaces ours.
+        return callbacks + [c for c in ours if not any(isinstance(g, type(c)) for g in callbacks)]
+
+
+def _devices(trainer: Any) -> int:
+    devices = trainer["devices"]
+    if isinstance(devices, list):
+        return len(devices)
+    if str(devices) in ("auto", "-1"):
+        return torch.cuda.device_count() if trainer["accelerator"] != "cpu" else 1
+    return int(devices)
+
+
+def run(name: str, stage_class: type[Stage], arguments: Sequence[str]) -> None:
+    """Parse ``arguments`` for the stage and run it.
+
+    Raises:
+        UserError: for anything the user can put right.
+    """
+    # Repeated by Lightning on every run, and nothing the user can act on.
+    logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(lambda r: "litlogger" not in r.getMessage())
+    warnings.filterwarnings("ignore", ".*LeafSpec.*")
+    warnings.filterwarnings("ignore", ".*configure_optimizers. returned .None.*")
+    warnings.filterwarnings("ignore", ".*does not have many workers.*")
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    GalateaCLI(name, stage_class, arguments)
