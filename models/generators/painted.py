@@ -52,6 +52,8 @@ class PaintedGenerator(RadianceGenerator):
         ValueError: when ``background`` or ``expression_tap`` is unknown.
     """
 
+    w_mean: Tensor
+
     def __init__(
         self,
         map_channels: int,

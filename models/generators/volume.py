@@ -38,6 +38,8 @@ class TriPlaneVolumeGenerator(PaintedGenerator):
         options: arguments of :class:`PaintedGenerator`: z_dim, resolution, channels, expressions, rig ...
     """
 
+    pivot: Tensor
+
     def __init__(
         self, *, coarse: int = 24, fine: int = 24, field: dict[str, Any] | None = None, **options: Any
     ) -> None:

@@ -59,5 +59,5 @@ def test_groups_must_match_and_be_named():
     with pytest.raises(ValueError, match="groups differ"):
         codes.lerp(Latents({"ws": torch.zeros(3, 4, 5)}), 0.5)
     with pytest.raises(ValueError, match="name one"):
-        codes.ws  # noqa: B018
+        codes.ws
     assert Latents({"ws": codes.groups["decoder"]}).ws.shape == (3, 2, 7)
