@@ -1,0 +1,80 @@
+"""The embedded world: procedural portrait heads with exact ground truth for every pixel.
+
+``scene`` says who is portrayed, ``shapes`` and ``textures`` how a head looks, ``styles`` how it is drawn,
+``render`` draws it, ``dataset`` keeps drawn samples on disk. ``python -m datamodules.mannequins`` draws a
+contact sheet.
+"""
+
+from typing import TYPE_CHECKING
+
+from datamodules.mannequins.dataset import (
+    CacheConfig,
+    MannequinImages,
+    build_cache,
+    draw_views,
+)
+from datamodules.mannequins.render import RIG, Truth, render
+from datamodules.mannequins.scene import (
+    EXAGGERATIONS,
+    EXPRESSIONS,
+    HAIR_STYLES,
+    IDENTITY,
+    LIGHT,
+    SPLITS,
+    SURROUNDINGS,
+    WORLD_VERSION,
+    Z_DIM,
+    Z_NAMES,
+    Palette,
+    Scene,
+    harmonics,
+    sample_expression,
+    sample_z,
+    subject_z,
+)
+from datamodules.mannequins.styles import ART_STYLES, HELD_OUT_STYLE, PLAIN, STYLES
+from datamodules.mannequins.textures import SEGMENTS
+
+if TYPE_CHECKING:
+    from datamodules.mannequins.datamodule import MannequinDataModule
+
+__all__ = [
+    "ART_STYLES",
+    "EXAGGERATIONS",
+    "EXPRESSIONS",
+    "HAIR_STYLES",
+    "HELD_OUT_STYLE",
+    "IDENTITY",
+    "LIGHT",
+    "PLAIN",
+    "RIG",
+    "SEGMENTS",
+    "SPLITS",
+    "STYLES",
+    "SURROUNDINGS",
+    "WORLD_VERSION",
+    "Z_DIM",
+    "Z_NAMES",
+    "CacheConfig",
+    "MannequinDataModule",
+    "MannequinImages",
+    "Palette",
+    "Scene",
+    "Truth",
+    "build_cache",
+    "draw_views",
+    "harmonics",
+    "render",
+    "sample_expression",
+    "sample_z",
+    "subject_z",
+]
+
+
+def __getattr__(name: str) -> object:
+    # Drawing processes import this package; Lightning would make each of them start much later.
+    if name == "MannequinDataModule":
+        from datamodules.mannequins.datamodule import MannequinDataModule
+
+        return MannequinDataModule
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,109 @@
+"""The Lightning data module of the embedded world."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytorch_lightning as pl
+from torch.utils.data import DataLoader
+
+from datamodules.mannequins.dataset import CacheConfig, MannequinImages, Sample, build_cache
+from datamodules.mannequins.styles import PLAIN
+
+
+class MannequinDataModule(pl.LightningDataModule):
+    """The embedded world's train, val and test sets, drawn once and kept in a cache.
+
+    A batch is that of :class:`MannequinImages` with a leading dimension: image (B, V, 3, H, W), z (B, Z_DIM)...
+
+    Args:
+        train_subjects, val_subjects, test_subjects: from the beginning of each split.
+        size: of the pictures, pixels.
+        views_per_subject: V.
+        batch_size: subjects per batch.
+        styles: each view is drawn in one of them, at random.
+        supersample: samples per pixel and axis.
+        workers: loader processes.
+        draw_workers: processes that draw a missing cache.
+        compiled: compile the distance field for drawing.
+        cache_dir: parent folder of the caches; default $GALATEA_CACHE or ~/.cache/galatea.
+        seed: of the draws of poses, expressions and styles.
+    """
+
+    def __init__(
+        self,
+        train_subjects: int = 1024,
+        val_subjects: int = 64,
+        test_subjects: int = 64,
+        size: int = 64,
+        views_per_subject: int = 4,
+        batch_size: int = 4,
+        styles: list[str] | None = None,
+        supersample: int = 2,
+        workers: int = 0,
+        draw_workers: int = 2,
+        compiled: bool = False,
+        cache_dir: str | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        subjects = {"train": train_subjects, "val": val_subjects, "test": test_subjects}
+        self.configs = {
+            split: CacheConfig(
+                split=split,
+                subjects=count,
+                views_per_subject=views_per_subject,
+                size=size,
+                styles=tuple(styles or (PLAIN,)),
+                supersample=supersample,
+                seed=seed,
+            )
+            for split, count in subjects.items()
+        }
+        self.batch_size = batch_size
+        self.workers = workers
+        self.draw_workers = draw_workers
+        self.compiled = compiled
+        self.cache_dir = cache_dir
+        self.datasets: dict[str, MannequinImages] = {}
+
+    def prepare_data(self) -> None:
+        """Draw what is missing."""
+        for split in self.configs:
+            self._folder(split)
+
+    def setup(self, stage: str | None = None) -> None:
+        """Open the caches that ``stage`` needs."""
+        needed = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("test",)}
+        for split in needed.get(stage or "", tuple(self.configs)):
+            if split not in self.datasets:
+                self.datasets[split] = MannequinImages(self._folder(split))
+
+    def train_dataloader(self) -> DataLoader[Sample]:
+        """Shuffled batches of the train split."""
+        return self._loader("train", shuffle=True)
+
+    def val_dataloader(self) -> DataLoader[Sample]:
+        """Batches of the val split, in order."""
+        return self._loader("val")
+
+    def test_dataloader(self) -> DataLoader[Sample]:
+        """Batches of the test split, in order."""
+        return self._loader("test")
+
+    def predict_dataloader(self) -> DataLoader[Sample]:
+        """As the test set."""
+        return self._loader("test")
+
+    def _folder(self, split: str) -> Path:
+        return build_cache(self.configs[split], self.cache_dir, self.draw_workers, self.compiled)
+
+    def _loader(self, split: str, shuffle: bool = False) -> DataLoader[Sample]:
+        return DataLoader(
+            self.datasets[split],
+            batch_size=self.batch_size,
+            shuffle=shuffle,
+            drop_last=shuffle and len(self.datasets[split]) > self.batch_size,
+            num_workers=self.workers,
+            persistent_workers=self.workers > 0,
+        )
