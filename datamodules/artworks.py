@@ -128,7 +128,9 @@ def read_artworks(
     artworks: dict[str, Artwork] = {}
     for entry in entries:
         file = place.parent / entry["file"] if place.is_file() else place / entry["file"]
-        identity = re.sub(r"[^A-Za-z0-9_.-]", "_", Path(entry["file"]).with_suffix("").as_posix()).lstrip("_.-") or "artwork"
+        identity = (
+            re.sub(r"[^A-Za-z0-9_.-]", "_", Path(entry["file"]).with_suffix("").as_posix()).lstrip("_.-") or "artwork"
+        )
         if identity in artworks:
             raise UserError(f"{place} has two artworks with the id {identity!r}: rename one of the files")
         given = {"yaw_deg": yaw_deg, "pitch_deg": pitch_deg}

@@ -113,7 +113,9 @@ def _build(value: Any) -> Any:
     try:
         return cls(**{key: _build(item) for key, item in value["init_args"].items()})
     except (TypeError, ValueError, AttributeError) as error:
-        raise ValueError(f"{value['class_path']} cannot be built from its recorded arguments: {one_line(error)}") from error
+        raise ValueError(
+            f"{value['class_path']} cannot be built from its recorded arguments: {one_line(error)}"
+        ) from error
 
 
 def _import(class_path: Any) -> type:

@@ -36,6 +36,8 @@ def os_errors(path: str | os.PathLike[str], action: str = "write") -> Iterator[N
     """
     try:
         yield
+    except FileExistsError as error:  # mkdir's word for a file where a folder is needed
+        raise UserError(f"cannot {action} {path}: Not a directory: {error.filename}") from error
     except OSError as error:
         raise UserError(f"cannot {action} {path}: {error.strerror or error}") from error
 

@@ -16,7 +16,7 @@ COMMANDS = ("fit", "validate", "test", "predict")
 
 def usage() -> str:
     """The text of ``galatea --help``."""
-    lines = ["usage: galatea STAGE {%s} [options]" % ",".join(COMMANDS), "       galatea VERB [options]", ""]
+    lines = [f"usage: galatea STAGE {{{','.join(COMMANDS)}}} [options]", "       galatea VERB [options]", ""]
     for title, table in (("stages", STAGES), ("verbs", VERBS)):
         lines += [f"{title}:", *(f"  {name:<10} {text}" for name, (_, text) in table.items()), ""]
     return "\n".join([*lines, "galatea STAGE COMMAND --help and galatea VERB --help list the options."])

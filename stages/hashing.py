@@ -10,12 +10,16 @@ from typing import Any
 
 from models.artifact import MANIFEST, manifest_id, read_manifest
 from models.files import os_errors, resolve, sha256
+from models.version import VERSION
 
 # Where, how visibly and how fast a step runs; not what comes out.
 _NOT_HASHED = frozenset(
-    "out wandb threads step_hash config ckpt_path weights_only verbose return_predictions logger callbacks devices "
-    "accelerator num_nodes strategy default_root_dir enable_progress_bar enable_model_summary log_every_n_steps "
-    "num_workers save_every profiler plugins detect_anomaly barebones enable_checkpointing inference_mode".split()
+    {
+        *("out", "wandb", "threads", "step_hash", "config", "ckpt_path", "weights_only", "verbose"),
+        *("accelerator", "devices", "num_nodes", "strategy", "plugins", "num_workers"),
+        *("logger", "log_every_n_steps", "callbacks", "save_every", "enable_checkpointing", "default_root_dir"),
+        *("enable_progress_bar", "enable_model_summary", "profiler", "detect_anomaly", "return_predictions"),
+    }
 )
 
 
@@ -28,26 +32,21 @@ def step_hash(stage: str, command: str, config: Mapping[str, Any]) -> str:
     Raises:
         UserError: when an input cannot be read.
     """
-    content = {"code": code_version(), "stage": stage, "command": command, "config": _content(config)}
+    content = {"code": VERSION, "stage": stage, "command": command, "config": _content(config)}
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def code_version() -> str:
-    """The version string of this package, in ``models/version.py``."""
-    from models.version import VERSION
-
-    return VERSION
-
-
-def _content(value: Any) -> Any:
+def _content(value: Any, key: str = "") -> Any:
     if isinstance(value, Mapping):
-        return {str(k): _content(v) for k, v in value.items() if k not in _NOT_HASHED}
+        content = {str(k): _content(v, str(k)) for k, v in value.items() if k not in _NOT_HASHED}
+        return {k: v for k, v in content.items() if v != {}}  # a section that only held what does not count
     if isinstance(value, list | tuple):
-        return [_content(item) for item in value]
-    if isinstance(value, str | Path) and value != "":
+        return [_content(item, key) for item in value]
+    # A bare word is a path only where the key says so: a folder named like an option's value must not count.
+    if isinstance(value, str) and (key == "path" or "/" in value or "." in value):
         path = resolve(value)
         with os_errors(path, "read"):
-            if path.exists():
+            if value and path.exists():
                 return path_hash(path)
     return value
 

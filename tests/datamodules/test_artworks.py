@@ -1,0 +1,140 @@
+"""Artworks: what a folder may hold, and what is refused."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from datamodules.artworks import ArtworkDataModule, find_face, frame, read_artworks
+from models.camera import Camera, Rig
+from models.errors import UserError
+
+
+@pytest.fixture
+def folder(tmp_path):
+    rng = np.random.default_rng(0)
+    for name, size in (("b.png", (40, 60)), ("a.jpg", (64, 64)), ("notes.txt", None)):
+        if size is None:
+            (tmp_path / name).write_text("x")
+        else:
+            Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8)).save(tmp_path / name)
+    return tmp_path
+
+
+def listed(folder, *items):
+    (folder / "artworks.json").write_text(json.dumps({"items": list(items)}))
+    return str(folder)
+
+
+def test_a_file_and_a_folder(folder):
+    one = read_artworks(str(folder / "b.png"), size=32)
+    assert [a.id for a in one] == ["b"] and one[0].image.shape == (3, 32, 32)
+    assert one[0].original_size == (40, 60) and one[0].label is None and one[0].camera is None
+    assert [a.id for a in read_artworks(str(folder), size=32)] == ["a", "b"]
+
+
+def test_pose_of_all(folder):
+    rig = Rig()
+    label = read_artworks(str(folder), yaw_deg=20, size=32)[0].label
+    expected = rig.camera(math.radians(20)).label()[0]
+    assert torch.allclose(label, expected) and label.shape == (25,)
+
+
+def test_list(folder):
+    items = read_artworks(
+        listed(
+            folder,
+            {"file": "b.png", "yaw_deg": -10, "crop": [10, 4, 20, 30], "style": "toon", "seed": 3},
+            {"file": "a.jpg"},
+        ),
+        yaw_deg=5,
+        pitch_deg=2,
+        size=16,
+    )
+    yaw = [math.degrees(float(a.camera.yaw)) for a in items]
+    assert yaw == pytest.approx([5, -10], abs=1e-3) and (items[1].style, items[1].seed) == ("toon", 3)
+
+
+def test_dataset_json(folder):
+    label = Rig().camera(0.3, 0.1).label()[0]
+    (folder / "dataset.json").write_text(json.dumps({"labels": [["a.jpg", label.tolist()]]}))
+    items = read_artworks(str(folder), size=32)
+    assert [a.id for a in items] == ["a"] and torch.allclose(items[0].label, label)
+    assert isinstance(items[0].camera, Camera)
+
+
+def test_centre_crop_is_the_middle():
+    image = torch.zeros(1, 3, 32, 64)
+    image[..., 16:48] = 1
+    assert (frame(image, 32, (16, 0, 32, 32)) == 1).all()
+
+
+@pytest.mark.parametrize(
+    ("items", "match"),
+    [
+        ([{"file": "b.png", "yaw_deg": 61}], "yaw_deg is 61, it must be between"),
+        ([{"file": "b.png", "pitch_deg": -26}], "pitch_deg is -26"),
+        ([{"file": "b.png", "yaw_deg": float("nan")}], "yaw_deg is nan"),
+        ([{"file": "none.png"}], "none.png does not exist"),
+        ([{"file": "b.png"}, {"file": "b.png"}], "two artworks with the id 'b'"),
+        ([{"file": "b.png", "yaw": 3}], "unknown key 'yaw'"),
+        ([{"file": "b.png", "seed": "x"}], "seed is 'x'"),
+        ([{"name": "b.png"}], "item 0 has no file"),
+        ([{"file": "b.png", "crop": [50, 0, 30, 30]}], "is not inside the image"),
+        ([{"file": "b.png", "crop": [0, 0, 30]}], "crop must be"),
+        ([], "at least one item"),
+    ],
+)
+def test_bad_lists(folder, items, match):
+    with pytest.raises(UserError, match=match):
+        read_artworks(listed(folder, *items), size=32)
+
+
+@pytest.mark.parametrize(
+    ("labels", "match"),
+    [
+        ([["a.jpg", [0.0] * 26]], "26 numbers given"),
+        ([["a.jpg", [1.0] * 25]], "not orthonormal"),
+        ([["a.jpg", ["x"] * 25]], "a.jpg"),
+        ([["a.jpg"]], "is not a pair"),
+        ([], "must be"),
+    ],
+)
+def test_bad_labels(folder, labels, match):
+    (folder / "dataset.json").write_text(json.dumps({"labels": labels}))
+    with pytest.raises(UserError, match=match):
+        read_artworks(str(folder), size=32)
+
+
+def test_bad_places(folder, tmp_path_factory):
+    with pytest.raises(UserError, match="does not exist"):
+        read_artworks(str(folder / "none"))
+    with pytest.raises(UserError, match="no images found"):
+        read_artworks(str(tmp_path_factory.mktemp("empty")))
+    (folder / "artworks.json").write_text("{")
+    with pytest.raises(UserError, match="not valid JSON"):
+        read_artworks(str(folder))
+    with pytest.raises(UserError, match="needs a square image"):
+        read_artworks(str(folder / "b.png"), crop="none")
+
+
+def test_face_is_found_and_framed(tmp_path):
+    from skimage.data import astronaut
+
+    Image.fromarray(astronaut()).save(tmp_path / "x.png")
+    image = torch.from_numpy(astronaut()).permute(2, 0, 1)[None] / 127.5 - 1
+    x, y, width, height = find_face(image)
+    assert abs(x + width / 2 - 222) < 20 and abs(y + height / 2 - 115) < 25
+    framed = read_artworks(str(tmp_path / "x.png"), size=128)[0].image
+    face = find_face(framed[None])
+    assert face is not None and 0.35 < face[2] / 128 < 0.6 and abs(face[0] + face[2] / 2 - 64) < 16
+
+
+def test_data_module(folder):
+    data = ArtworkDataModule(str(folder), size=32)
+    data.setup("predict")
+    batches = list(data.predict_dataloader())
+    assert [b[0].id for b in batches] == ["a", "b"] and list(data.train_dataloader()) == []

@@ -1,0 +1,309 @@
+"""Artifacts: round trip, strictness, damage, deltas."""
+
+import json
+import os
+import resource
+import shutil
+import textwrap
+from pathlib import Path
+
+import pytest
+import torch
+
+import models
+from models import artifact, configurable
+from models.artifact import ArtifactError, load, save
+from models.camera import Rig
+from models.configurable import build, spec
+from models.errors import UserError
+
+
+@pytest.fixture
+def toy(tmp_path, monkeypatch):
+    """A ``models.toy`` module that exists for one test."""
+    (tmp_path / "code" / "models").mkdir(parents=True)
+    (tmp_path / "code" / "models" / "toy.py").write_text(
+        textwrap.dedent(
+            """
+            import os
+            from torch import nn
+            from models.camera import Rig
+            from models.configurable import Configurable
+
+            class Inner(Configurable):
+                def __init__(self, width: int = 3):
+                    super().__init__()
+                    self.layer = nn.Linear(width, width)
+
+            class Outer(Inner):
+                def __init__(self, inner: Inner, sizes=(2, 3), rig: Rig = Rig(radius=5.0), **kwargs):
+                    super().__init__(**kwargs)
+                    self.inner, self.sizes, self.rig = inner, sizes, rig
+                    self.register_buffer("count", __import__("torch").tensor(7))
+
+            class Plain(nn.Module):
+                pass
+            """
+        )
+    )
+    (tmp_path / "code" / "models" / "camera.py").touch()  # the check before import looks for files under ROOT
+    monkeypatch.setattr(configurable, "ROOT", tmp_path / "code")
+    monkeypatch.setattr(models, "__path__", [*models.__path__, str(tmp_path / "code" / "models")])
+    import models.toy as toy  # type: ignore[import-not-found]
+
+    yield toy
+    del __import__("sys").modules["models.toy"]
+    del models.toy
+
+
+def edit(path: Path, change) -> None:
+    manifest = json.loads((path / "manifest.json").read_text())
+    change(manifest)
+    (path / "manifest.json").write_text(json.dumps(manifest))
+
+
+def same(a: torch.nn.Module, b: torch.nn.Module) -> bool:
+    left, right = a.state_dict(), b.state_dict()
+    return left.keys() == right.keys() and all(torch.equal(left[k], right[k]) for k in left)
+
+
+class TestConfigurable:
+    def test_records_defaults_nested_modules_and_dataclasses(self, toy):
+        module = toy.Outer(toy.Inner(4), width=5)
+        recorded = spec(module)
+        assert recorded["class_path"] == "models.toy.Outer"
+        assert recorded["init_args"]["inner"] == {"class_path": "models.toy.Inner", "init_args": {"width": 4}}
+        assert recorded["init_args"]["sizes"] == [2, 3] and recorded["init_args"]["width"] == 5
+        rebuilt = build(json.loads(json.dumps(recorded)))
+        assert isinstance(rebuilt, toy.Outer) and rebuilt.rig == Rig(radius=5.0)
+        assert rebuilt.layer.in_features == 5 and rebuilt.inner.layer.in_features == 4
+
+    def test_refuses_what_cannot_be_recorded(self, toy):
+        with pytest.raises(TypeError, match=r"Inner.__init__: width is a Tensor"):
+            toy.Inner(torch.zeros(1))
+
+    @pytest.mark.parametrize(
+        "class_path",
+        [
+            "os.system",
+            "models.toy.os",
+            "models.toy.Plain",
+            "models.toy.nn",
+            "models.nothing.X",
+            "models.toy.Nothing",
+            "models..toy.Inner",
+            "models/toy.Inner",
+            "models.toy.Inner\n",
+            "stages.base.Stage",
+            7,
+        ],
+    )
+    def test_builds_only_our_own_classes(self, toy, class_path):
+        with pytest.raises(ValueError, match="does not name a class"):
+            build({"class_path": class_path, "init_args": {}})
+
+    def test_top_level_must_be_a_module(self):
+        with pytest.raises(ValueError, match="not a module"):
+            build({"class_path": "models.camera.Rig", "init_args": {}})
+
+
+def test_round_trip_is_exact_and_movable(toy, tmp_path):
+    module = toy.Outer(toy.Inner())
+    written = save(
+        tmp_path / "a" / "artifact",
+        stage="prior",
+        modules={"generator": module},
+        metrics={"psnr": 31.5, "broken": float("nan")},
+        media={"view.png": b"png"},
+        licences=[{"name": "x", "licence": "MIT", "origin": "here"}],
+        step_hash="abc",
+        extra={"items": ("a", "b")},
+    )
+    shutil.move(tmp_path / "a", tmp_path / "b")
+    found = load(tmp_path / "b")  # the folder above is enough
+    assert found.id == written.id and found.manifest == written.manifest
+    assert same(found.module("generator"), module) and not found.module("generator").training
+    assert found.extra == {"items": ["a", "b"]} and found.metrics == {"psnr": 31.5, "broken": None}
+    assert found.media("view.png").read_bytes() == b"png" and found.licence == "MIT"
+    text = (found.path / "manifest.json").read_text()
+    assert str(tmp_path) not in text and os.uname().nodename not in text
+    with pytest.raises(ArtifactError, match="no module 'x', it has: generator"):
+        found.module("x")
+    with pytest.raises(ArtifactError, match="no media"):
+        found.media("other.png")
+
+
+def test_same_content_same_id(toy, tmp_path):
+    module = toy.Inner()
+    ids = {save(tmp_path / n, stage="s", modules={"m": module}).id for n in "ab"}
+    assert len(ids) == 1
+
+
+def test_lineage_and_licences_are_inherited(toy, tmp_path):
+    licence = {"name": "w", "licence": "CC-BY-NC-4.0", "origin": "somewhere"}
+    first = save(tmp_path / "1", stage="one", licences=[licence])
+    second = save(tmp_path / "2", stage="two", parents={"generator": first})
+    third = save(
+        tmp_path / "3",
+        stage="three",
+        parents={"anchor": second, "prior": first.manifest},
+        licences=[{"name": "v", "licence": "MIT", "origin": ""}],
+    )
+    assert set(third.ancestors) == {first.id, second.id}
+    assert third.licence == "CC-BY-NC-4.0" and len(third.manifest["licences"]) == 2
+    assert load(tmp_path / "3").ancestors.keys() == third.ancestors.keys()
+
+
+def test_float16_is_smaller_and_loads_in_the_module_dtype(toy, tmp_path):
+    module = toy.Inner(64)
+    full = save(tmp_path / "f", stage="s", modules={"m": module})
+    half = save(tmp_path / "h", stage="s", modules={"m": module}, dtype={"m": "float16"})
+    assert (half.path / "m.safetensors").stat().st_size < 0.6 * (full.path / "m.safetensors").stat().st_size
+    loaded = load(tmp_path / "h").module("m")
+    assert loaded.layer.weight.dtype == torch.float32
+    assert torch.equal(loaded.layer.weight, module.layer.weight.half().float())
+    with pytest.raises(ArtifactError, match="float16"):
+        save(tmp_path / "x", stage="s", modules={"m": module}, dtype={"m": "float8"})
+
+
+class TestDelta:
+    def test_stores_only_what_changed(self, toy, tmp_path):
+        module = toy.Outer(toy.Inner())
+        base = save(tmp_path / "base", stage="prior", modules={"generator": module})
+        changed = base.module("generator")
+        with torch.no_grad():
+            changed.layer.bias.add_(1)
+        delta = save(
+            tmp_path / "out" / "delta", stage="anchor", modules={"a": changed}, delta_of={"a": (base, "generator")}
+        )
+        assert artifact._read_tensors(delta.path / "a.safetensors").keys() == {"layer.bias"}
+        assert same(load(tmp_path / "out" / "delta").module("a"), changed)  # found where it was
+        shutil.move(tmp_path / "base", tmp_path / "moved")
+        with pytest.raises(ArtifactError, match="base="):
+            load(tmp_path / "out" / "delta").module("a")
+        assert same(load(tmp_path / "out" / "delta", base=load(tmp_path / "moved")).module("a"), changed)
+        other = save(tmp_path / "base", stage="prior", modules={"generator": toy.Outer(toy.Inner())})
+        with pytest.raises(ArtifactError, match="is not the base"):
+            load(tmp_path / "out" / "delta", base=other)
+
+    def test_of_a_delta(self, toy, tmp_path):
+        chain = [save(tmp_path / "0", stage="s", modules={"m": toy.Inner()})]
+        for step in (1, 2):
+            module = chain[-1].module("m")
+            with torch.no_grad():
+                (module.layer.bias if step == 1 else module.layer.weight).add_(step)
+            chain.append(save(tmp_path / str(step), stage="s", modules={"m": module}, delta_of={"m": chain[-1]}))
+        assert same(load(tmp_path / "2").module("m"), module)
+
+
+class TestRefuses:
+    @pytest.fixture
+    def saved(self, toy, tmp_path):
+        return save(tmp_path / "art", stage="s", modules={"m": toy.Inner()}, media={"v.png": b"x"}).path
+
+    def test_missing(self, tmp_path):
+        with pytest.raises(ArtifactError, match="there is no artifact in"):
+            load(tmp_path / "none")
+
+    @pytest.mark.parametrize("name", ["m.safetensors", "media/v.png"])
+    def test_a_changed_byte(self, saved, name):
+        content = bytearray((saved / name).read_bytes())
+        content[-1] ^= 1
+        (saved / name).write_bytes(content)
+        with pytest.raises(ArtifactError, match="is damaged"):
+            load(saved)
+
+    def test_a_missing_file(self, saved):
+        (saved / "m.safetensors").unlink()
+        with pytest.raises(ArtifactError, match=r"m\.safetensors is missing"):
+            load(saved)
+
+    @pytest.mark.parametrize("name", ["../x", "/etc/passwd", "media/../m.safetensors", "a\\b", "", "media//.."])
+    def test_names_outside(self, saved, name):
+        edit(saved, lambda m: m["files"].update({name: "0" * 64}))
+        with pytest.raises(ArtifactError, match="not a plain name"):
+            load(saved)
+
+    @pytest.mark.parametrize("name", ["m.safetensors", "media", "manifest.json"])
+    def test_links(self, saved, tmp_path, name):
+        shutil.move(saved / name, tmp_path / "elsewhere")
+        (saved / name).symlink_to(tmp_path / "elsewhere")
+        with pytest.raises(ArtifactError, match="is a link"):
+            load(saved)
+
+    @pytest.mark.parametrize(
+        ("change", "match"),
+        [
+            (lambda m: m.update(more=1), "its keys differ: more"),
+            (lambda m: m.pop("extra"), "its keys differ: extra"),
+            (lambda m: m.update(format=2), "its format is 2"),
+            (lambda m: m["modules"]["m"].update(more=1), "module m"),
+            (lambda m: m["modules"]["m"].update(file="other.safetensors"), "has no hash"),
+            (lambda m: m["files"].update({"m.safetensors": "abc"}), "not a SHA-256"),
+            (lambda m: m["parents"].update(p={}), "its format is None"),
+        ],
+    )
+    def test_another_form(self, saved, change, match):
+        edit(saved, change)
+        with pytest.raises(ArtifactError, match=match):
+            load(saved)
+
+    @pytest.mark.parametrize("text", ["", "[]", "{", '{"format": NaN}', "[" * 100_000, "\xff"])
+    def test_a_manifest_that_is_none(self, saved, text):
+        (saved / "manifest.json").write_bytes(text.encode("latin-1"))
+        with pytest.raises(ArtifactError, match="is not a manifest"):
+            load(saved)
+
+    @pytest.mark.parametrize("class_path", ["os.system", "torch.nn.Linear", "models.toy.Plain"])
+    def test_another_class(self, saved, class_path):
+        edit(saved, lambda m: m["modules"]["m"].update(class_path=class_path))
+        with pytest.raises(ArtifactError, match="does not name a class"):
+            load(saved).module("m")
+
+    @pytest.mark.parametrize("init_args", [{"width": 4}, {"nothing": 1}, {"width": "x"}])
+    def test_arguments_that_do_not_fit(self, saved, init_args):
+        edit(saved, lambda m: m["modules"]["m"].update(init_args=init_args))
+        with pytest.raises(ArtifactError, match="module 'm'"):
+            load(saved).module("m")
+
+    def test_saving_plain_modules_bad_names_and_values(self, toy, tmp_path):
+        for arguments, match in (
+            ({"modules": {"m": toy.Plain()}}, "cannot be stored"),
+            ({"modules": {"../m": toy.Inner()}}, "cannot name a file"),
+            ({"media": {"a/b.png": b""}}, "cannot name a file"),
+            ({"extra": {"x": object()}}, "cannot be written as JSON"),
+        ):
+            with pytest.raises(ArtifactError, match=match):
+                save(tmp_path / "a", stage="s", **arguments)
+        assert list(tmp_path.iterdir()) == [tmp_path / "code"]  # nothing is left behind
+
+    def test_to_replace_a_folder_of_something_else(self, tmp_path):
+        (tmp_path / "docs").mkdir()
+        (tmp_path / "docs" / "thesis.txt").write_text("x")
+        with pytest.raises(ArtifactError, match="is not an artifact"):
+            save(tmp_path / "docs", stage="s")
+        assert (tmp_path / "docs" / "thesis.txt").exists() and len(list(tmp_path.iterdir())) == 1
+
+
+class TestAtomicity:
+    def test_a_failed_save_leaves_the_old_one(self, toy, tmp_path):
+        old = save(tmp_path / "a", stage="s", modules={"m": toy.Inner()})
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))  # as a full disk
+        try:
+            with pytest.raises(UserError, match=r"cannot write .*: File too large"):
+                save(tmp_path / "a", stage="s", modules={"m": toy.Inner(100)})
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert load(tmp_path / "a").id == old.id
+        assert {p.name for p in tmp_path.iterdir()} == {"a", "code"}
+
+    def test_the_folder_above_is_a_file(self, tmp_path):
+        (tmp_path / "file").write_text("")
+        with pytest.raises(UserError, match="Not a directory"):
+            save(tmp_path / "file" / "a", stage="s")
+
+    def test_replacing(self, toy, tmp_path):
+        save(tmp_path / "a", stage="s", media={"old.png": b"1"})
+        new = save(tmp_path / "a", stage="s", media={"new.png": b"1"})
+        assert load(tmp_path / "a").id == new.id and not (tmp_path / "a" / "media" / "old.png").exists()
