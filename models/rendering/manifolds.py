@@ -5,11 +5,14 @@ Source: GRAM (Deng et al., 2022) and GRAMInverter (Deng et al., 2023), Sec. 3.1 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 
 from models.configurable import Configurable
 
@@ -48,12 +51,17 @@ class ManifoldPredictor(Configurable):
                 x = F.softplus(layer(x), beta=10.0)
             return (points - self.centre).norm(dim=-1) - self.radius + self.last(x)[..., 0]
 
+    @property
+    def version(self) -> Hashable:
+        """Changes whenever a weight changes or moves."""
+        return tuple((p.data_ptr(), p._version, p.device) for p in self.parameters())
+
     def baked(self) -> Callable[[Tensor], Tensor]:
         """The predictor as a trilinear lookup, without gradient: about 30 times cheaper per point.
 
         The grid is made again whenever a weight has changed.
         """
-        key = tuple((p.data_ptr(), p._version, p.device) for p in self.parameters())
+        key = self.version
         if self._baked is None or self._baked[0] != key:
             with torch.no_grad():
                 axis = torch.linspace(-self.extent, self.extent, self.grid, device=self.centre.device)
@@ -114,6 +122,67 @@ def upsample_crossings(depth: Tensor, valid: Tensor, side: int, target: int) -> 
         return F.interpolate(x, size=(target, target), mode="bilinear", align_corners=False).flatten(2).mT
 
     return resize(depth), resize(valid.to(depth.dtype)) > 0.99
+
+
+@dataclass(frozen=True)
+class Crossings:
+    """Where the rays of a batch of C cameras meet N manifolds; K is the largest number of rays that meet any.
+
+    Attributes:
+        pixel: (C, K) row-major pixel of each ray; the number of pixels where the row is padding.
+        depth: (C, K, N) camera-z, world units.
+        valid: (C, K, N) whether the ray meets that manifold.
+        uv: (C, K, N, 2) canonical chart coordinates.
+    """
+
+    pixel: Tensor
+    depth: Tensor
+    valid: Tensor
+    uv: Tensor
+
+    def scatter(self, values: Tensor, pixels: int) -> Tensor:
+        """Put per-ray values (C, K, D) back into the image: (C, pixels, D), 0 where no manifold is met."""
+        image = values.new_zeros(len(values), pixels + 1, values.shape[-1])
+        index = self.pixel[..., None].expand_as(values)
+        return image.scatter(1, index, values)[:, :-1]
+
+    @staticmethod
+    def stack(items: Sequence[Crossings], pixels: int) -> Crossings:
+        """Batch crossings of single cameras, padded to the longest."""
+        def pad(name: str, fill: float) -> Tensor:
+            return pad_sequence([getattr(c, name)[0] for c in items], batch_first=True, padding_value=fill)
+
+        return Crossings(pad("pixel", pixels), pad("depth", 1.0), pad("valid", 0), pad("uv", 0.0))
+
+
+class CrossingCache:
+    """Crossings of cameras seen before, dropped oldest first beyond a memory budget.
+
+    Training sets and tuning loops look through the same cameras again and again, and crossings depend on nothing
+    but the camera and the predictor.
+    """
+
+    def __init__(self, megabytes: int = 256) -> None:
+        self.budget, self.used = megabytes * 2**20, 0
+        self.items: OrderedDict[Hashable, Crossings] = OrderedDict()
+
+    def get(self, key: Hashable, make: Callable[[], Crossings]) -> Crossings:
+        """The entry of ``key``, made if it is missing."""
+        if key in self.items:
+            self.items.move_to_end(key)
+            return self.items[key]
+        made = self.items[key] = make()
+        self.used += self._size(made)
+        while self.used > self.budget and len(self.items) > 1:
+            self.used -= self._size(self.items.popitem(last=False)[1])
+        return made
+
+    @staticmethod
+    def _size(item: Crossings) -> int:
+        return sum(t.numel() * t.element_size() for t in (item.pixel, item.depth, item.valid, item.uv))
+
+    def __deepcopy__(self, memo: object) -> CrossingCache:
+        return CrossingCache(self.budget >> 20)  # a copy of the generator fills its own
 
 
 def fit_predictor(
