@@ -1,0 +1,94 @@
+"""What a frozen feature network answers, kind by kind, and the holder that keeps it frozen.
+
+Every network takes images (B, 3, H, W) in [-1, 1] of any size and is differentiable with respect to them.
+"""
+
+from __future__ import annotations
+
+from typing import Generic, Protocol, TypeVar, cast, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
+
+
+@runtime_checkable
+class PerceptualDistance(Protocol):
+    """Distance between two images as a viewer would judge it."""
+
+    def __call__(self, a: Tensor, b: Tensor) -> Tensor:
+        """(B, 3, H, W) twice -> (B,) distances, 0 for equal images."""
+        ...
+
+
+@runtime_checkable
+class ImageEmbedding(Protocol):
+    """Embedding in which a change of style is a direction."""
+
+    dim: int
+
+    def __call__(self, image: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, dim)."""
+        ...
+
+
+@runtime_checkable
+class IdentityEmbedding(Protocol):
+    """Embedding of who is shown; the cosine of two of them is the identity similarity."""
+
+    dim: int
+
+    def __call__(self, image: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, dim) unit vectors."""
+        ...
+
+
+@runtime_checkable
+class FaceParser(Protocol):
+    """Segmentation of a head into named parts."""
+
+    segments: tuple[str, ...]
+
+    def __call__(self, image: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, len(segments), H, W) logits at the input's resolution."""
+        ...
+
+
+@runtime_checkable
+class PoseEstimator(Protocol):
+    """Camera position around the head."""
+
+    def __call__(self, image: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, 2) yaw and pitch in radians, with the signs of ``models.camera``."""
+        ...
+
+
+class Frozen(Generic[ModuleT]):
+    """Holds a network outside its owner's ``state_dict``, ``parameters()`` and DDP buckets.
+
+    It is not an ``nn.Module``, so the owner neither registers, saves, trains nor moves it; the owner moves it
+    by calling :meth:`to` (or :func:`move_frozen`) once its own device is known. Gradients flow through the network
+    to its input, never to its weights.
+    """
+
+    def __init__(self, module: ModuleT) -> None:
+        self.module: ModuleT = module.eval().requires_grad_(False)
+
+    def __call__(self, *args: Tensor) -> Tensor:
+        return cast(Tensor, self.module(*args))
+
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Frozen[ModuleT]:
+        """Move the network in place; cheap when it is already there."""
+        self.module.to(device=device, dtype=dtype)
+        return self
+
+    def __repr__(self) -> str:
+        return f"Frozen({type(self.module).__name__})"
+
+
+def move_frozen(owner: object, device: torch.device | str) -> None:
+    """Move every :class:`Frozen` attribute of ``owner`` to ``device``."""
+    for value in vars(owner).values():
+        if isinstance(value, Frozen):
+            value.to(device)
