@@ -28,6 +28,7 @@ class MannequinDataModule(pl.LightningDataModule):
         compiled: compile the distance field for drawing.
         cache_dir: parent folder of the caches; default $GALATEA_CACHE or ~/.cache/galatea.
         seed: of the draws of poses, expressions and styles.
+        pose_step: degrees; poses are rounded to multiples of it (see :class:`CacheConfig`).
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class MannequinDataModule(pl.LightningDataModule):
         compiled: bool = False,
         cache_dir: str | None = None,
         seed: int = 0,
+        pose_step: float = 0.0,
     ) -> None:
         super().__init__()
         subjects = {"train": train_subjects, "val": val_subjects, "test": test_subjects}
@@ -57,6 +59,7 @@ class MannequinDataModule(pl.LightningDataModule):
                 styles=tuple(styles or (PLAIN,)),
                 supersample=supersample,
                 seed=seed,
+                pose_step=pose_step,
             )
             for split, count in subjects.items()
         }

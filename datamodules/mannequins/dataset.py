@@ -58,6 +58,8 @@ class CacheConfig:
         styles: each view is drawn in one of them, at random.
         supersample: samples per pixel and axis.
         seed: of the draws of poses, expressions and styles.
+        pose_step: degrees; yaw and pitch are rounded to multiples of it, so that a renderer meets the same cameras
+            again and can keep what depends on the camera alone. 0 leaves them as drawn.
     """
 
     split: str = "train"
@@ -68,6 +70,7 @@ class CacheConfig:
     styles: tuple[str, ...] = (PLAIN,)
     supersample: int = 2
     seed: int = 0
+    pose_step: float = 0.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "styles", tuple(self.styles))
@@ -115,7 +118,7 @@ def default_root() -> Path:
 
 
 def draw_views(
-    seed: int, count: int, styles: tuple[str, ...] = (PLAIN,), salt: int = 0
+    seed: int, count: int, styles: tuple[str, ...] = (PLAIN,), salt: int = 0, pose_step: float = 0.0
 ) -> tuple[Camera, Tensor, list[str]]:
     """Poses, expressions (count, E) and styles of one subject's views; more views never change the first ones.
 
@@ -127,7 +130,10 @@ def draw_views(
         yaw, pitch, style = torch.rand(3, dtype=torch.float64, generator=generator).tolist()
         yaw, pitch = 2 * yaw - 1, 2 * pitch - 1
         yaw, pitch = yaw * abs(yaw) ** 0.35, pitch * abs(pitch) ** 0.5
-        cameras.append(RIG.camera(math.radians(60) * yaw, math.radians(25) * pitch))
+        yaw, pitch = 60 * yaw, 25 * pitch
+        if pose_step:
+            yaw, pitch = (round(angle / pose_step) * pose_step for angle in (yaw, pitch))
+        cameras.append(RIG.camera(math.radians(yaw), math.radians(pitch)))
         expressions.append(sample_expression(1, generator))
         names.append(styles[int(style * len(styles))])
     return Camera.cat(cameras), torch.cat(expressions), names
@@ -137,7 +143,7 @@ def _draw_subject(config: CacheConfig, folder: Path, compiled: bool, number: int
     """Draw all views of the ``number``-th subject into the arrays of ``folder``."""
     torch.set_num_threads(1)
     seed, views = config.seeds[number], config.views_per_subject
-    camera, expression, names = draw_views(seed, views, config.styles, config.seed)
+    camera, expression, names = draw_views(seed, views, config.styles, config.seed, config.pose_step)
     scene = Scene.from_z(subject_z([seed]).expand(views, -1), expression)
     truth = render(scene, camera, config.size, names, config.supersample, compiled)
     values = {

@@ -217,6 +217,9 @@ def _draw_one(
     normals = _normals(field, points)
     material = field.material(points)
     albedo, segment = paint_head(field.knob, palette, points, material, max(pixel, 0.014))
+    # Eyes, lips and teeth lie in hollows; full occlusion would dull what makes a face readable.
+    features = (segment >= SEGMENTS.index("eye_white")) & (segment <= SEGMENTS.index("mouth"))
+    occlusion = _occlusion(field, points, normals)
     surface = Surface(
         points=points.T,
         normals=normals,
@@ -225,7 +228,7 @@ def _draw_one(
         segment=segment,
         albedo=albedo,
         irradiance=(harmonics(normals) @ light).clamp(min=0.05),
-        occlusion=_occlusion(field, points, normals),
+        occlusion=torch.where(features, occlusion.clamp(min=0.85), occlusion),
     )
     along = torch.linspace(-1, 1, samples, device=parameters.device)
     v, u = torch.meshgrid(along, along, indexing="ij")

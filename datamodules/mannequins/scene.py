@@ -245,7 +245,7 @@ class Scene:
         hair = hair.lerp(rgb(0.76, 0.75, 0.74), ((trait["hair_grey"] - 0.80) / 0.12).clamp(0, 1))
         iris = rgb(0.30, 0.16, 0.08).lerp(rgb(0.24, 0.48, 0.76), ((trait["iris_blue"] - 0.45) / 0.2).clamp(0, 1))
         iris = iris.lerp(rgb(0.27, 0.52, 0.30), ((trait["iris_green"] - 0.6) / 0.2).clamp(0, 1))
-        lips = skin * 0.55 + rgb(0.76, 0.22, 0.26) * (0.30 + 0.30 * trait["lip_colour"])
+        lips = skin * 0.46 + rgb(0.78, 0.16, 0.22) * (0.34 + 0.26 * trait["lip_colour"])
         cloth, background = (
             torch.cat([trait[f"{part}_{channel}"] for channel in ("red", "green", "blue")], 1)
             for part in ("cloth", "background")

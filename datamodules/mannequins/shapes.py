@@ -123,9 +123,9 @@ def mouth(knob: Knobs, x: Tensor, y: Tensor) -> Mouth:
     half_width = knob["mouth_width"] * (1 + 0.26 * smile - 0.10 * knob["mouth_open"]) * (1 - 0.42 * pucker)
     across = x / half_width
     bend = 0.125 * smile * (1 - 0.6 * pucker) - 0.12 * frown
-    curve = bend * ((across * across).clamp(max=1.6) - 0.40) - 0.045 * knob["mouth_open"]
+    curve = bend * ((across * across).clamp(max=1.1) - 0.40) - 0.045 * knob["mouth_open"]
     arch = (1 - across * across).clamp(min=0)
-    parted = knob["mouth_open"] + 0.30 * smile * (1 - knob["mouth_open"])
+    parted = knob["mouth_open"] + 0.42 * smile * (1 - 0.6 * pucker) * (1 - knob["mouth_open"])
     return Mouth(
         across=across,
         height=y - MOUTH_HEIGHT - knob["mouth_height"] - curve,
