@@ -81,6 +81,20 @@ def test_given_uniform_numbers_are_used_and_checked():
             generator.synthesis(ws, camera, randomness=torch.zeros(1, 256, 17))
 
 
+def test_constant_fog_has_the_closed_form_opacity():
+    """alpha = 1 - exp(-sigma L) with L the length of the ray between the near and far planes, not its depth."""
+    torch.manual_seed(0)
+    generator = TriPlaneVolumeGenerator(**TINY, fine=8)
+    generator.decode = lambda f, directions=None: FieldSample(colour=f[..., :3], density=0.3 + 0 * f[..., :1])
+    rig = generator.rig.replace(focal=0.5)  # a wide view: the corner rays are much longer
+    generator.rig, camera = rig, rig.camera(0.3)
+    with torch.no_grad():
+        ws = generator.mapping(generator.sample_z(1, seeded()))
+        alpha = generator.synthesis(ws, camera, randomness=seeded()).alpha.flatten()
+    length = (rig.far - rig.near) * camera.rays(generator.resolution)[1][0].norm(dim=-1)
+    assert_close(alpha, 1 - torch.exp(-0.3 * length), atol=1e-5, rtol=0)
+
+
 def test_second_pass_sharpens_the_depth():
     """Of a dense ball, two passes recover the analytic depth better than one pass of as many samples."""
     torch.manual_seed(0)
