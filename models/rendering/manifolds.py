@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
+from models.camera import Camera
 from models.configurable import Configurable
 
 
@@ -145,6 +146,13 @@ class Crossings:
         image = values.new_zeros(len(values), pixels + 1, values.shape[-1])
         index = self.pixel[..., None].expand_as(values)
         return image.scatter(1, index, values)[:, :-1]
+
+    def points(self, camera: Camera, side: int) -> Tensor:
+        """World points (C, K, N, 3) of the crossings in an image of ``side`` pixels."""
+        pixel = self.pixel.clamp_max(side * side - 1)  # padding looks anywhere
+        uv = torch.stack([pixel % side + 0.5, torch.div(pixel, side, rounding_mode="floor") + 0.5], -1) / side
+        origins, directions = camera.rays_at(uv)
+        return origins[:, :, None] + self.depth[..., None] * directions[:, :, None]
 
     @staticmethod
     def stack(items: Sequence[Crossings], pixels: int) -> Crossings:
