@@ -105,10 +105,14 @@ class StatisticsHead(nn.Module):
         self.out = nn.Linear(hidden, dim)
 
     def forward(self, features: list[Tensor]) -> Tensor:
+        return self.out(self.statistics(features))
+
+    def statistics(self, features: list[Tensor]) -> Tensor:
+        """The hidden layer: (B, hidden)."""
         means = [f.mean((2, 3)) for f in features]
         squares = [f.square().mean((2, 3)) for f in features]
         deviations = [((s - m.square()).clamp(min=0) + 1e-4).sqrt() for s, m in zip(squares, means, strict=True)]
-        return self.out(F.silu(self.hidden(torch.cat(means + deviations, 1))))
+        return F.silu(self.hidden(torch.cat(means + deviations, 1)))
 
 
 class EmbeddedFeature(Configurable):

@@ -1,0 +1,45 @@
+"""Losses between images, one value per image."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+
+def pixel_mse(a: Tensor, b: Tensor) -> Tensor:
+    """Mean squared error over all channels and pixels: (B, C, H, W) twice -> (B,)."""
+    return (a - b).square().flatten(1).mean(1)
+
+
+def total_variation(image: Tensor) -> Tensor:
+    """Mean absolute difference of vertical plus of horizontal neighbours: (B, C, H, W) -> (B,)."""
+    return image.diff(dim=2).abs().flatten(1).mean(1) + image.diff(dim=3).abs().flatten(1).mean(1)
+
+
+def locality_codes(pivot: Tensor, sample: Tensor, distance: float = 30.0) -> Tensor:
+    """Codes at a fixed distance from a pivot towards random samples (PTI, Roich et al. 2021, Eq. 4).
+
+    Args:
+        pivot: (n, w) or (B, n, w), the inverted code.
+        sample: (B, n, w), random codes.
+        distance: Euclidean, over all of a code's numbers.
+
+    Returns:
+        (B, n, w).
+    """
+    towards = sample - pivot
+    length = towards.flatten(1).norm(dim=1).clamp(min=1e-12).view(-1, *[1] * (towards.ndim - 1))
+    return pivot + distance * towards / length
+
+
+def locality_loss(
+    tuned: Tensor,
+    original: Tensor,
+    perceptual: Callable[[Tensor, Tensor], Tensor],
+    l2_weight: float = 0.1,
+    perceptual_weight: float = 0.1,
+) -> Tensor:
+    """Keeps a tuned generator near the original one at :func:`locality_codes` (PTI, Eq. 5): images -> (B,)."""
+    original = original.detach()
+    return l2_weight * pixel_mse(tuned, original) + perceptual_weight * perceptual(tuned, original)

@@ -1,0 +1,91 @@
+"""FID and KID with a network of choice. Their values depend on that network: name it beside them."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import torch
+from torch import Tensor, nn
+from torchmetrics.image.fid import FrechetInceptionDistance
+from torchmetrics.image.kid import KernelInceptionDistance
+
+from models.errors import UserError
+from models.features.base import Frozen
+from models.features.embedded import EmbeddedStyle, to_working_size
+from models.features.weights import MissingWeightsError
+from models.files import resolve
+
+
+class EmbeddedDistribution(nn.Module):
+    """Features of the embedded style network before its last layer: (B, 3, H, W) in [-1, 1] -> (B, num_features).
+
+    ``name`` is what goes into the ``feature_network`` column of metrics.csv.
+    """
+
+    name = "embedded"
+
+    def __init__(self, weights: str | None = "embedded") -> None:
+        super().__init__()
+        self.style = Frozen(EmbeddedStyle(weights=weights))
+        self.num_features: int = self.style.module.head.out.in_features
+
+    def _apply(self, fn, recurse: bool = True):  # type: ignore[no-untyped-def]  # as nn.Module
+        self.style.module._apply(fn, recurse)
+        return super()._apply(fn, recurse)
+
+    @torch.no_grad()
+    def forward(self, image: Tensor) -> Tensor:
+        network = self.style.module
+        return network.head.statistics(network.trunk(to_working_size(image)))
+
+
+class InceptionDistribution(nn.Module):
+    """Inception-v3 features as of the original FID: (B, 3, H, W) in [-1, 1] -> (B, 2048).
+
+    Args:
+        weights: path of ``weights-inception-2015-12-05-6726825d.pth``.
+
+    Raises:
+        MissingWeightsError: when there is no such file.
+        UserError: when the package torch-fidelity, which holds the network, is not installed.
+    """
+
+    name = "inception"
+    num_features = 2048
+
+    def __init__(self, weights: str) -> None:
+        super().__init__()
+        path = resolve(weights)
+        if not path.is_file():
+            source = "the torch-fidelity project page"
+            raise MissingWeightsError("InceptionDistribution", path, source, "weights", "there is no")
+        if importlib.util.find_spec("torch_fidelity") is None:
+            raise UserError("FID with Inception needs the package torch-fidelity: install it, or use the embedded FID")
+        from torchmetrics.image.fid import NoTrainInceptionV3
+
+        self.network = NoTrainInceptionV3("inception-v3-compat", ["2048"], str(path))
+
+    @torch.no_grad()
+    def forward(self, image: Tensor) -> Tensor:
+        return self.network(((image.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)).reshape(len(image), -1)
+
+
+def fid(features: EmbeddedDistribution | InceptionDistribution) -> FrechetInceptionDistance:
+    """Frechet distance (Heusel et al. 2017, Eq. 6): ``update(images, real=...)``, then ``compute()``.
+
+    Needs clearly more images than features to be meaningful; with few images give :func:`kid` beside it.
+    """
+    return FrechetInceptionDistance(feature=features, normalize=True)
+
+
+def kid(
+    features: EmbeddedDistribution | InceptionDistribution, subset_size: int, subsets: int = 50
+) -> KernelInceptionDistance:
+    """Kernel distance (Binkowski et al. 2018): ``compute()`` gives mean and deviation over random subsets.
+
+    Args:
+        features: the network.
+        subset_size: images per subset, no more than were seen of either kind.
+        subsets: number of them, drawn from torch's global generator.
+    """
+    return KernelInceptionDistance(feature=features, subsets=subsets, subset_size=subset_size, normalize=True)

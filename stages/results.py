@@ -1,0 +1,68 @@
+"""``galatea table DIR...``: joins metrics.csv files into one table."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from models.errors import UserError
+from models.files import atomic_write
+from models.metrics.records import FILE, read_records
+from models.metrics.table import COLUMNS, cells, markdown, summarise
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{self.prog}: {message}")
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run the command with ``arguments``, the ones after ``galatea table``.
+
+    Raises:
+        UserError: for a wrong option, or folders without metrics.
+    """
+    parser = _Parser(prog="galatea table", description="Join metrics.csv files: means, paired differences, intervals.")
+    parser.add_argument("folders", nargs="+", type=Path, help=f"run folders; every {FILE} below them is read")
+    parser.add_argument("--baseline", help="variant that the others are compared with, item by item")
+    parser.add_argument("--metric", nargs="+", default=[], help="only these metrics")
+    parser.add_argument("--split", nargs="+", default=[], help="only these splits")
+    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap (default 0)")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="also write the table as Markdown")
+    options = parser.parse_args(list(arguments))
+    records = []
+    for folder in options.folders:
+        files = [folder] if folder.is_file() else sorted(folder.rglob(FILE))
+        if not files:
+            raise UserError(f"there is no {FILE} in {folder}")
+        for file in files:
+            records += read_records(file)
+    kept = [
+        record
+        for record in records
+        if (not options.metric or record.metric in options.metric)
+        and (not options.split or record.split in options.split)
+    ]
+    if not kept:
+        raise UserError(f"none of the {len(records)} values belongs to the chosen metrics and splits")
+    rows = summarise(kept, options.baseline, options.seed)
+    if options.markdown is not None:
+        with atomic_write(options.markdown) as file:
+            file.write_text(markdown(rows) + "\n", encoding="utf-8")
+    _print([cells(row) for row in rows])
+
+
+def _print(table: Sequence[Sequence[str]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    kept = [i for i in range(len(COLUMNS)) if any(line[i] for line in table)]
+    shown = Table(*(COLUMNS[i] for i in kept), caption="* the interval of the difference excludes 0")
+    for line in table:
+        shown.add_row(*(line[i] for i in kept))
+    console = Console()
+    if not console.is_terminal:  # a pipe or a file has no width: never wrap there
+        console = Console(width=240)
+    console.print(shown)
