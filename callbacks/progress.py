@@ -49,8 +49,8 @@ class Lines(ProgressBar):
     on_train_start = on_validation_start = on_test_start = on_predict_start = _begin
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
-        done = trainer.fit_loop.epoch_loop.batch_progress.total.completed
-        total = self.total_train_batches
+        done = trainer.fit_loop.epoch_loop.batch_progress.total.processed
+        total = self.total_train_batches * (trainer.max_epochs if (trainer.max_epochs or -1) > 0 else math.inf)
         if trainer.max_steps > 0 and trainer.global_step:  # may count several optimiser steps per batch
             total = min(total, done * trainer.max_steps / trainer.global_step)
         metrics = {k: float(v) for k, v in trainer.progress_bar_metrics.items() or trainer.logged_metrics.items()}
@@ -76,6 +76,6 @@ class Lines(ProgressBar):
         rate = (done - self._first) / max(now - self._start, 1e-9)
         text = f"{what} {done}"
         if math.isfinite(total):
-            text += f"/{round(total)}, {timedelta(seconds=round((total - done) / rate))} left"
+            text += f"/{round(total)}, {timedelta(seconds=round(max(total - done, 0) / rate))} left"
         values = "".join(f", {name} {value:.4g}" for name, value in sorted(metrics.items()) if name != "v_num")
         print(f"{text}, {rate:.2f} it/s{values}", flush=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -63,10 +64,9 @@ def _check_size(path: Path, width: int, height: int) -> None:
 
 
 def _rgb(path: Path, image: Image.Image) -> np.ndarray:
-    try:
+    # Damaged EXIF does not make the pixels unreadable.
+    with suppress(ValueError, SyntaxError, KeyError, TypeError, OverflowError, ZeroDivisionError):
         image = ImageOps.exif_transpose(image)
-    except (ValueError, SyntaxError, KeyError, TypeError, OverflowError, ZeroDivisionError):
-        pass  # damaged EXIF does not make the pixels unreadable
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
         image = Image.fromarray(_to_8_bit(path, np.asarray(image)))
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:

@@ -11,7 +11,8 @@ import hashlib
 import json
 import random
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
@@ -224,7 +225,7 @@ class PerArtworkStage(Stage, Generic[State]):
         self.group_size = group_size
         self.save_every = save_every
         self.seed = seed
-        self._plan: Iterator[_Tick] = iter(())
+        self._plan: deque[_Tick] = deque()
         self._group: list[State] = []  # a list, so that nn.Module registers nothing of it
 
     # -- for subclasses ---------------------------------------------------------------------------
@@ -248,6 +249,10 @@ class PerArtworkStage(Stage, Generic[State]):
     def before_step(self, state: State) -> None:
         """Between backward and optimiser step: clip here, with :func:`clip_per_item`."""
 
+    def settled(self, state: State) -> bool:
+        """Whether the group needs no more steps: asked after each one, may end it before ``steps``."""
+        return False
+
     def item_dir(self, item: str) -> Path:
         """``OUT/items/ID``, where an item's results are written and, on export, read."""
         return self.out / "items" / item
@@ -262,7 +267,7 @@ class PerArtworkStage(Stage, Generic[State]):
         groups = [items[i : i + self.group_size] for i in range(0, len(items), self.group_size)]
         world = self.trainer.world_size
         ticks = [[t for group in groups[rank::world] for t in self._ticks(group)] for rank in range(world)]
-        self._plan = iter(ticks[self.global_rank])
+        self._plan = deque(ticks[self.global_rank])
         # Every rank runs as many steps as the longest, idle at the end: no rank waits in another's barrier.
         self.trainer.datamodule.steps = range(max(map(len, ticks)))  # type: ignore[attr-defined]
 
@@ -276,14 +281,18 @@ class PerArtworkStage(Stage, Generic[State]):
         return [_Tick(items, step) for step in range(min(record["step"], self.steps - 1), self.steps)]
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
-        tick = next(self._plan, None)
-        if tick is None:
+        if not self._plan:
             return
+        tick = self._plan.popleft()
         if not self._group:
             self._group = [self._open(tick.items)]
         state = self._group[0]
         if self._step < self.steps:
             self._optimise(state, tick.step)
+            if self.settled(state):
+                self._step = self.steps
+                while self._plan and self._plan[0].items is tick.items:
+                    self._plan.popleft()
         if self._step == self.steps:
             self._save(state)
             self.finish_group(state)

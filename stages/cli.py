@@ -47,6 +47,7 @@ def sentence(message: str) -> str:
         return message
     key, errors, value = union.groups()
     errors = errors.replace("Expected a <class 'NoneType'>", "").replace("typing.Literal", "").strip()
+    errors = errors.replace(" Expected a ", " or ")
     value = re.sub(r"NestedArg\(key='(.*?)', val=(.*)\)", r"\1=\2", value)
     return f"{key} {errors}. Got value: {value}"
 
@@ -82,7 +83,11 @@ class GalateaCLI(LightningCLI):
             parser_class=Parser,
             parser_kwargs={
                 "prog": f"galatea {name}",
-                **{c: {"default_config_files": [str(config)]} for c in self.subcommands() if config.exists()},
+                "allow_abbrev": False,
+                **{
+                    c: {"allow_abbrev": False, "default_config_files": [str(config)] if config.exists() else []}
+                    for c in self.subcommands()
+                },
             },
             auto_configure_optimizers=False,  # stages build their own
         )
@@ -148,9 +153,14 @@ class GalateaCLI(LightningCLI):
         callbacks: list[pl.Callback] = given if isinstance(given, list) else [given] if given else []
         ours: list[pl.Callback] = [ExportArtifact(), MediaPanels(), FiniteGuard(), progress()]
         if not isinstance(self.model, PerArtworkStage):
-            ours.append(ModelCheckpoint(out / "checkpoints", save_last=True, every_n_train_steps=500))
+            ours.append(_checkpoints(out))
         # A kind that the configuration names replaces ours.
         return callbacks + [c for c in ours if not any(isinstance(g, type(c)) for g in callbacks)]
+
+
+def _checkpoints(out: Path) -> ModelCheckpoint:
+    # Without version counter: `last.ckpt` is the latest, also after a run that started again in the same folder.
+    return ModelCheckpoint(out / "checkpoints", save_last=True, every_n_train_steps=500, enable_version_counter=False)
 
 
 def _devices(trainer: Any) -> int:

@@ -1,0 +1,72 @@
+"""A training loader that continues at its exact batch when a run is resumed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, TypeVar
+
+import pytorch_lightning as pl
+import torch
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
+
+T = TypeVar("T")
+
+
+class ResumableLoader(DataLoader[T]):
+    """Shuffled full batches whose order depends on the seed, the pass and the number of ranks only.
+
+    Lightning stores :meth:`state_dict` in every checkpoint. Without it a run that is resumed within an epoch
+    would see that epoch's first batches again.
+
+    Args:
+        dataset: with a length.
+        batch_size: per rank; a last batch that would be smaller is left out.
+        seed: of the order.
+        trainer: tells the rank; ``None`` for a single process.
+        options: of ``DataLoader``: workers, collation.
+    """
+
+    def __init__(
+        self, dataset: Dataset[T], batch_size: int, *, seed: int = 0, trainer: pl.Trainer | None = None, **options: Any
+    ) -> None:
+        self.passes = 0
+        self.position = 0  # batches of this pass that were handed out
+        order = _Order(self, dataset, batch_size, seed, trainer)
+        # Its own generator: iterating must not advance the global one, which a resumed run restores.
+        super().__init__(
+            dataset, batch_size, sampler=order, drop_last=True, generator=torch.Generator().manual_seed(seed), **options
+        )
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        if self.position >= len(self):
+            self.passes, self.position = self.passes + 1, 0
+        for batch in super().__iter__():
+            self.position += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        """Where the loader is."""
+        return {"passes": self.passes, "position": self.position}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Continue where :meth:`state_dict` was taken."""
+        self.passes, self.position = state["passes"], state["position"]
+
+
+class _Order(DistributedSampler[T]):
+    """Being a DistributedSampler, it is left alone by Lightning, which would replace any other."""
+
+    def __init__(
+        self, loader: ResumableLoader[T], dataset: Dataset[T], batch_size: int, seed: int, trainer: pl.Trainer | None
+    ) -> None:
+        world, rank = (trainer.world_size, trainer.global_rank) if trainer is not None else (1, 0)
+        super().__init__(dataset, num_replicas=world, rank=rank, shuffle=True, seed=seed, drop_last=True)
+        self.loader = loader
+        self.batch_size = batch_size
+
+    def __iter__(self) -> Iterator[int]:  # type: ignore[override]
+        self.epoch = self.loader.passes
+        yield from list(super().__iter__())[self.loader.position * self.batch_size :]
+
+    def set_epoch(self, epoch: int) -> None:
+        """The loader counts its passes itself: on resume, Lightning tells the epoch too late for workers."""

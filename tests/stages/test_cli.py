@@ -1,0 +1,172 @@
+"""The command line: fast help, one-sentence errors, a run from end to end."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+import yaml
+
+from models import artifact
+from models.errors import UserError
+from stages import __main__, cli
+from stages.orchestrator import ROOT
+from stages.table import STAGES, VERBS
+from tests.stages.toy import ToyPerArtwork, ToyTraining
+
+DATA = "--data=tests.stages.toy.ToyArtworks"
+COMMON = ("--trainer.accelerator=cpu", "--trainer.devices=1")
+
+
+@pytest.fixture
+def training(tmp_path, monkeypatch):
+    """Run the training toy in this process; returns the output folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*options, out="out"):
+        data = "--data=tests.stages.toy.ToyData"
+        cli.run("training", ToyTraining, ["fit", data, f"--out={out}", *COMMON, *options])
+        return tmp_path / out
+
+    return run
+
+
+class TestHelp:
+    def test_is_fast_and_imports_nothing_heavy(self):
+        command = [sys.executable, "-X", "importtime", "-m", "stages", "--help"]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0
+        assert all(f"  {name} " in done.stdout for name in (*STAGES, *VERBS))
+        imported = {line.split("|")[-1].strip().split(".")[0] for line in done.stderr.splitlines() if "|" in line}
+        heavy = {"torch", "numpy", "pytorch_lightning", "jsonargparse", "yaml", "PIL", "rich", "wandb", "argparse"}
+        assert not imported & heavy
+        # Of the import time, of which a busy machine cannot make much: the whole takes some 30 ms.
+        times = [
+            int(line.split("|")[1]) for line in done.stderr.splitlines() if line.split("|")[0][12:].strip().isdigit()
+        ]
+        assert sum(times) < 300_000 * 10
+
+    def test_every_table_entry_is_described(self):
+        for target, text in (*STAGES.values(), *VERBS.values()):
+            assert target.count(":") == 1 and text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        (["paint"], "unknown stage or verb 'paint', there are: features, prior"),
+        (["prior", "paint"], "unknown command 'paint' of stage prior, it has: fit, validate, test, predict"),
+    ],
+)
+def test_unknown_words(arguments, match):
+    with pytest.raises(UserError, match=match):
+        __main__.dispatch(arguments)
+
+
+def test_errors_are_one_line_and_exit_with_2(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["galatea", "paint"])
+    assert __main__.main() == 2
+    error = capsys.readouterr().err
+    assert error.startswith("galatea: error: ") and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        (["--model.rat=1"], "model.rat"),
+        (["--model.rate=fast"], r"model.rate: .*float.*fast"),
+        (["--trainer.max_steps=many"], r"trainer.max_steps: .*many"),
+        (["--trainer.precision=7"], r"trainer.precision: .*Got value: 7"),
+        (["--nonsense=1"], "nonsense"),
+        (["--config=none.yaml"], r"none\.yaml"),
+        (["--data=tests.nothing.X"], r"tests\.nothing\.X"),
+        (["--data.count=1"], "count"),
+    ],
+)
+def test_wrong_options_are_one_sentence(training, options, match):
+    with pytest.raises(UserError, match=match) as error:
+        training(*options)
+    assert "\n" not in str(error.value) and len(str(error.value)) < 400
+
+
+def test_wrong_keys_in_a_file_are_named(training, tmp_path):
+    for content, match in (
+        ({"model": {"rat": 1}}, "rat"),
+        ({"modle": {"a": 1}}, "modle"),
+        ({"trainer": {"max_steps": "x"}}, "x"),
+    ):
+        (tmp_path / "c.yaml").write_text(yaml.safe_dump(content))
+        with pytest.raises(UserError, match=match) as error:
+            training(f"--config={tmp_path / 'c.yaml'}")
+        assert "\n" not in str(error.value)
+
+
+def test_print_config(training, capsys):
+    with pytest.raises(SystemExit) as stop:
+        training("--print_config", "--model.rate=0.25")
+    assert stop.value.code == 0
+    config = yaml.safe_load(capsys.readouterr().out)
+    assert config["model"]["rate"] == 0.25 and config["trainer"]["inference_mode"] is False
+
+
+def test_training_from_end_to_end(training):
+    out = training("--trainer.max_steps=6", "--trainer.log_every_n_steps=1")
+    assert yaml.safe_load((out / "config.yaml").read_text())["trainer"]["max_steps"] == 6
+    assert len((next((out / "logs").glob("*/metrics.csv"))).read_text().splitlines()) == 7
+    assert len(list((out / "panels" / "weights").glob("*.png"))) == 1  # one, at the end
+    assert not (out / "artifact").exists()  # this stage hands nothing on
+    last = out / "checkpoints" / "last.ckpt"
+    again = training("--trainer.max_steps=8", f"--ckpt_path={last}")  # the same folder: nothing is in the way
+    assert torch.load(again / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 8
+    with pytest.raises(UserError, match="only resumes its own"):
+        cli.run("toy", ToyPerArtwork, ["fit", DATA, "--model.steps=1", f"--ckpt_path={last}", "--out=other", *COMMON])
+
+
+def test_per_artwork_from_end_to_end(tmp_path):
+    arguments = ["fit", DATA, "--data.count=2", "--model.steps=3", f"--out={tmp_path}", "--threads=1", *COMMON]
+    cli.run("toy", ToyPerArtwork, arguments)
+    found = artifact.load(tmp_path)
+    assert found.stage == "toy" and set(found.extra["rows"]) == {"i0", "i1"}
+    first = found.id
+    cli.run("toy", ToyPerArtwork, arguments)  # finished: only exported again
+    assert artifact.load(tmp_path).id == first
+
+
+@pytest.mark.slow
+def test_wandb_offline(training, monkeypatch):
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    out = training("--trainer.max_steps=3", "--wandb=heads")
+    import wandb
+
+    wandb.finish()
+    run = next((out / "wandb").glob("offline-run-*"))
+    assert list(run.glob("*.wandb")) and list(run.glob("files/media/images/**/*.png"))
+
+
+def test_out_is_not_a_folder(training, tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").write_text("")
+    with pytest.raises((UserError, OSError)) as error:
+        training(out="file/x")
+    assert "Not a directory" in str(error.value)
+
+
+def test_not_finite_stops_the_run(training):
+    with pytest.raises(UserError, match=r"loss is (nan|inf) at step \d+"):
+        training("--model.rate=1e30", "--trainer.max_steps=60", "--trainer.max_epochs=-1")
+
+
+def test_another_models_package_is_refused(tmp_path):
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "__init__.py").write_text("")
+    code = f"import sys; sys.path[:0] = [{str(tmp_path)!r}, {str(ROOT)!r}]; import stages"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode != 0 and "galatea needs its own 'models' package" in done.stderr
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "configs" / "stages").glob("*.yaml")), ids=lambda f: f.stem)
+def test_shipped_stage_configs_are_parsed(file, capsys):
+    stage = __main__.find(STAGES[file.stem][0], file.stem)
+    with pytest.raises(SystemExit) as stop:
+        cli.run(file.stem, stage, ["fit", "--print_config"])
+    assert stop.value.code == 0
