@@ -111,7 +111,10 @@ class Artifact:
         stored = _read_tensors(self.path / entry["file"])
         if (delta := entry["delta_of"]) is None:
             return stored
-        base = self.bases[delta["id"]].tensors(delta["module"]) if delta["id"] in self.bases else None
+        if delta["id"] is None:
+            base = self.tensors(delta["module"])
+        else:
+            base = self.bases[delta["id"]].tensors(delta["module"]) if delta["id"] in self.bases else None
         if base is None:
             raise ArtifactError(
                 f"{self.path}: module {name!r} only stores changes, load it with base= the artifact {delta['id'][:12]}"
@@ -155,7 +158,7 @@ def save(
     step_hash: str | None = None,
     extra: Mapping[str, Any] | None = None,
     dtype: Mapping[str, str] | None = None,
-    delta_of: Mapping[str, Artifact | tuple[Artifact, str]] | None = None,
+    delta_of: Mapping[str, Artifact | tuple[Artifact, str] | str] | None = None,
 ) -> Artifact:
     """Write an artifact folder: complete under its name, or not at all.
 
@@ -170,7 +173,8 @@ def save(
         step_hash: hash of everything the step depends on, see ``stages.hashing``.
         extra: JSON values of the stage's own.
         dtype: by module, ``"float16"`` or ``"bfloat16"`` to store its floating-point tensors so.
-        delta_of: by module, the artifact (and module, default the same name) of which only changed tensors are stored.
+        delta_of: by module, the artifact (and module, default the same name), or the name of another module saved
+            here, of which only changed tensors are stored.
 
     Raises:
         ArtifactError: when something cannot be stored.
@@ -191,16 +195,16 @@ def save(
                 base = delta_of.get(name)
                 if isinstance(base, Artifact):
                     base = (base, name)
-                if base is not None:
+                if isinstance(base, tuple):
                     bases[base[0].id] = base[0]
                 file = f"{name}.safetensors"
-                state = _state(module, dtype.get(name), base)
+                state = _state(module, dtype.get(name), _base_state(name, base, modules or {}, delta_of))
                 (temporary / file).write_bytes(safetensors.torch.save(state))
                 entries[name] = {
                     **_spec(name, module),
                     "file": file,
                     "dtype": dtype.get(name),
-                    "delta_of": base and {"id": base[0].id, "module": base[1]},
+                    "delta_of": base and dict(zip(("id", "module"), _base_name(base), strict=True)),
                 }
             for name, source in media.items():
                 _check_name(name)
@@ -290,14 +294,31 @@ def strictest(licences: Sequence[Mapping[str, str]]) -> str:
     return min((entry["licence"] for entry in licences), key=rank, default="Apache-2.0")
 
 
-def _state(module: nn.Module, dtype: str | None, base: tuple[Artifact, str] | None) -> dict[str, Tensor]:
+def _base_name(base: tuple[Artifact, str] | str) -> tuple[str | None, str]:
+    return (None, base) if isinstance(base, str) else (base[0].id, base[1])
+
+
+def _base_state(
+    name: str, base: tuple[Artifact, str] | str | None, modules: Mapping[str, nn.Module], delta_of: Mapping[str, Any]
+) -> dict[str, Tensor] | None:
+    """The tensors that the delta module ``name`` is compared with, ``None`` when it is no delta."""
+    if base is None:
+        return None
+    if isinstance(base, tuple):
+        return base[0].module(base[1]).state_dict()
+    if base not in modules or base in delta_of:
+        raise ArtifactError(f"module {name!r} is a delta of {base!r}, which is not a whole module saved beside it")
+    return modules[base].state_dict()
+
+
+def _state(module: nn.Module, dtype: str | None, before: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
     if dtype not in (None, "float16", "bfloat16"):
         raise ArtifactError(f"modules are stored as they are, or as float16 or bfloat16, not as {dtype}")
     state = {name: tensor.detach().cpu() for name, tensor in module.state_dict().items()}
-    if base is not None:
-        before = base[0].module(base[1]).state_dict()
+    if before is not None:
         if before.keys() != state.keys():
-            raise ArtifactError(f"module {base[1]!r} of the base has other tensors: a delta cannot be stored")
+            raise ArtifactError("the base of a delta has other tensors: it cannot be stored")
+        before = {name: tensor.detach().cpu() for name, tensor in before.items()}
         state = {n: t for n, t in state.items() if t.shape != before[n].shape or not torch.equal(t, before[n])}
     if dtype is not None:
         state = {n: t.to(getattr(torch, dtype)) if t.is_floating_point() else t for n, t in state.items()}
@@ -320,7 +341,7 @@ def _read_tensors(file: Path) -> dict[str, Tensor]:
 
 
 def _find_bases(path: Path, manifest: dict[str, Any], base: Artifact | None) -> dict[str, Artifact]:
-    wanted = {e["delta_of"]["id"] for e in manifest["modules"].values() if e["delta_of"] is not None}
+    wanted = {e["delta_of"]["id"] for e in manifest["modules"].values() if e["delta_of"] is not None} - {None}
     found = {base.id: base} if base is not None else {}
     if wanted and base is not None and base.id not in wanted:
         raise ArtifactError(f"{base.path} is not the base of {path}: its id is {base.id[:12]}")
@@ -374,6 +395,10 @@ def _check_manifest(manifest: Any) -> None:
         delta = entry["delta_of"]
         if delta is not None and not (isinstance(delta, dict) and delta.keys() == {"id", "module"}):
             raise ValueError(f"delta_of of module {name} does not have exactly: id, module")
+        if delta is not None and delta["id"] is None:
+            base = manifest["modules"].get(delta["module"])
+            if not isinstance(base, dict) or base.get("delta_of") is not None:
+                raise ValueError(f"module {name} is a delta of {delta['module']!r}, which is not a whole module here")
     licences = manifest["licences"]
     if not isinstance(licences, list) or not all(isinstance(e, dict) and "licence" in e for e in licences):
         raise ValueError("licences is not a list of objects that name a licence")

@@ -108,9 +108,9 @@ class Stage(pl.LightningModule):
             self._built = True
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        states = [rng_state()]
+        states: list[Any] = [rng_state()]
         if torch.distributed.is_available() and torch.distributed.is_initialized():
-            states = [None] * torch.distributed.get_world_size()  # type: ignore[list-item]
+            states = [None] * torch.distributed.get_world_size()
             torch.distributed.all_gather_object(states, rng_state())
         checkpoint[_RECORD] = {"stage": self.name, "inputs": self._input_ids(), "rng": states}
 

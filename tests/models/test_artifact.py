@@ -195,6 +195,24 @@ class TestDelta:
             chain.append(save(tmp_path / str(step), stage="s", modules={"m": module}, delta_of={"m": chain[-1]}))
         assert same(load(tmp_path / "2").module("m"), module)
 
+    def test_of_a_module_beside_it(self, toy, tmp_path):
+        base, changed = toy.Inner(), toy.Inner()
+        changed.load_state_dict(base.state_dict())
+        with torch.no_grad():
+            changed.layer.bias.add_(1)
+        modules = {"base": base, "changed": changed}
+        saved = save(tmp_path / "a", stage="s", modules=modules, delta_of={"changed": "base"})
+        assert artifact._read_tensors(saved.path / "changed.safetensors").keys() == {"layer.bias"}
+        shutil.move(tmp_path / "a", tmp_path / "moved")
+        assert same(load(tmp_path / "moved").module("changed"), changed)
+        with pytest.raises(ArtifactError, match="not a whole module saved beside it"):
+            save(tmp_path / "b", stage="s", modules={"changed": changed}, delta_of={"changed": "base"})
+        manifest = json.loads((tmp_path / "moved" / "manifest.json").read_text())
+        manifest["modules"]["changed"]["delta_of"]["module"] = "changed"  # would be completed from itself for ever
+        (tmp_path / "moved" / "manifest.json").write_text(json.dumps(manifest))
+        with pytest.raises(ArtifactError, match="is not a whole module here"):
+            load(tmp_path / "moved")
+
 
 class TestRefuses:
     @pytest.fixture

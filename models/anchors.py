@@ -1,0 +1,108 @@
+"""Where artworks lie in a generator: latent code, expression and camera of each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from models.camera import LABEL_SIZE, Camera
+from models.configurable import Configurable
+from models.generators.base import Generator, Latents
+
+
+@dataclass(frozen=True)
+class Anchor:
+    """One artwork's place in a generator.
+
+    Attributes:
+        latents: its style codes, a batch of one.
+        z: (1, z_dim), or ``None`` where the search did not go through z.
+        expression: (1, E), the zero of later edits; E = 0 where the generator cannot animate.
+        label: (1, 25) camera label.
+    """
+
+    latents: Latents
+    z: Tensor | None
+    expression: Tensor
+    label: Tensor
+
+    @property
+    def camera(self) -> Camera:
+        """The artwork's camera, a batch of one."""
+        return Camera.from_label(self.label)
+
+    @property
+    def neutral(self) -> bool:
+        """Whether the expression is the generator's own zero."""
+        return not bool(self.expression.any())
+
+
+class AnchorSet(Configurable):
+    """Anchors of several artworks, as a module of an artifact.
+
+    Args:
+        ids: of the artworks, in the order of the rows.
+        groups: (num_ws, w_dim) of each latent group by name.
+        z_dim: of z; 0 where the search did not go through z.
+        expressions: names of the expression coefficients.
+    """
+
+    def __init__(
+        self,
+        ids: Sequence[str],
+        groups: Mapping[str, Sequence[int]],
+        z_dim: int = 0,
+        expressions: Sequence[str] = (),
+    ) -> None:
+        super().__init__()
+        self.ids, self.expressions = tuple(ids), tuple(expressions)
+        self.groups = {name: (int(n), int(w)) for name, (n, w) in groups.items()}
+        for name, shape in self.groups.items():
+            self.register_buffer(f"latents_{name}", torch.zeros(len(self.ids), *shape))
+        self.z: Tensor
+        self.expression: Tensor
+        self.label: Tensor
+        self.register_buffer("z", torch.zeros(len(self.ids), z_dim))
+        self.register_buffer("expression", torch.zeros(len(self.ids), len(self.expressions)))
+        self.register_buffer("label", torch.zeros(len(self.ids), LABEL_SIZE))
+
+    @staticmethod
+    def pack(anchors: Mapping[str, Anchor], generator: Generator) -> AnchorSet:
+        """The set of ``anchors`` by artwork id, sorted; at least one, all with or all without z."""
+        ids = sorted(anchors)
+        ordered = [anchors[identity] for identity in ids]
+        groups = {name: tuple(t.shape[1:]) for name, t in ordered[0].latents.groups.items()}
+        z_dim = 0 if ordered[0].z is None else ordered[0].z.shape[1]
+        packed = AnchorSet(ids, groups, z_dim, generator.expressions)
+        for name in groups:
+            getattr(packed, f"latents_{name}").copy_(torch.cat([a.latents.groups[name] for a in ordered]))
+        if z_dim:
+            packed.z.copy_(torch.cat([a.z for a in ordered if a.z is not None]))
+        packed.expression.copy_(torch.cat([a.expression for a in ordered]))
+        packed.label.copy_(torch.cat([a.label for a in ordered]))
+        return packed
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __contains__(self, identity: str) -> bool:
+        return identity in self.ids
+
+    def __getitem__(self, identity: str) -> Anchor:
+        """The anchor of one artwork.
+
+        Raises:
+            KeyError: when there is none of that id.
+        """
+        if identity not in self.ids:
+            raise KeyError(identity)
+        row = slice(self.ids.index(identity), self.ids.index(identity) + 1)
+        return Anchor(
+            Latents({name: getattr(self, f"latents_{name}")[row] for name in self.groups}),
+            self.z[row] if self.z.shape[1] else None,
+            self.expression[row],
+            self.label[row],
+        )
