@@ -14,10 +14,14 @@ class ExportArtifact(pl.Callback):
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         trainer.strategy.barrier("before export")
-        if trainer.is_global_zero and not trainer.fast_dev_run and (content := pl_module.export()) is not None:
-            parents, step_hash = pl_module.inputs, pl_module.step_hash
-            path = pl_module.out / "artifact"
-            artifact.save(path, stage=pl_module.name, parents=parents, step_hash=step_hash, **content)
+        if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            self.export(pl_module)
         trainer.strategy.barrier("after export")
 
     on_predict_end = on_fit_end
+
+    def export(self, stage: Any) -> None:
+        """Save the artifact now, if the stage hands one on."""
+        if (content := stage.export()) is not None:
+            parents, step_hash = stage.inputs, stage.step_hash
+            artifact.save(stage.out / "artifact", stage=stage.name, parents=parents, step_hash=step_hash, **content)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 
+from callbacks.progress import batches_done
 from models.errors import UserError
 
 
@@ -21,7 +22,7 @@ class FiniteGuard(pl.Callback):
         self.every_n_steps = every_n_steps
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        step = trainer.fit_loop.epoch_loop.batch_progress.total.processed
+        step = batches_done(trainer)
         if step % self.every_n_steps:
             return
         for name, value in trainer.callback_metrics.items():

@@ -9,6 +9,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.loggers import WandbLogger
 from torch import Tensor
 
+from callbacks.progress import batches_done
 from models.image_io import write_image, write_video
 
 
@@ -22,17 +23,17 @@ class MediaPanels(pl.Callback):
         self.every_n_steps = every_n_steps
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        step = trainer.fit_loop.epoch_loop.batch_progress.total.processed
+        step = batches_done(trainer)
         if step % self.every_n_steps == 0:
             self._show(trainer, pl_module, step)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        step = trainer.fit_loop.epoch_loop.batch_progress.total.processed
+        step = batches_done(trainer)
         if step % self.every_n_steps != 0:
             self._show(trainer, pl_module, step)
 
     def _show(self, trainer: pl.Trainer, pl_module: Any, step: int) -> None:
-        if not trainer.is_global_zero or trainer.fast_dev_run:
+        if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         for name, panel in pl_module.panels().items():
             path = write_panel(pl_module.out / "panels" / name, step, panel)

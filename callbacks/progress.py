@@ -17,6 +17,11 @@ def progress() -> ProgressBar:
     return Bars() if sys.stdout.isatty() else Lines()
 
 
+def batches_done(trainer: pl.Trainer) -> int:
+    """Training batches of the whole run so far, those before a resume included; right inside the batch hooks."""
+    return trainer.fit_loop.epoch_loop.batch_progress.total.processed  # type: ignore[attr-defined]
+
+
 class Bars(RichProgressBar):
     """Rich bars with elapsed and remaining time."""
 
@@ -42,15 +47,17 @@ class Lines(ProgressBar):
     def enable(self) -> None:
         self._enabled = True
 
-    def _begin(self, *_: Any) -> None:
-        self._start = self._last = time.monotonic()
-        self._first = None
+    def _begin(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not trainer.sanity_checking and (trainer.state.fn != "fit" or self._first is None):
+            self._start = self._last = time.monotonic()
+            self._first = None
 
     on_train_start = on_validation_start = on_test_start = on_predict_start = _begin
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
-        done = trainer.fit_loop.epoch_loop.batch_progress.total.processed
-        total = self.total_train_batches * (trainer.max_epochs if (trainer.max_epochs or -1) > 0 else math.inf)
+        done = batches_done(trainer)
+        epochs = trainer.max_epochs if trainer.max_epochs is not None and trainer.max_epochs > 0 else math.inf
+        total = self.total_train_batches * epochs
         if trainer.max_steps > 0 and trainer.global_step:  # may count several optimiser steps per batch
             total = min(total, done * trainer.max_steps / trainer.global_step)
         metrics = {k: float(v) for k, v in trainer.progress_bar_metrics.items() or trainer.logged_metrics.items()}

@@ -53,18 +53,23 @@ class ResumableLoader(DataLoader[T]):
         self.passes, self.position = state["passes"], state["position"]
 
 
-class _Order(DistributedSampler[T]):
+class _Order(DistributedSampler[Any]):
     """Being a DistributedSampler, it is left alone by Lightning, which would replace any other."""
 
     def __init__(
-        self, loader: ResumableLoader[T], dataset: Dataset[T], batch_size: int, seed: int, trainer: pl.Trainer | None
+        self,
+        loader: ResumableLoader[Any],
+        dataset: Dataset[Any],
+        batch_size: int,
+        seed: int,
+        trainer: pl.Trainer | None,
     ) -> None:
         world, rank = (trainer.world_size, trainer.global_rank) if trainer is not None else (1, 0)
         super().__init__(dataset, num_replicas=world, rank=rank, shuffle=True, seed=seed, drop_last=True)
         self.loader = loader
         self.batch_size = batch_size
 
-    def __iter__(self) -> Iterator[int]:  # type: ignore[override]
+    def __iter__(self) -> Iterator[Any]:
         self.epoch = self.loader.passes
         yield from list(super().__iter__())[self.loader.position * self.batch_size :]
 

@@ -70,6 +70,7 @@ class GalateaCLI(LightningCLI):
     """
 
     model: Stage
+    subcommand: str
 
     def __init__(self, name: str, stage_class: type[Stage], arguments: Sequence[str]) -> None:
         self.name = name

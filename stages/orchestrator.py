@@ -164,10 +164,12 @@ def _param(name: str, entry: Any, steps: Sequence[str], file: Path) -> Param:
     kind = entry.get("type", "str")
     if kind not in TYPES:
         raise UserError(f"{where}: unknown type {kind!r}, there are: {', '.join(TYPES)}")
-    sets = [tuple(str(key).partition(".")[::2]) for key in _typed(entry["sets"], list, f"{where}: sets")]
-    for step, option in sets:
+    sets: list[tuple[str, str]] = []
+    for key in _typed(entry["sets"], list, f"{where}: sets"):
+        step, _, option = str(key).partition(".")
         if step not in steps or not option:
             raise UserError(f"{where}: sets {step}.{option}, but {step!r} is not a step")
+        sets.append((step, option))
     return Param(name, kind, sets, entry.get("help", ""), entry.get("default"), "default" not in entry)
 
 
