@@ -15,7 +15,6 @@ its hash (``stages.hashing``) is the same; a changed step starts afresh, as do a
 
 from __future__ import annotations
 
-import argparse
 import fcntl
 import json
 import os
@@ -30,13 +29,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import yaml
 
 from models.artifact import MANIFEST, manifest_id, read_manifest
 from models.errors import UserError, one_line
 from models.files import ROOT, atomic_write, os_errors, resolve
+from stages.arguments import Parser
 from stages.hashing import step_hash
 from stages.table import STAGES
 
@@ -176,13 +176,8 @@ def _param(name: str, entry: Any, steps: Sequence[str], file: Path) -> Param:
 # -- the command line ------------------------------------------------------------------------------
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(message)
-
-
-def _parser(pipeline: Pipeline | None, file: str) -> argparse.ArgumentParser:
-    parser = _Parser(prog=f"galatea run {file}", allow_abbrev=False)
+def _parser(pipeline: Pipeline | None, file: str) -> Parser:
+    parser = Parser(f"galatea run {file}")
     for param in pipeline.params if pipeline else ():
         text = param.help if param.required or param.default is None else f"{param.help} (default: {param.default})"
         parser.add_argument(
@@ -223,6 +218,8 @@ def main(arguments: Sequence[str]) -> None:
     settings: dict[str, dict[str, Any]] = {name: {} for name in names}
     for param in pipeline.params:
         value = getattr(options, param.name)
+        if param.type == "path" and value is not None and not resolve(value).exists():
+            raise UserError(f"--{param.name} {value}: there is no such file or folder")
         for step, key in param.sets if value is not None else ():
             settings[step][key] = value
     for text in options.set:
@@ -328,7 +325,9 @@ def _command(
     command = [*PROGRAM, step.stage, step.command]
     command += [f"--config={resolve(config)}" for config in step.configs]
     command += [f"--{key}={_text(value)}" for key, value in {**overrides, **inputs}.items()]
-    command += [f"--out={folder}", f"--step_hash={digest}"]
+    command += [f"--out={folder}"]
+    if digest:  # not known yet in a dry run behind a step that would run
+        command.append(f"--step_hash={digest}")
     if (checkpoint := folder / "checkpoints" / "last.ckpt").exists() and step.command == "fit":
         command.append(f"--ckpt_path={checkpoint}")
     return command

@@ -158,6 +158,7 @@ def test_foreign_folder_and_lock(place, galatea):
     [
         (["--launcher", "slurm"], "launcher 'slurm' is not part of this version"),
         (["--work", "x"], "argument --work: invalid int value: 'x'"),
+        (["--image", "none.png"], "--image none.png: there is no such file or folder"),
         (["--nothing", "1"], "unrecognized arguments: --nothing 1"),
         (["--set", "four.x=1"], "write STEP.KEY=VALUE"),
     ],
