@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import warnings
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -56,7 +57,7 @@ class CLIPEmbedding(Configurable):
         archive = _is_torchscript(path)
         if quick_gelu is None:
             quick_gelu = bool(config.get("quick_gelu", archive)) or "quickgelu" in name
-        state = torch.jit.load(path, map_location="cpu").state_dict() if archive else read_state(path, "CLIP")
+        state = _read_torchscript(path) if archive else read_state(path, "CLIP")
         state = {key.removeprefix("module."): value for key, value in state.items()}
         with _quiet():  # it warns that nothing was loaded yet
             model = open_clip.create_model(name, pretrained=None, force_quick_gelu=quick_gelu)
@@ -103,6 +104,12 @@ def _is_torchscript(path: Path) -> bool:
         return False
     with zipfile.ZipFile(path) as archive:
         return any(name.split("/")[-1] == "constants.pkl" for name in archive.namelist())
+
+
+def _read_torchscript(path: Path) -> dict[str, Tensor]:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=FutureWarning)  # the format is old, the files remain
+        return torch.jit.load(path, map_location="cpu").state_dict()
 
 
 def _from_tag(name: str, tag: str) -> tuple[Path, dict[str, Any]]:

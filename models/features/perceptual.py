@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Literal
 
@@ -38,7 +39,9 @@ class LPIPS(Configurable):
         state = read_state(path, f"the {net} backbone")
         import lpips  # its import takes seconds: only when the weights are there
 
-        self.network = lpips.LPIPS(net=net, pnet_rand=True, verbose=False)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="torchvision.models")  # lpips uses its older arguments
+            self.network = lpips.LPIPS(net=net, pnet_rand=True, verbose=False)
         try:
             backbone = {key: state["features." + key.split(".", 1)[1]] for key in self.network.net.state_dict()}
             self.network.net.load_state_dict(backbone, strict=True)

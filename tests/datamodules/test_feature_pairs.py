@@ -1,0 +1,64 @@
+"""Matched pictures: what is equal within a pose, what differs between poses."""
+
+import numpy as np
+import pytest
+import torch
+
+from datamodules.feature_pairs import PITCH_MAX, YAW_MAX, FeaturePairs, draw_subject, plan
+from datamodules.mannequins.styles import ART_STYLES, HELD_OUT_STYLE, PLAIN, STYLES
+from models.errors import UserError
+
+
+def test_training_never_shows_the_held_out_style():
+    plans = [[picture.style for picture in plan(subject, held_out=False)] for subject in range(200)]
+    shown = {style for styles in plans for style in styles}
+    assert shown == set(STYLES) - {HELD_OUT_STYLE}
+    for styles in plans:
+        assert styles[0] == styles[2] == PLAIN
+        assert len({styles[i] for i in (1, 3, 4, 5)}) == 4
+
+
+def test_evaluation_goes_round_all_styles():
+    for start in (0, 1_100_000):
+        plans = [plan(subject, held_out=True) for subject in range(start, start + 2)]
+        assert sorted(p.style for each in plans for p in each[1::2]) == sorted(ART_STYLES)
+        assert all(p.style == PLAIN for each in plans for p in each[::2])
+
+
+@pytest.fixture(scope="module")
+def drawn():
+    return draw_subject(1_100_000, 24, held_out=True)
+
+
+def test_a_pose_differs_in_style_only(drawn):
+    assert drawn["image"].shape == (6, 3, 24, 24) and drawn["image"].dtype == np.uint8
+    for pose in range(3):
+        a, b = 2 * pose, 2 * pose + 1
+        assert drawn["yaw"][a] == drawn["yaw"][b] and drawn["pitch"][a] == drawn["pitch"][b]
+        assert (drawn["segmentation"][a] == drawn["segmentation"][b]).mean() > 0.95
+        assert (drawn["image"][a] != drawn["image"][b]).mean() > 0.3
+    assert len(set(drawn["yaw"])) == 3
+    assert np.abs(drawn["yaw"]).max() <= YAW_MAX + 1e-5 and np.abs(drawn["pitch"]).max() <= PITCH_MAX + 1e-5
+
+
+def test_seeded(drawn):
+    again = draw_subject(1_100_000, 24, held_out=True)
+    assert all(np.array_equal(drawn[name], again[name]) for name in drawn)
+
+
+def test_kept_on_disk(tmp_path):
+    data = FeaturePairs(str(tmp_path), 8, 2, 1, 1, batch_size=1, compiled=False)
+    data.prepare_data()
+    files = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    assert len(files) == 3
+    data.prepare_data()
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == files
+    batches = list(data.train_dataloader())
+    assert len(batches) == 2 and batches[0]["image"].shape == (1, 6, 3, 8, 8)
+    assert batches[0]["style"].dtype == torch.int64
+    assert len(list(data.val_dataloader())) == len(list(data.test_dataloader())) == 1
+
+
+def test_needs_subjects(tmp_path):
+    with pytest.raises(UserError, match="train_subjects must be at least 1"):
+        FeaturePairs(str(tmp_path), train_subjects=0).prepare_data()

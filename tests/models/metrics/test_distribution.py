@@ -1,0 +1,63 @@
+"""FID and KID with the embedded network against numpy."""
+
+import numpy as np
+import pytest
+import torch
+
+from models.errors import UserError
+from models.features.embedded import EmbeddedStyle
+from models.metrics.distribution import EmbeddedDistribution, InceptionDistribution, fid, kid
+
+
+@pytest.fixture(scope="module")
+def features():
+    torch.manual_seed(0)
+    return EmbeddedDistribution(weights=None)
+
+
+@pytest.fixture(scope="module")
+def samples():
+    g = torch.Generator().manual_seed(0)
+    return torch.rand(12, 3, 32, 32, generator=g) * 2 - 1, torch.rand(12, 3, 32, 32, generator=g)
+
+
+def test_fid_against_numpy(features, samples):
+    metric = fid(features)
+    real, fake = samples
+    for images, flag in ((real, True), (fake, False)):
+        for part in images.split(5):
+            metric.update(part, real=flag)
+    a, b = (features(images).double().numpy() for images in samples)
+    covariances = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
+    # The trace of the root of a product of covariances, from the singular values of the two centred samples.
+    roots = [(x - x.mean(0)) / np.sqrt(len(x) - 1) for x in (a, b)]
+    trace = np.linalg.svd(roots[0] @ roots[1].T, compute_uv=False).sum()
+    wanted = ((a.mean(0) - b.mean(0)) ** 2).sum() + sum(np.trace(c) for c in covariances) - 2 * trace
+    assert float(metric.compute()) == pytest.approx(wanted, rel=1e-3)
+
+
+def test_kid_tells_equal_from_different(features, samples):
+    real, fake = samples
+    results = []
+    for other in (real, fake):
+        metric = kid(features, subset_size=12, subsets=2)
+        metric.update(real, real=True)
+        metric.update(other, real=False)
+        results.append(float(metric.compute()[0]))
+    assert results[0] <= 1e-6 < results[1]
+
+
+def test_features_are_the_style_networks_hidden_layer(features):
+    image = torch.rand(1, 3, 64, 64)
+    style: EmbeddedStyle = features.style.module
+    hidden = features(image)
+    assert hidden.shape == (1, features.num_features)
+    torch.testing.assert_close(torch.nn.functional.normalize(style.head.out(hidden), dim=1), style(image))
+    assert features.double()(image.double()).dtype == torch.float64
+    features.float()
+    assert not features.state_dict()
+
+
+def test_inception_asks_for_its_file(tmp_path):
+    with pytest.raises(UserError, match="InceptionDistribution has no weights"):
+        InceptionDistribution(str(tmp_path / "missing.pth"))

@@ -1,0 +1,44 @@
+"""The ``galatea table`` verb."""
+
+import pytest
+
+from models.errors import UserError
+from models.metrics.records import Record, write_records
+from stages.results import main
+
+
+@pytest.fixture
+def runs(tmp_path):
+    for run, variant in (("one", "pti"), ("two", "full")):
+        (tmp_path / run).mkdir()
+        values = enumerate((1.0, 2.0, 4.0))
+        write_records(
+            tmp_path / run,
+            [Record("views", "1", "test", str(i), "", 0, variant, "", "psnr", v + len(variant)) for i, v in values],
+        )
+    return tmp_path
+
+
+def test_prints_and_writes(runs, capsys):
+    main([str(runs), "--baseline", "pti", "--markdown", str(runs / "table.md")])
+    out = capsys.readouterr().out
+    assert "difference" in out and "1 [1, 1] *" in out
+    assert "| views v1 | test | psnr | full | 6.333" in (runs / "table.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--baseline", "none"], "no variant 'none'.*full, pti"),
+        (["--metric", "lpips"], "none of the 6 values"),
+        (["--unknown"], "unrecognized arguments"),
+    ],
+)
+def test_one_sentence_for_what_is_wrong(runs, options, message):
+    with pytest.raises(UserError, match=message):
+        main([str(runs), *options])
+
+
+def test_nothing_there(tmp_path):
+    with pytest.raises(UserError, match=r"no metrics\.csv"):
+        main([str(tmp_path)])
