@@ -41,11 +41,18 @@ class Lines(ProgressBar):
         self._start = self._last = 0.0
         self._first: float | None = None
 
+    @property
+    def is_enabled(self) -> bool:
+        return self._enabled
+
     def disable(self) -> None:
         self._enabled = False
 
     def enable(self) -> None:
         self._enabled = True
+
+    def print(self, *args: Any, **_: Any) -> None:
+        print(*args, flush=True)
 
     def _begin(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not trainer.sanity_checking and (trainer.state.fn != "fit" or self._first is None):
@@ -65,12 +72,15 @@ class Lines(ProgressBar):
 
     def on_validation_batch_end(self, trainer: Any, pl_module: Any, o: Any, b: Any, i: int, d: int = 0) -> None:
         if not trainer.sanity_checking and not trainer.training:
+            self.has_dataloader_changed(d)  # remembers which loader the total is of
             self._line("validate", i + 1, self.total_val_batches_current_dataloader, {})
 
     def on_test_batch_end(self, trainer: Any, pl_module: Any, o: Any, b: Any, i: int, d: int = 0) -> None:
+        self.has_dataloader_changed(d)
         self._line("test", i + 1, self.total_test_batches_current_dataloader, {})
 
     def on_predict_batch_end(self, trainer: Any, pl_module: Any, o: Any, b: Any, i: int, d: int = 0) -> None:
+        self.has_dataloader_changed(d)
         self._line("predict", i + 1, self.total_predict_batches_current_dataloader, {})
 
     def _line(self, what: str, done: int, total: float, metrics: dict[str, float]) -> None:

@@ -53,3 +53,10 @@ class TestLines:
         clock.now = 20
         lines._line("fit", 2, float("inf"), {})
         assert capsys.readouterr().out.splitlines() == ["fit 1/1, 0:00:00 left, 1.00 it/s", "fit 2, 0.10 it/s"]
+
+    def test_prints_for_the_stage_and_can_be_switched_off(self, lines, clock, capsys):
+        lines.print("hello", sep="")
+        lines.disable()
+        clock.now = 60
+        lines._line("fit", 1, 1, {})
+        assert capsys.readouterr().out == "hello\n" and not lines.is_enabled
