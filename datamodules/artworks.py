@@ -54,6 +54,13 @@ class Artwork:
         """The given camera (batch of 1), or ``None``."""
         return None if self.label is None else Camera.from_label(self.label[None])
 
+    def at(self, side: int) -> Tensor:
+        """The image as (3, side, side), antialiased."""
+        if self.image.shape[-2:] == (side, side):
+            return self.image
+        resized = F.interpolate(self.image[None], (side, side), mode="bicubic", antialias=True, align_corners=False)
+        return resized[0].clamp(-1, 1)
+
 
 class ArtworkDataModule(pl.LightningDataModule):
     """Artworks for the per-artwork stages, as ``items``.

@@ -1,0 +1,223 @@
+"""Artworks of the embedded world, with the truth from every view.
+
+``python -m datamodules.mannequin_artworks --out FOLDER SUBJECT:STYLE ...`` writes artworks as files. The samples of
+the repository were made with::
+
+    python -m datamodules.mannequin_artworks --out assets/artworks 3:toon 11:watercolour 22:ukiyoe
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from datamodules.artworks import Artwork
+from datamodules.mannequins.dataset import SPLITS
+from datamodules.mannequins.render import RIG, Truth, render
+from datamodules.mannequins.scene import EXPRESSIONS, Scene, subject_z
+from datamodules.mannequins.styles import ART_STYLES, STYLES
+from models.camera import Camera
+from models.errors import UserError
+from models.files import atomic_write
+from models.image_io import write_image
+
+_VIEW_SEED = 40_000_003
+
+
+@dataclass(frozen=True)
+class Portrayal:
+    """Who is portrayed how: a subject of a split in a style, from one view.
+
+    Attributes:
+        seed: the subject's, of ``SPLITS``.
+        style: one of ``STYLES``.
+        yaw, pitch: of the view, radians.
+    """
+
+    seed: int
+    style: str
+    yaw: float
+    pitch: float
+
+    @staticmethod
+    def draw(seed: int, style: str, yaw_max_deg: float, pitch_max_deg: float, salt: int = 0) -> Portrayal:
+        """A view drawn uniformly, in whole degrees; it depends on the arguments only."""
+        if style not in STYLES:
+            raise UserError(f"unknown style {style!r}, choose from {', '.join(STYLES)}")
+        generator = torch.Generator().manual_seed(_VIEW_SEED + 97 * seed + STYLES.index(style) + 7_919 * salt)
+        yaw, pitch = (2 * torch.rand(2, dtype=torch.float64, generator=generator) - 1).tolist()
+        return Portrayal(
+            seed, style, math.radians(round(yaw * yaw_max_deg)), math.radians(round(pitch * pitch_max_deg))
+        )
+
+    @property
+    def id(self) -> str:
+        """Of the artwork."""
+        return f"{self.style}-{self.seed}"
+
+    @property
+    def camera(self) -> Camera:
+        """Of the artwork, a batch of one."""
+        return RIG.camera(self.yaw, self.pitch)
+
+    @property
+    def scene(self) -> Scene:
+        """The neutral head, a batch of one."""
+        return Scene.from_z(subject_z([self.seed]))
+
+    def render(self, camera: Camera, size: int, supersample: int = 2, expression: Tensor | None = None) -> Truth:
+        """The stylised head from ``camera`` (B,), with expressions (B, E) or neutral."""
+        scene = self.scene.repeat_interleave(len(camera))
+        if expression is not None:
+            scene = scene.with_expression(expression)
+        return render(scene, camera, size, self.style, supersample)
+
+
+@dataclass(frozen=True)
+class PortraitTruth:
+    """What a stylised head must look like.
+
+    Attributes:
+        input: at the artwork's own view, a batch of one.
+        views: at the evaluated views.
+        faces: frontal: the neutral head, then each of ``EXPRESSIONS`` at full strength.
+    """
+
+    input: Truth
+    views: Truth
+    faces: Truth
+
+
+class MannequinArtworks(pl.LightningDataModule):
+    """Subjects x styles of the embedded world, each seen from one view, as ``items``; ids are ``STYLE-SEED``.
+
+    Args:
+        split: of the subjects: tune on "val", report on "test".
+        subjects: how many, from number ``first`` of the split on.
+        styles: every subject is portrayed in each of them.
+        size: side of the pictures, pixels.
+        yaw_max_deg, pitch_max_deg: the views are drawn uniformly within these.
+        views: yaws of the truth, uniform over +-``yaw_max_deg`` at the artwork's pitch, end points included.
+        supersample: samples per pixel and axis.
+        seed: of the views.
+    """
+
+    def __init__(
+        self,
+        split: str = "val",
+        subjects: int = 8,
+        first: int = 0,
+        styles: Sequence[str] = ART_STYLES,
+        size: int = 64,
+        yaw_max_deg: float = 36.0,
+        pitch_max_deg: float = 12.0,
+        views: int = 7,
+        supersample: int = 2,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if split not in SPLITS or not 0 <= first <= first + subjects <= len(SPLITS[split]):
+            raise UserError(
+                f"there are no subjects {first} to {first + subjects} in split {split!r} ({', '.join(SPLITS)})"
+            )
+        self.split, self.size, self.supersample = split, size, supersample
+        self.views, self.yaw_max = views, math.radians(yaw_max_deg)
+        self.portrayals = {
+            portrayal.id: portrayal
+            for number in SPLITS[split][first : first + subjects]
+            for style in styles
+            for portrayal in [Portrayal.draw(number, style, yaw_max_deg, pitch_max_deg, seed)]
+        }
+        self.steps: Iterable[int] = ()  # of a per-artwork stage, which sets them when its fit starts
+        self._items: list[Artwork] | None = None
+
+    @property
+    def items(self) -> list[Artwork]:
+        """The artworks, sorted by id."""
+        if self._items is None:
+            self._items = [
+                Artwork(
+                    id=identity,
+                    image=p.render(p.camera, self.size, self.supersample).image[0],
+                    label=p.camera.label()[0],
+                    original_size=(self.size, self.size),
+                    style=p.style,
+                )
+                for identity, p in sorted(self.portrayals.items())
+            ]
+        return self._items
+
+    def truth(self, identity: str) -> PortraitTruth:
+        """The truth of one artwork; drawn at each call (a second or two at 64 px)."""
+        portrayal = self.portrayals[identity]
+        yaws = torch.linspace(-self.yaw_max, self.yaw_max, self.views)
+        faces = torch.cat([torch.zeros(1, len(EXPRESSIONS)), torch.eye(len(EXPRESSIONS))])
+        front = RIG.camera(0.0, portrayal.pitch).repeat_interleave(len(faces))
+        return PortraitTruth(
+            input=portrayal.render(portrayal.camera, self.size, self.supersample),
+            views=portrayal.render(RIG.camera(yaws, portrayal.pitch), self.size, self.supersample),
+            faces=portrayal.render(front, self.size, self.supersample, faces),
+        )
+
+    def setup(self, stage: str) -> None:
+        _ = self.items
+
+    def train_dataloader(self) -> Iterable[int]:
+        return self.steps
+
+    def test_dataloader(self) -> DataLoader[Artwork]:
+        """One artwork a batch."""
+        return DataLoader(self.items, batch_size=1, collate_fn=list)  # type: ignore[arg-type]
+
+
+def write_artworks(out: Path, portrayals: Sequence[Portrayal], size: int, supersample: int = 2) -> None:
+    """Write the artworks as PNG files with an ``artworks.json`` that ``ArtworkDataModule`` reads."""
+    entries = []
+    for portrayal in portrayals:
+        file = f"{portrayal.id}.png"
+        write_image(out / file, portrayal.render(portrayal.camera, size, supersample).image)
+        angles = {"yaw_deg": math.degrees(portrayal.yaw), "pitch_deg": math.degrees(portrayal.pitch)}
+        # The picture is framed as the rig frames heads: no face needs to be looked for.
+        entries.append(
+            {
+                "file": file,
+                **{k: round(v, 3) for k, v in angles.items()},
+                "crop": [0, 0, size, size],
+                "style": portrayal.style,
+            }
+        )
+    with atomic_write(out / "artworks.json") as file:
+        file.write_text(json.dumps({"items": entries}, indent=1) + "\n")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Parse the command line and write the artworks."""
+    parser = argparse.ArgumentParser(prog="python -m datamodules.mannequin_artworks", description=__doc__)
+    parser.add_argument("--out", type=Path, required=True, help="the folder to write")
+    parser.add_argument("--split", default="test", choices=tuple(SPLITS), help="of the subjects (default: test)")
+    parser.add_argument("--size", type=int, default=256, help="pixels (default: 256)")
+    parser.add_argument("--yaw_max_deg", type=float, default=36.0, help="of the random views (default: 36)")
+    parser.add_argument("--pitch_max_deg", type=float, default=12.0, help="of the random views (default: 12)")
+    parser.add_argument("items", nargs="+", metavar="SUBJECT:STYLE", help="number in the split, and style")
+    options = parser.parse_args(arguments)
+    portrayals = []
+    for text in options.items:
+        number, _, style = text.partition(":")
+        if not number.isdigit() or int(number) >= len(SPLITS[options.split]):
+            parser.error(f"{text!r} is not SUBJECT:STYLE, for example 3:toon")
+        seed = SPLITS[options.split][int(number)]
+        portrayals.append(Portrayal.draw(seed, style, options.yaw_max_deg, options.pitch_max_deg))
+    write_artworks(options.out, portrayals, options.size)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,134 @@
+"""Scores of a stylised head against the truth from several views (3DArtmator, Sec. 4.3.4, where truth is known)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from models.camera import Camera
+from models.features.base import IdentityEmbedding, PerceptualDistance
+from models.features.embedded import SEGMENTS
+from models.generators.base import Rendering
+from models.metrics.geometry import depth_mae, eroded, normal_error
+from models.metrics.image import (
+    change_correlation,
+    crop_to_mask,
+    identity_similarity,
+    masked_distance,
+    masked_mean,
+    psnr,
+    ssim,
+)
+from models.rendering.visibility import seen_from
+
+FACE = tuple(SEGMENTS.index(name) for name in ("skin", "eye_white", "iris", "lips", "mouth", "brow", "beard"))
+
+
+class ViewTruth(Protocol):
+    """Pictures and what they show: (B, 3, H, W), (B, 1, H, W) twice, (B, 3, H, W), (B, H, W), and the cameras."""
+
+    image: Tensor
+    depth: Tensor
+    mask: Tensor
+    normals: Tensor
+    segmentation: Tensor
+    camera: Camera
+
+
+@dataclass(frozen=True)
+class Score:
+    """One value.
+
+    Attributes:
+        view: "yaw=DEGREES", "input", or "" for a value of the whole head.
+        metric: name; "@face" is measured on the face's crop, "@far" on pixels that the artwork does not show in
+            views from the other side.
+        network: whether a feature network measures it.
+        value: may be NaN.
+    """
+
+    view: str
+    metric: str
+    network: bool
+    value: float
+
+
+def compare_views(
+    found: Rendering,
+    truth: ViewTruth,
+    source: ViewTruth,
+    perceptual: PerceptualDistance,
+    identity: IdentityEmbedding | None = None,
+) -> list[Score]:
+    """Score each of B views.
+
+    Args:
+        found: from the truth's cameras. truth: of B views. source: of the artwork's own view, a batch of one.
+        perceptual, identity: the measuring networks.
+    """
+    image, solid = found.image.float().clamp(-1, 1), truth.mask > 0.5
+    names = [f"yaw={math.degrees(float(yaw)):+.0f}" for yaw in truth.camera.yaw]
+    scores: list[Score] = []
+
+    def add(metric: str, values: Tensor, network: bool = False, only: Tensor | None = None) -> None:
+        for row, value in enumerate(values.tolist()):
+            if only is None or bool(only[row]):
+                scores.append(Score(names[row], metric, network, value))
+
+    add("psnr", psnr(image, truth.image))
+    add("ssim", ssim(image, truth.image))
+    add("lpips", perceptual(image, truth.image), network=True)
+    face = torch.isin(truth.segmentation.long(), torch.tensor(FACE, device=image.device))[:, None].float()
+    crops = crop_to_mask(face, image, truth.image, size=image.shape[-1])
+    add("psnr@face", psnr(*crops))
+    add("ssim@face", ssim(*crops))
+    add("lpips@face", perceptual(*crops), network=True)
+    if identity is not None:
+        add("identity", identity_similarity(identity, image, truth.image), network=True)
+        add("identity@face", identity_similarity(identity, *crops), network=True)
+
+    shown = seen_from(truth.camera, truth.depth, truth.mask, source.camera, source.depth, source.mask)
+    hidden = (solid & ~shown).float()
+    across = truth.camera.yaw * source.camera.yaw < 0
+    far = across & (hidden.flatten(1).sum(1) >= 8)  # fewer pixels say nothing
+    add("psnr@far", psnr(image, truth.image, hidden), only=far)
+    add("ssim@far", ssim(image, truth.image, hidden), only=far)
+    add("lpips@far", masked_distance(perceptual, image, truth.image, hidden), network=True, only=far)
+
+    if found.depth is not None and found.alpha is not None:
+        both = eroded(solid.float()) * (found.alpha > 0.5)
+        add("depth_mae", depth_mae(found.depth, truth.depth, both))
+        add("alpha_mae", masked_mean((found.alpha - truth.mask).abs()))
+        if found.normals is not None:
+            add("normal_error", normal_error(found.normals, truth.normals, both))
+    return scores
+
+
+def compare_input(found: Rendering, source: ViewTruth, perceptual: PerceptualDistance) -> list[Score]:
+    """Scores at the artwork's own view, a batch of one."""
+    image = found.image.float().clamp(-1, 1)
+    values = {
+        "psnr": psnr(image, source.image),
+        "ssim": ssim(image, source.image),
+        "lpips": perceptual(image, source.image),
+    }
+    return [Score("input", metric, metric == "lpips", float(value)) for metric, value in values.items()]
+
+
+def compare_expressions(found: Tensor, truth: Tensor, names: Sequence[str]) -> list[Score]:
+    """How far the picture changes as the truth does: ``found`` and ``truth`` are (1 + E, 3, H, W), neutral first."""
+    count = len(names)
+    changes = change_correlation(
+        found[:1].expand(count, -1, -1, -1), found[1:], truth[:1].expand_as(truth[1:]), truth[1:]
+    )
+    return [Score("", f"expression:{name}", False, value) for name, value in zip(names, changes.tolist(), strict=True)]
+
+
+def strip(truth: Tensor, *rows: Tensor) -> Tensor:
+    """(B, 3, H, W) each, below each other: (3, rows * H, B * W)."""
+    return torch.cat([torch.cat(list(row), 2) for row in (truth, *rows)], 1).clamp(-1, 1)

@@ -1,0 +1,76 @@
+"""A small random generator, random feature networks and its own samples as artworks, for the per-artwork stages."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import nn
+
+from datamodules.artworks import Artwork
+from models import artifact
+from models.features.embedded import EmbeddedLPIPS, EmbeddedPose, EmbeddedStyle
+from models.generators.manifold import ManifoldGenerator
+from stages.base import Stage
+
+OPTIONS = {
+    "z_dim": 6, "w_dim": 16, "resolution": 32, "channels": [24, 16, 12], "start": 8, "mapping_hidden": 16,
+    "background_channels": [8, 8], "ambient": 4, "samples": 32, "predictor": {"hidden": 8, "grid": 32},
+    "expressions": ["smile", "blink"],
+}  # fmt: skip
+
+
+def prior(path: Any) -> artifact.Artifact:
+    """Save a generator whose heads are opaque and differ from code to code."""
+    torch.manual_seed(0)
+    generator = ManifoldGenerator(**OPTIONS)
+    with torch.no_grad():
+        generator.backbone.out_bias[3::4] = 2.0
+    generator.update_mean(256)
+    return artifact.save(path, stage="prior", modules={"generator": generator.eval()})
+
+
+def network(kind: str) -> nn.Module:
+    """A feature network with random weights, the same at each call."""
+    torch.manual_seed(1)
+    kinds = {"perceptual": EmbeddedLPIPS, "style": EmbeddedStyle, "pose": EmbeddedPose}
+    return kinds[kind](weights=None)
+
+
+class Portraits(pl.LightningDataModule):
+    """Samples of a prior at known codes and views; ``tint`` colours them, so that there is a style to carry over."""
+
+    def __init__(self, path: str, count: int = 1, tint: float = 0.0, pose: bool = True) -> None:
+        super().__init__()
+        self.steps: Sequence[int] = ()
+        generator = artifact.load(path).module("generator")
+        z = generator.sample_z(count, torch.Generator().manual_seed(7))
+        camera = generator.rig.camera(torch.linspace(-0.3, 0.3, count + 2)[1:-1])
+        with torch.no_grad():
+            image = generator.synthesis(generator.mapping(z), camera).image
+        image = (image + tint * torch.tensor([1.0, -0.5, -1.0])[:, None, None]).clamp(-1, 1)
+        labels = camera.label() if pose else [None] * count
+        self.items = [Artwork(f"p{k}", image[k], labels[k]) for k in reversed(range(count))]
+
+    def train_dataloader(self) -> Sequence[int]:
+        return self.steps
+
+
+def fit(stage: Stage, data: pl.LightningDataModule, out: Any, **options: Any) -> Any:
+    """Fit and export as the command line does; returns the artifact."""
+    from callbacks.artifact import ExportArtifact
+
+    trainer = pl.Trainer(
+        default_root_dir=out, accelerator="cpu", devices=1, max_epochs=1, logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, callbacks=[ExportArtifact()], **options,
+    )  # fmt: skip
+    trainer.fit(stage, datamodule=data)
+    return artifact.load(trainer.default_root_dir)
+
+
+def psnr(a: torch.Tensor, b: torch.Tensor) -> float:
+    """Of images in [-1, 1], dB."""
+    return 10 * math.log10(4 / float((a - b).square().mean()))
