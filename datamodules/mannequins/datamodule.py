@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytorch_lightning as pl
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from datamodules.mannequins.dataset import CacheConfig, MannequinImages, Sample, build_cache
+from datamodules.mannequins.mean_shape import mean_shape
 from datamodules.mannequins.styles import PLAIN
 
 
@@ -97,6 +99,10 @@ class MannequinDataModule(pl.LightningDataModule):
     def predict_dataloader(self) -> DataLoader[Sample]:
         """As the test set."""
         return self._loader("test")
+
+    def mean_shape(self) -> tuple[Tensor, Tensor]:
+        """Samples of the average head's signed distance, see :func:`mean_shape`."""
+        return mean_shape()
 
     def _folder(self, split: str) -> Path:
         return build_cache(self.configs[split], self.cache_dir, self.draw_workers, self.compiled)

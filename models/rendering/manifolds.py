@@ -194,7 +194,7 @@ class CrossingCache:
 
 
 def fit_predictor(
-    predictor: ManifoldPredictor, points: Tensor, values: Tensor, *, steps: int = 2000, batch: int = 8192,
+    predictor: ManifoldPredictor, points: Tensor, values: Tensor, *, steps: int = 1500, batch: int = 4096,
     lr: float = 3e-3, generator: torch.Generator | None = None,
 ) -> float:
     """Regress the predictor to known scalar values, for instance a mean signed distance.

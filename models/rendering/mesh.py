@@ -173,8 +173,8 @@ def _outline(alpha: Tensor) -> Tensor:
     distances = []
     for mask in (alpha[:, 0] > 0.5).numpy():
         far = np.full(mask.shape, float(max(mask.shape)))  # of an image without any outline
-        outer = distance_transform_edt(~mask) if mask.any() else far
-        inner = distance_transform_edt(mask) if not mask.all() else far
+        outer = np.asarray(distance_transform_edt(~mask)) if mask.any() else far
+        inner = np.asarray(distance_transform_edt(mask)) if not mask.all() else far
         # Whole pixels are counted from their centres; smoothing hides the stairs.
         distances.append(gaussian_filter(np.where(mask, 0.5 - inner, outer - 0.5), 0.8))
     return torch.from_numpy(np.stack(distances)).float()[:, None] / alpha.shape[-1]
@@ -202,18 +202,27 @@ def _axes(centre: Tensor, half: float, size: int) -> list[Tensor]:
 
 def _solid(grid: np.ndarray) -> np.ndarray:
     """Smooth the grid, keep its largest body and fill the hollows inside."""
-    from scipy.ndimage import gaussian_filter, label  # here: only meshes need it
+    from scipy.ndimage import gaussian_filter  # here: only meshes need it
 
     grid = gaussian_filter(grid, 1.0)
-    bodies, count = label(grid < 0)
-    if count > 1:
+    bodies = _regions(grid < 0)
+    if bodies.max() > 1:
         largest = np.bincount(bodies.ravel())[1:].argmax() + 1
         grid[(bodies > 0) & (bodies != largest)] = 1.0
-    airs, count = label(np.pad(grid >= 0, 1, constant_values=True))  # the padding joins all air that is outside
-    if count > 1:
+    airs = _regions(np.pad(grid >= 0, 1, constant_values=True))  # the padding joins all air that is outside
+    if airs.max() > 1:
         inner = airs[1:-1, 1:-1, 1:-1]
         grid[(inner > 0) & (inner != airs[0, 0, 0])] = -1.0
     return grid
+
+
+def _regions(mask: np.ndarray) -> np.ndarray:
+    """Connected parts of the mask, numbered from 1."""
+    from scipy.ndimage import label  # here: only meshes need it
+
+    numbers = np.zeros(mask.shape, np.int32)
+    label(mask, output=numbers)
+    return numbers
 
 
 def _spread(mesh: Mesh, colours: Tensor, known: Tensor, rounds: int = 40) -> Tensor:
@@ -221,11 +230,11 @@ def _spread(mesh: Mesh, colours: Tensor, known: Tensor, rounds: int = 40) -> Ten
     if known.all():
         return colours
     from scipy.sparse import coo_array  # here: only meshes need it
-    from scipy.spatial import cKDTree
+    from scipy.spatial import KDTree
 
     values, hidden = colours.numpy().copy(), ~known.numpy()
     points = mesh.vertices.numpy()
-    values[hidden] = values[~hidden][cKDTree(points[~hidden]).query(points[hidden])[1]]
+    values[hidden] = values[~hidden][KDTree(points[~hidden]).query(points[hidden])[1]]
     a, b, c = mesh.faces.numpy().T
     rows, columns = np.concatenate([a, b, c, b, c, a]), np.concatenate([b, c, a, a, b, c])
     neighbours = coo_array((np.ones(len(rows), np.float32), (rows, columns)), shape=(len(points),) * 2).tocsr()[hidden]
@@ -259,4 +268,4 @@ def write_mesh(path: str | os.PathLike[str], mesh: Mesh) -> None:
     else:
         content = trimesh.Scene(solid).export(file_type="glb", include_normals=True)
     with atomic_write(path) as temporary:
-        temporary.write_bytes(content)
+        temporary.write_bytes(content)  # type: ignore[arg-type]  # both formats are binary

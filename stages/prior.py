@@ -1,0 +1,298 @@
+"""Trains a 3D-aware generator: adversarially, and by reconstruction where the data's latents are known."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from models.camera import Camera
+from models.generators.base import Discriminator, Generator, Rendering, Verdict
+from models.losses.gan import discriminator_nonsaturating, generator_nonsaturating, r1_penalty
+from models.rendering.manifolds import ManifoldPredictor, fit_predictor
+from stages.base import Stage
+
+# Small but telling: weighted up in the reconstruction. Values of the embedded world's segmentation.
+_FEATURES = (2, 6)  # eye_white, iris, lips, mouth, brow
+
+
+class PriorStage(Stage):
+    """GAN training with known or unknown latents.
+
+    A batch holds ``image`` (B, V, 3, H, W) and ``label`` (B, V, 25). Where it also holds ``z`` (B, z_dim), the
+    generator reconstructs the images from their own latents, cameras and expressions; ``depth``, ``mask`` and
+    ``segmentation`` help where they are there. Where z is N(0, I), as in the embedded world, these renderings are
+    fair samples too, and the adversarial terms judge them; otherwise z and camera are drawn.
+
+    Adversarial terms (GRAMInverter, A.3): non-saturating loss, R1, and pose regularisation, in which the
+    discriminator regresses the camera of real and generated images. All counts are of REAL images seen.
+
+    Args:
+        generator, discriminator: networks to train.
+        total_images: real images of the whole run.
+        adversarial_from: real images after which the adversarial terms set in.
+        adversarial_weight, r1_weight, pose_weight: weights; R1 is 10 / 2 times the mean squared norm in the paper.
+        r1_every: steps between R1 steps (lazy regularisation).
+        reconstruction_weight: 0 trains a plain GAN.
+        mask_weight, depth_weight, edge_weight, feature_weight: inside the reconstruction: of the opacity, the depth,
+            image gradients, and how much more a pixel of an eye, a brow or the mouth counts.
+        learning_rate: of the generator, after ``warmup_images``, falling by a cosine to 1 % of itself.
+        discriminator_lr: constant.
+        predictor_lr: of a manifold predictor that is not baked.
+        betas: of the generator's Adam; the paper's is (0, .99).
+        views_per_step: views of each subject used in a step, drawn at random; all by default.
+        clip: largest gradient norm of the generator.
+        ema_images: half-life of the averaged generator.
+        fit_manifolds: fit the manifold predictor to the data's mean shape before training.
+        channels_last: memory format; faster on CPUs.
+        seed: of all draws.
+    """
+
+    name = "prior"
+
+    def __init__(
+        self,
+        generator: Generator,
+        discriminator: Discriminator | None = None,
+        total_images: int = 64_000,
+        adversarial_from: int = 48_000,
+        adversarial_weight: float = 0.02,
+        r1_weight: float = 5.0,
+        r1_every: int = 16,
+        pose_weight: float = 1.0,
+        reconstruction_weight: float = 1.0,
+        mask_weight: float = 1.0,
+        depth_weight: float = 0.2,
+        edge_weight: float = 0.5,
+        feature_weight: float = 4.0,
+        learning_rate: float = 1e-2,
+        discriminator_lr: float = 2e-3,
+        predictor_lr: float = 2e-5,
+        warmup_images: int = 500,
+        betas: tuple[float, float] = (0.9, 0.99),
+        views_per_step: int | None = None,
+        clip: float = 1.0,
+        ema_images: float = 1500.0,
+        fit_manifolds: bool = True,
+        channels_last: bool = True,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.generator, self.discriminator = generator, discriminator
+        self.average = copy.deepcopy(generator).requires_grad_(False)
+        self.total_images, self.adversarial_from = total_images, adversarial_from
+        self.adversarial_weight, self.r1_weight, self.r1_every = adversarial_weight, r1_weight, r1_every
+        self.pose_weight, self.reconstruction_weight = pose_weight, reconstruction_weight
+        self.mask_weight, self.depth_weight, self.edge_weight = mask_weight, depth_weight, edge_weight
+        self.feature_weight = feature_weight
+        self.learning_rate, self.discriminator_lr, self.predictor_lr = learning_rate, discriminator_lr, predictor_lr
+        self.warmup_images, self.betas, self.views_per_step, self.clip = warmup_images, betas, views_per_step, clip
+        self.ema_images, self.fit_manifolds, self.seed = ema_images, fit_manifolds, seed
+        self.register_buffer("images_seen", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("steps_done", torch.zeros((), dtype=torch.int64))
+        if channels_last:
+            self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    # -- Lightning -----------------------------------------------------------------------------------------------
+
+    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
+        slow = [p for m in self.generator.modules() if isinstance(m, ManifoldPredictor) for p in m.parameters()]
+        names = {id(p) for p in slow}
+        groups = [{"params": [p for p in self.generator.parameters() if id(p) not in names], "scale": 1.0}]
+        if slow and not getattr(self.generator, "bake_predictor", False):
+            groups.append({"params": slow, "scale": self.predictor_lr / self.learning_rate})
+        optimizers: list[torch.optim.Optimizer] = [torch.optim.Adam(groups, lr=self.learning_rate, betas=self.betas)]
+        if self.discriminator is not None:
+            # Lazy regularisation: R1 every k steps shortens Adam's memory accordingly (StyleGAN2, App. B).
+            ratio = self.r1_every / (self.r1_every + 1)
+            optimizers.append(
+                torch.optim.Adam(
+                    self.discriminator.parameters(), lr=self.discriminator_lr * ratio, betas=(0.0, 0.99**ratio)
+                )
+            )
+        return optimizers
+
+    def on_fit_start(self) -> None:
+        predictor = getattr(self.generator, "predictor", None)
+        if self.fit_manifolds and isinstance(predictor, ManifoldPredictor) and self.images_seen == 0:
+            points, values = self.trainer.datamodule.mean_shape()  # type: ignore[attr-defined]
+            generator = torch.Generator().manual_seed(self.seed)
+            with torch.enable_grad():
+                error = fit_predictor(
+                    predictor, points.to(self.device), values.to(self.device), generator=generator
+                )
+            self.print(f"manifolds fitted to the mean shape: root mean square error {error:.4f} world units")
+            self.average.predictor.load_state_dict(predictor.state_dict())  # type: ignore[union-attr]
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        step = int(self.steps_done)
+        draws = torch.Generator().manual_seed((self.seed * 1_000_003 + step) * 1009 + self.global_rank)
+        batch = self._pick_views(batch, draws)
+        real, camera = batch["image"].flatten(0, 1), Camera.from_label(batch["label"].flatten(0, 1))
+        optimizer, *others = self.optimizers()  # type: ignore[misc]
+        for group in optimizer.param_groups:
+            group["lr"] = self.learning_rate * group["scale"] * self._schedule()
+        known = "z" in batch and self.reconstruction_weight > 0
+        adversarial = self.discriminator is not None and int(self.images_seen) >= self.adversarial_from
+
+        fake = self._render(batch, camera) if known else self._sample(camera, draws)
+        losses = self.reconstruction(fake, batch) if known else {}
+        loss = self.reconstruction_weight * losses["reconstruction"] if known else real.new_zeros(())
+        if adversarial:
+            assert self.discriminator is not None
+            self.discriminator.requires_grad_(False)
+            verdict = self.discriminator(fake.image)
+            losses["adversarial"] = generator_nonsaturating(verdict.logits)
+            losses["fake_pose"] = self._pose_error(verdict, camera)
+            loss = loss + self.adversarial_weight * (losses["adversarial"] + self.pose_weight * losses["fake_pose"])
+        optimizer.zero_grad()
+        self.manual_backward(loss)
+        losses["gradient_norm"] = torch.nn.utils.clip_grad_norm_(self.generator.parameters(), self.clip)
+        optimizer.step()
+        if adversarial:
+            losses |= self._judge(others[0], real, fake.image.detach(), camera, step)
+
+        world = self.trainer.world_size
+        self.images_seen += len(real) * world
+        self.steps_done += 1
+        self._update_average(len(real) * world)
+        self.log_dict({f"prior/{name}": value.detach() for name, value in losses.items()})
+        self.log("images", self.images_seen.float(), prog_bar=True)
+        self.log("prior/lr", optimizer.param_groups[0]["lr"])
+        if int(self.images_seen) >= self.total_images:
+            self.trainer.should_stop = True
+
+    def on_train_end(self) -> None:
+        for generator in (self.generator, self.average):
+            if hasattr(generator, "update_mean"):
+                generator.update_mean()
+
+    def export(self) -> dict[str, Any]:
+        modules = {"generator": self.average.eval()}
+        if self.discriminator is not None and int(self.images_seen) > self.adversarial_from:
+            modules["discriminator"] = self.discriminator.eval()
+        return {"modules": modules, "dtype": "float16"}
+
+    # -- terms ---------------------------------------------------------------------------------------------------
+
+    def reconstruction(self, fake: Rendering, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """L1 + squared error, weighted up on features; image gradients; opacity and depth against the truth."""
+        real = batch["image"].flatten(0, 1)
+        error = fake.image - real
+        weight = torch.ones_like(real[:, :1])
+        if "segmentation" in batch:
+            segments = batch["segmentation"].flatten(0, 1).reshape(weight.shape)
+            feature = ((segments >= _FEATURES[0]) & (segments <= _FEATURES[1])).to(weight.dtype)
+            weight = weight + self.feature_weight * F.max_pool2d(feature, 3, 1, 1)
+        losses = {
+            "image": (error.abs() * weight).mean() + 2 * (error.square() * weight).mean(),
+            # The gradient of the error is the error of the gradients.
+            "edge": error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean(),
+        }
+        total = losses["image"] + self.edge_weight * losses["edge"]
+        if "mask" in batch and fake.alpha is not None:
+            mask = batch["mask"].flatten(0, 1)
+            losses["mask"] = F.mse_loss(fake.alpha, mask)
+            total = total + self.mask_weight * losses["mask"]
+            if "depth" in batch and fake.depth is not None:
+                solid = (mask > 0.99).to(mask.dtype)
+                losses["depth"] = ((fake.depth - batch["depth"].flatten(0, 1)).abs() * solid).mean()
+                total = total + self.depth_weight * losses["depth"]
+        return losses | {"reconstruction": total}
+
+    def _judge(self, optimizer: Any, real: Tensor, fake: Tensor, camera: Camera, step: int) -> dict[str, Tensor]:
+        """One discriminator step."""
+        network = self.discriminator
+        assert network is not None
+        network.requires_grad_(True)
+        verdict, doubt = network(real), network(fake)
+        losses = {
+            "discriminator": discriminator_nonsaturating(verdict.logits, doubt.logits),
+            "real_pose": self._pose_error(verdict, camera),
+        }
+        loss = losses["discriminator"] + self.pose_weight * (losses["real_pose"] + self._pose_error(doubt, camera))
+        if step % self.r1_every == 0:
+            penalty, _ = r1_penalty(lambda image: network(image).logits, real)
+            losses["r1"] = penalty.mean()
+            loss = loss + self.r1_weight * self.r1_every * losses["r1"]
+        optimizer.zero_grad()
+        self.manual_backward(loss)
+        optimizer.step()
+        return losses
+
+    @staticmethod
+    def _pose_error(verdict: Verdict, camera: Camera) -> Tensor:
+        if verdict.pose is None:
+            return verdict.logits.new_zeros(())
+        return F.mse_loss(verdict.pose.float(), torch.stack([camera.yaw, camera.pitch], -1))
+
+    # -- helpers -------------------------------------------------------------------------------------------------
+
+    def _pick_views(self, batch: dict[str, Tensor], draws: torch.Generator) -> dict[str, Tensor]:
+        """Some of each subject's views: (B, V, ...) -> (B, views_per_step, ...)."""
+        views = batch["image"].shape[1]
+        if self.views_per_step is None or self.views_per_step >= views:
+            return batch
+        pick = torch.randperm(views, generator=draws)[: self.views_per_step].to(batch["image"].device)
+        per_view = [name for name, value in batch.items() if value.ndim > 1 and value.shape[1] == views and name != "z"]
+        return {name: value[:, pick] if name in per_view else value for name, value in batch.items()}
+
+    def _render(self, batch: dict[str, Tensor], camera: Camera) -> Rendering:
+        expression = batch["expression"].flatten(0, 1) if self.generator.expressions and "expression" in batch else None
+        return self.generator.synthesis(self.generator.mapping(batch["z"]), camera, expression=expression)
+
+    def _sample(self, camera: Camera, draws: torch.Generator) -> Rendering:
+        """One subject a camera, seen by the cameras of the real batch."""
+        z = self.generator.sample_z(len(camera), draws).to(self.device)
+        return self.generator.synthesis(self.generator.mapping(z), camera, randomness=draws)
+
+    def _schedule(self) -> float:
+        seen = float(self.images_seen)
+        progress = min(seen / self.total_images, 1.0)
+        return min(1.0, (seen + 1) / self.warmup_images) * (0.01 + 0.99 * (0.5 + 0.5 * math.cos(math.pi * progress)))
+
+    @torch.no_grad()
+    def _update_average(self, images: int) -> None:
+        # A short memory at first: the average must forget the initial weights.
+        half_life = min(self.ema_images, 0.05 * float(self.images_seen))
+        keep = 0.5 ** (images / max(half_life, 1e-8))
+        for average, current in zip(self.average.parameters(), self.generator.parameters(), strict=True):
+            average.lerp_(current, 1 - keep)
+        for average, current in zip(self.average.buffers(), self.generator.buffers(), strict=True):
+            average.copy_(current)
+
+    # -- validation ----------------------------------------------------------------------------------------------
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        if "z" not in batch:
+            return
+        camera = Camera.from_label(batch["label"].flatten(0, 1))
+        expression = batch["expression"].flatten(0, 1) if self.average.expressions else None
+        with torch.no_grad():
+            fake = self.average.synthesis(self.average.mapping(batch["z"]), camera, expression=expression)
+        real = batch["image"].flatten(0, 1)
+        error = (fake.image.clamp(-1, 1) - real).square().flatten(1).mean(1) / 4
+        self.log("val/psnr", (-10 * error.log10()).mean(), batch_size=len(real), prog_bar=True, sync_dist=True)
+        if batch_idx == 0:
+            pairs = torch.stack([real, fake.image], 1).flatten(0, 1)[:32].clamp(-1, 1)
+            self._panel = pairs
+
+    def panels(self) -> dict[str, Tensor]:
+        """Truth and generated, side by side."""
+        pairs = getattr(self, "_panel", None)
+        if pairs is None:
+            return {}
+        rows = -(-len(pairs) // 8)
+        pairs = F.pad(pairs, (1, 1, 1, 1), value=1.0)
+        tiles = pairs.new_ones(rows * 8, *pairs.shape[1:])
+        tiles[: len(pairs)] = pairs
+        height, width = tiles.shape[-2:]
+        picture = tiles.reshape(rows, 8, 3, height, width).permute(2, 0, 3, 1, 4).reshape(3, rows * height, 8 * width)
+        return {"pairs": picture}
+
+
