@@ -14,7 +14,7 @@ from models.image_io import write_image, write_video
 
 
 class MediaPanels(pl.Callback):
-    """Shows ``stage.panels()`` every ``every_n_steps`` steps and at the end of fit, on rank 0.
+    """Shows ``stage.panels()`` every ``every_n_steps`` steps and at the end of fit and predict, on rank 0.
 
     A panel is an image (3, H, W) or frames (T, 3, H, W) in [-1, 1]. Files: ``OUT/panels/NAME/STEP.png|mp4``.
     """
@@ -31,6 +31,9 @@ class MediaPanels(pl.Callback):
         step = batches_done(trainer)
         if step % self.every_n_steps != 0:
             self._show(trainer, pl_module, step)
+
+    def on_predict_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        self._show(trainer, pl_module, 0)
 
     def _show(self, trainer: pl.Trainer, pl_module: Any, step: int) -> None:
         if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]

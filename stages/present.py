@@ -1,0 +1,337 @@
+"""Shows what an artifact holds: turntables, sheets, expressions, depth, camera, mesh, and a page with all of it."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from models.artifact import load
+from models.camera import Camera
+from models.errors import UserError
+from models.files import atomic_write
+from models.generators.base import Generator, Rendering
+from models.image_io import write_image, write_video
+from models.rendering.mesh import Mesh, fuse, mesh_cameras, write_mesh
+from models.rendering.raster import draw
+from models.rendering.sheets import depth_colours, enlarge, normal_colours, pose_overlay, sheet
+from models.subjects import Subject, Subjects, look
+from stages.base import ArtifactRef, Stage
+from stages.gallery import Card, Figure, packed_mesh, page
+
+STRENGTHS = (0.35, 0.7, 1.0)  # of one expression
+BLEND = 0.7  # of each of two expressions
+STYLE_STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25)
+VIEWS_DEG = (-36, -24, -12, 0, 12, 24, 36)
+MESH_VIEWS_DEG = ((-90, 0), (-40, 10), (0, 0), (40, 10), (90, 0))
+GIF_SIDE = 256
+
+Row = list[tuple[str, Tensor | None]]
+
+
+@dataclass
+class Exhibit:
+    """What is shown of one subject: its files, and the card that shows them on the page."""
+
+    folder: Path
+    card: Card
+    panels: dict[str, Tensor] = field(default_factory=dict)
+
+    def name(self, kind: str, suffix: str) -> str:
+        """The media file's name."""
+        return f"{kind}_{self.card.id}{suffix}"
+
+    def picture(self, kind: str, title: str, text: str, image: Tensor) -> None:
+        """Write a picture and show it on the card."""
+        write_image(self.folder / self.name(kind, ".png"), image)
+        self.card.figures.append(Figure(self.name(kind, ".png"), title, text, image.shape[-1], image.shape[-2]))
+
+
+class PresentStage(Stage):
+    """Renders media of every subject of an artifact; ``galatea present predict``.
+
+    The result is an artifact of media alone: ``media/index.html`` shows everything and needs nothing else. Subjects
+    are shared out over ranks.
+
+    Args:
+        result: the artifact, and the name of its original generator.
+        items: ids of the artworks to show; all when null.
+        samples: heads drawn from a prior, which holds no artworks.
+        seed: of that draw.
+        frames, fps: of the turntable, a closed loop.
+        yaw_deg, pitch_deg: how far the turntable sways.
+        scale: pictures are rendered this many times larger than the generator's resolution, where it allows.
+        video_size: side of the turntable, pixels; smaller renderings are enlarged.
+        tile: side of a picture in a sheet, pixels.
+        mesh_size: voxels along a side of the mesh's grid; 0 leaves the mesh out.
+    """
+
+    name = "present"
+
+    def __init__(
+        self,
+        result: ArtifactRef,
+        items: list[str] | None = None,
+        samples: int = 3,
+        seed: int = 0,
+        frames: int = 60,
+        fps: int = 24,
+        yaw_deg: float = 36.0,
+        pitch_deg: float = 8.0,
+        scale: int = 2,
+        video_size: int = 384,
+        tile: int = 192,
+        mesh_size: int = 160,
+    ) -> None:
+        super().__init__()
+        if min(samples, frames, fps, scale) < 1 or min(video_size, tile) < 32:
+            raise UserError("present: samples, frames, fps and scale must be at least 1, video_size and tile 32")
+        if mesh_size and mesh_size < 32:
+            raise UserError(f"present: mesh_size is {mesh_size}, it must be 0 or at least 32")
+        self.result, self.items, self.samples, self.seed = result, items, samples, seed
+        self.frames, self.fps = frames, fps
+        self.sway = math.radians(yaw_deg), math.radians(pitch_deg)
+        self.scale, self.video_size, self.tile, self.mesh_size = scale, video_size, tile, mesh_size
+        self._panels: dict[str, Tensor] = {}
+
+    def build_model(self) -> None:
+        self.inputs["result"] = load(self.result.path)
+        self._subjects = [Subjects(self.inputs["result"], self.result.module, self.samples, self.seed)]
+        self._ids = self._subjects[0].choose(self.items)
+
+    def predict_dataloader(self) -> Sequence[str]:
+        """The ids of this rank's subjects, "" where other ranks have one more."""
+        rank, world = self.global_rank, self.trainer.world_size
+        rounds = math.ceil(len(self._ids) / world)
+        return [self._ids[i] if i < len(self._ids) else "" for i in range(rank, rounds * world, world)]
+
+    @torch.no_grad()
+    def predict_step(self, batch: str, batch_idx: int) -> str:
+        if not batch:
+            return batch
+        subject = self._subjects[0][batch]
+        for generator in {subject.generator, subject.original} - {None}:
+            generator.to(self.device)  # type: ignore[union-attr]
+        subject.latents, subject.expression = subject.latents.to(self.device), subject.expression.to(self.device)
+        exhibit = self.exhibit(subject, self.out / "items" / subject.id)
+        self._panels = self._panels or exhibit.panels
+        with atomic_write(exhibit.folder / "card.json") as file:
+            file.write_text(exhibit.card.to_json())
+        return batch
+
+    def exhibit(self, subject: Subject, folder: Path) -> Exhibit:
+        """Write all media of one subject into ``folder``."""
+        shutil.rmtree(folder, ignore_errors=True)
+        show = _Show(subject, self.scale, self.device)
+        exhibit = Exhibit(folder, Card(subject.id, _facts(subject)))
+        self._turntable(show, exhibit)
+        self._views(show, exhibit)
+        self._styles(show, exhibit)
+        self._expressions(show, exhibit)
+        self._shape(show, exhibit)
+        self._pose(show, exhibit)
+        return exhibit
+
+    # -- media ------------------------------------------------------------------------------------
+
+    def _turntable(self, show: _Show, exhibit: Exhibit) -> None:
+        frames = show(show.rig.turntable(self.frames, *self.sway)).image
+        video = enlarge(frames, max(self.video_size, frames.shape[-1]))
+        write_video(exhibit.folder / exhibit.name("turntable", ".mp4"), video, self.fps)
+        write_video(
+            exhibit.folder / exhibit.name("turntable", ".gif"), enlarge(frames[::2], GIF_SIDE), self.fps // 2 or 1
+        )
+        write_image(exhibit.folder / exhibit.name("poster", ".png"), video[0])
+        exhibit.card.video = exhibit.name("turntable", ".mp4")
+        exhibit.card.poster = exhibit.name("poster", ".png")
+        exhibit.card.downloads += [exhibit.name("turntable", ".mp4"), exhibit.name("turntable", ".gif")]
+        exhibit.panels["turntable"] = video
+
+    def _views(self, show: _Show, exhibit: Exhibit) -> None:
+        subject = show.subject
+        angles = torch.deg2rad(torch.tensor(VIEWS_DEG, dtype=torch.float32))
+        camera = show.rig.camera(angles)
+        seen = show(camera)
+        captions = [f"{angle:+d}°" if angle else "front" for angle in VIEWS_DEG]
+        rows: list[Row] = [list(zip(captions, seen.image, strict=True))]
+        labels = ["Turned"]
+        first: Row = []
+        if subject.artwork is not None:
+            write_image(exhibit.folder / exhibit.name("reference", ".png"), subject.artwork)
+            exhibit.card.reference = exhibit.name("reference", ".png")
+            first.append(("artwork", subject.artwork))
+        if subject.camera is not None:
+            if subject.original is not None:
+                first.append(("anchor", show(subject.camera, subject.original).image[0]))
+            first.append(("stylised" if subject.original is not None else "anchor", show(subject.camera).image[0]))
+            rows.insert(0, first)
+            labels.insert(0, "Same view")
+        if subject.original is not None:
+            rows.append(list(zip(captions, show(camera, subject.original).image, strict=True)))
+            labels[1:] = ["Stylised, turned", "Before stylisation"]
+        contact = sheet(rows, self.tile, labels)
+        exhibit.picture("views", "Views", "The head turned by up to 36° to each side.", contact)
+        exhibit.panels["views"] = contact
+        if seen.depth is not None and seen.alpha is not None:
+            maps: list[Row] = [list(zip(captions, depth_colours(seen.depth, seen.alpha), strict=True))]
+            if seen.normals is not None:
+                normals = normal_colours(seen.normals, seen.alpha, camera.to(seen.normals.device))
+                maps.append(list(zip(captions, normals, strict=True)))
+            text = "What the generator knows of the shape: near is warm, far is cool; normals as seen by the camera."
+            exhibit.picture("depth", "Depth and normals", text, sheet(maps, self.tile, ["Depth", "Normals"]))
+
+    def _styles(self, show: _Show, exhibit: Exhibit) -> None:
+        if show.subject.original is None:
+            return
+        camera = show.rig.camera(torch.tensor([0.0, 0.45]))
+        seen = [show(camera, show.subject.styled(strength)).image for strength in STYLE_STRENGTHS]
+        captions = ["original", *(f"{s:.0%}" for s in STYLE_STRENGTHS[1:])]
+        rows: list[Row] = [list(zip(captions, [pair[i] for pair in seen], strict=True)) for i in range(2)]
+        text = "Between the weights of the original generator and of the stylised one, and a little beyond."
+        exhibit.picture("strength", "Style strength", text, sheet(rows, self.tile))
+
+    def _expressions(self, show: _Show, exhibit: Exhibit) -> None:
+        names = show.subject.generator.expressions
+        if not names:
+            exhibit.card.notes.append("This generator has no expressions.")
+            return
+        count, own = len(names), show.subject.expression
+        codes = [own]
+        for name in range(count):
+            for strength in STRENGTHS:
+                codes.append(_with(own, {name: strength}))
+        pairs = [(i, (i + 1) % count) for i in range(count)] if count > 2 else [(0, 1)][: count - 1]
+        codes += [_with(own, {a: BLEND, b: BLEND}) for a, b in pairs]
+        images = show(show.rig.camera(torch.full((len(codes),), 0.25)), expression=torch.cat(codes)).image
+        neutral, strips = images[0], images[1 : 1 + count * len(STRENGTHS)].unflatten(0, (count, len(STRENGTHS)))
+        rows: list[Row] = []
+        for i in range(0, count, 2):  # two expressions side by side
+            row: Row = []
+            for name, strip in zip(names[i : i + 2], strips[i : i + 2], strict=True):
+                row.append(("as it is", neutral))
+                row += [(f"{_words(name)} {s:.0%}", image) for s, image in zip(STRENGTHS, strip, strict=True)]
+            rows.append(row)
+        blends: Row = [
+            (f"{_words(names[a])} + {_words(names[b])}", image)
+            for (a, b), image in zip(pairs, images[len(images) - len(pairs) :], strict=True)
+        ]
+        if blends:
+            rows.append(blends)
+        labels = [""] * (len(rows) - 1) + ["Two at once"] if blends else []
+        text = "Each expression at three strengths, and pairs of them."
+        exhibit.picture("expressions", "Expressions", text, sheet(rows, self.tile, labels))
+
+    def _shape(self, show: _Show, exhibit: Exhibit) -> None:
+        if not self.mesh_size:
+            return
+        camera = mesh_cameras(show.rig)
+        seen = show(camera)
+        if seen.depth is None or seen.alpha is None:
+            exhibit.card.notes.append("This generator renders no depth, so that there is no mesh.")
+            return
+        try:
+            mesh = fuse(seen, camera, show.rig, self.mesh_size)
+        except UserError as error:
+            exhibit.card.notes.append(f"There is no mesh: {error}.")
+            return
+        for suffix in (".glb", ".ply"):
+            write_mesh(exhibit.folder / exhibit.name("mesh", suffix), mesh)
+            exhibit.card.downloads.append(exhibit.name("mesh", suffix))
+        with atomic_write(exhibit.folder / exhibit.name("mesh", ".js")) as file:
+            file.write_text(packed_mesh(exhibit.card.id, mesh, show.rig))
+        exhibit.card.mesh = exhibit.name("mesh", ".js")
+        exhibit.picture(
+            "mesh",
+            "Mesh",
+            f"{len(mesh.vertices):,} vertices, {len(mesh.faces):,} triangles.",
+            self._mesh_sheet(mesh, show),
+        )
+
+    def _mesh_sheet(self, mesh: Mesh, show: _Show) -> Tensor:
+        yaw, pitch = torch.deg2rad(torch.tensor(MESH_VIEWS_DEG, dtype=torch.float32)).unbind(1)
+        camera = show.rig.camera(yaw, pitch)
+        captions = [f"{yaw:+d}°" if yaw else "front" for yaw, _ in MESH_VIEWS_DEG]
+        pictures = [draw(mesh, camera, self.tile, coloured=coloured, supersample=1).image for coloured in (True, False)]
+        return sheet([list(zip(captions, images, strict=True)) for images in pictures], self.tile)
+
+    def _pose(self, show: _Show, exhibit: Exhibit) -> None:
+        subject = show.subject
+        if subject.camera is None or subject.artwork is None:
+            return
+        alpha = show(subject.camera).alpha
+        outline = None if alpha is None else alpha[0]
+        picture = pose_overlay(subject.artwork, show.rig, subject.camera, outline)
+        text = "The camera of the artwork: axes of the head, and in orange the outline of the head in 3D."
+        exhibit.picture("pose", "Camera", text, picture)
+
+    # -- results ----------------------------------------------------------------------------------
+
+    def panels(self) -> dict[str, Tensor]:
+        return self._panels
+
+    def export(self) -> dict[str, Any]:
+        cards, media = [], {}
+        for identity in self._ids:
+            folder = self.out / "items" / identity
+            cards.append(Card.from_json((folder / "card.json").read_text("utf-8")))
+            media |= {p.name: p for p in sorted(folder.iterdir()) if p.name != "card.json"}
+        content: dict[str, Any] = {**media, "index.html": page(cards, self.inputs["result"]).encode()}
+        return {"media": content, "extra": {"items": [card.id for card in cards]}}
+
+    def on_predict_end(self) -> None:
+        # The callbacks, which export, come first.
+        if self.trainer.is_global_zero:
+            shutil.rmtree(self.out / "items", ignore_errors=True)
+            print(f"gallery: {self.out / 'artifact' / 'media' / 'index.html'}", flush=True)
+
+
+class _Show:
+    """Renders one subject, larger than the generator's resolution where it allows."""
+
+    def __init__(self, subject: Subject, scale: int, device: torch.device) -> None:
+        self.subject, self.device = subject, device
+        self.rig = subject.generator.rig
+        self.resolution: int | None = scale * subject.generator.resolution
+        try:
+            look(subject.generator, subject.latents, self.rig.camera(0.0, device=device), None, self.resolution)
+        except ValueError:
+            self.resolution = None  # only the native one
+
+    def __call__(
+        self, camera: Camera, generator: Generator | None = None, expression: Tensor | None = None
+    ) -> Rendering:
+        return look(
+            generator or self.subject.generator,
+            self.subject.latents,
+            camera.to(self.device),
+            self.subject.expression if expression is None else expression,
+            self.resolution,
+        )
+
+
+def _with(own: Tensor, changes: dict[int, float]) -> Tensor:
+    """The code (1, E) with some coefficients set."""
+    code = own.clone()
+    for index, value in changes.items():
+        code[:, index] = value
+    return code
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def _facts(subject: Subject) -> dict[str, str]:
+    facts = {}
+    if subject.camera is not None:
+        yaw, pitch = (math.degrees(float(angle)) for angle in (subject.camera.yaw, subject.camera.pitch))
+        facts["camera"] = f"yaw {yaw:+.0f}°, pitch {pitch:+.0f}°"
+    facts["generator"] = type(subject.generator).__name__
+    facts["resolution"] = f"{subject.generator.resolution} px"
+    return facts
