@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
@@ -139,8 +140,9 @@ class FeaturePairs(pl.LightningDataModule):
         if not subjects:
             raise UserError(f"{split}_subjects must be at least 1")
         drawn = [draw_subject(s, self.size, held_out=split != "train", compiled=self.compiled) for s in subjects]
+        arrays: dict[str, Any] = {name: np.stack([d[name] for d in drawn]) for name in drawn[0]}
         with atomic_write(self.file(split)) as file:
-            np.savez_compressed(file, **{name: np.stack([d[name] for d in drawn]) for name in drawn[0]})
+            np.savez_compressed(file, **arrays)
 
     def dataset(self, split: str) -> Pairs:
         """One split, read from its file."""

@@ -61,14 +61,15 @@ class CLIPEmbedding(Configurable):
         state = {key.removeprefix("module."): value for key, value in state.items()}
         with _quiet():  # it warns that nothing was loaded yet
             model = open_clip.create_model(name, pretrained=None, force_quick_gelu=quick_gelu)
-        self.network: torch.nn.Module = model.visual
-        visual = {k.removeprefix("visual."): v.float() for k, v in state.items() if k.startswith("visual.")}
+        visual: Any = model.visual
+        self.network: torch.nn.Module = visual
+        tensors = {k.removeprefix("visual."): v.float() for k, v in state.items() if k.startswith("visual.")}
         try:
-            self.network.load_state_dict(visual, strict=True)
+            self.network.load_state_dict(tensors, strict=True)
         except RuntimeError as error:
             raise UserError(f"{path} does not hold the image encoder of {name}: {one_line(error)[:200]}") from error
-        self.dim: int = model.visual.output_dim
-        size = model.visual.image_size
+        self.dim: int = visual.output_dim
+        size = visual.image_size
         self.size: tuple[int, int] = (size, size) if isinstance(size, int) else (size[0], size[1])
         for key, default in (("mean", _MEAN), ("std", _STD)):
             self.register_buffer(key, torch.tensor(config.get(key, default)).view(1, 3, 1, 1), persistent=False)

@@ -60,6 +60,10 @@ class Row:
     dropped: int
 
 
+_Key = tuple[str, str, str, str, str]
+_NOTHING = Estimate(float("nan"), float("nan"), float("nan"), 0)
+
+
 def bootstrap(values: Sequence[float], seed: int = 0, resamples: int = 2000) -> Estimate:
     """Mean of ``values``, one per item, and the 2.5 % and 97.5 % quantiles of the resampled mean.
 
@@ -91,17 +95,15 @@ def summarise(records: Iterable[Record], baseline: str | None = None, seed: int 
     if baseline is not None and not any(record.variant == baseline for record in records):
         known = ", ".join(sorted({record.variant for record in records})) or "none"
         raise UserError(f"there is no variant {baseline!r} to compare with; the files have: {known}")
-    groups: dict[tuple[str, ...], dict[str, dict[str, list[float]]]] = defaultdict(
-        lambda: defaultdict(lambda: defaultdict(list))
-    )
-    dropped: dict[tuple[str, ...], int] = defaultdict(int)
+    groups: dict[_Key, dict[str, dict[str, list[float]]]] = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
+    dropped: dict[tuple[_Key, str], int] = defaultdict(int)
     for record in records:
         key = (record.protocol, record.version, record.split, record.metric, record.feature_network)
         if finite([record]):
             groups[key][record.variant][record.item].append(record.value)
         else:
             groups[key][record.variant]  # a variant whose values are all dropped still has a row
-            dropped[(*key, record.variant)] += 1
+            dropped[key, record.variant] += 1
     rows = []
     for key in sorted(groups):
         variants = {
@@ -110,13 +112,13 @@ def summarise(records: Iterable[Record], baseline: str | None = None, seed: int 
         }
         for variant in sorted(variants, key=lambda name: (name != baseline, name)):
             items = variants[variant]
-            value = bootstrap(list(items.values()), seed) if items else Estimate(*[float("nan")] * 3, 0)
+            value = bootstrap(list(items.values()), seed) if items else _NOTHING
             difference = None
             if baseline is not None and variant != baseline:
                 other = variants.get(baseline, {})
                 paired = [items[item] - other[item] for item in sorted(items.keys() & other.keys())]
                 difference = bootstrap(paired, seed) if paired else None
-            rows.append(Row(*key, variant, value, difference, dropped[(*key, variant)]))
+            rows.append(Row(*key, variant, value, difference, dropped[key, variant]))
     return rows
 
 
