@@ -3,7 +3,7 @@
 ``python -m datamodules.mannequin_artworks --out FOLDER SUBJECT:STYLE ...`` writes artworks as files. The samples of
 the repository were made with::
 
-    python -m datamodules.mannequin_artworks --out assets/artworks 3:toon 11:watercolour 22:ukiyoe
+    python -m datamodules.mannequin_artworks --out assets/artworks 3:toon 13:watercolour 22:ukiyoe
 """
 
 from __future__ import annotations
