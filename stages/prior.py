@@ -176,7 +176,7 @@ class PriorStage(Stage):
         modules = {"generator": self.average.eval()}
         if self.discriminator is not None and int(self.images_seen) > self.adversarial_from:
             modules["discriminator"] = self.discriminator.eval()
-        return {"modules": modules, "dtype": "float16"}
+        return {"modules": modules, "dtype": dict.fromkeys(modules, "float16")}
 
     # -- terms ---------------------------------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 from datamodules.mannequins.dataset import CacheConfig, MannequinImages, Sample, build_cache
 from datamodules.mannequins.mean_shape import mean_shape
 from datamodules.mannequins.styles import PLAIN
+from datamodules.resumable import ResumableLoader
 
 
 class MannequinDataModule(pl.LightningDataModule):
@@ -66,6 +67,7 @@ class MannequinDataModule(pl.LightningDataModule):
             for split, count in subjects.items()
         }
         self.batch_size = batch_size
+        self.seed = seed
         self.workers = workers
         self.draw_workers = draw_workers
         self.compiled = compiled
@@ -85,8 +87,15 @@ class MannequinDataModule(pl.LightningDataModule):
                 self.datasets[split] = MannequinImages(self._folder(split))
 
     def train_dataloader(self) -> DataLoader[Sample]:
-        """Shuffled batches of the train split."""
-        return self._loader("train", shuffle=True)
+        """Shuffled batches of the train split; an interrupted run continues at its exact batch."""
+        return ResumableLoader(
+            self.datasets["train"],
+            min(self.batch_size, len(self.datasets["train"])),
+            seed=self.seed,
+            trainer=self.trainer,
+            num_workers=self.workers,
+            persistent_workers=self.workers > 0,
+        )
 
     def val_dataloader(self) -> DataLoader[Sample]:
         """Batches of the val split, in order."""
@@ -107,12 +116,10 @@ class MannequinDataModule(pl.LightningDataModule):
     def _folder(self, split: str) -> Path:
         return build_cache(self.configs[split], self.cache_dir, self.draw_workers, self.compiled)
 
-    def _loader(self, split: str, shuffle: bool = False) -> DataLoader[Sample]:
+    def _loader(self, split: str) -> DataLoader[Sample]:
         return DataLoader(
             self.datasets[split],
             batch_size=self.batch_size,
-            shuffle=shuffle,
-            drop_last=shuffle and len(self.datasets[split]) > self.batch_size,
             num_workers=self.workers,
             persistent_workers=self.workers > 0,
         )
