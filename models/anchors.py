@@ -45,7 +45,7 @@ class AnchorSet(Configurable):
 
     Args:
         ids: of the artworks, in the order of the rows.
-        groups: (num_ws, w_dim) of each latent group by name.
+        groups: [name, num_ws, w_dim] of each latent group; their order counts.
         z_dim: of z; 0 where the search did not go through z.
         expressions: names of the expression coefficients.
     """
@@ -53,15 +53,15 @@ class AnchorSet(Configurable):
     def __init__(
         self,
         ids: Sequence[str],
-        groups: Mapping[str, Sequence[int]],
+        groups: Sequence[tuple[str, int, int]],
         z_dim: int = 0,
         expressions: Sequence[str] = (),
     ) -> None:
         super().__init__()
         self.ids, self.expressions = tuple(ids), tuple(expressions)
-        self.groups = {name: (int(n), int(w)) for name, (n, w) in groups.items()}
-        for name, shape in self.groups.items():
-            self.register_buffer(f"latents_{name}", torch.zeros(len(self.ids), *shape))
+        self.groups = tuple(name for name, _, _ in groups)
+        for name, count, width in groups:
+            self.register_buffer(f"latents_{name}", torch.zeros(len(self.ids), count, width))
         self.z: Tensor
         self.expression: Tensor
         self.label: Tensor
@@ -74,10 +74,10 @@ class AnchorSet(Configurable):
         """The set of ``anchors`` by artwork id, sorted; at least one, all with or all without z."""
         ids = sorted(anchors)
         ordered = [anchors[identity] for identity in ids]
-        groups = {name: tuple(t.shape[1:]) for name, t in ordered[0].latents.groups.items()}
+        groups = [(name, t.shape[1], t.shape[2]) for name, t in ordered[0].latents.groups.items()]
         z_dim = 0 if ordered[0].z is None else ordered[0].z.shape[1]
         packed = AnchorSet(ids, groups, z_dim, generator.expressions)
-        for name in groups:
+        for name in packed.groups:
             getattr(packed, f"latents_{name}").copy_(torch.cat([a.latents.groups[name] for a in ordered]))
         if z_dim:
             packed.z.copy_(torch.cat([a.z for a in ordered if a.z is not None]))

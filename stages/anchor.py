@@ -440,7 +440,7 @@ class AnchorStage(PerArtworkStage[AnchorState]):
         for item in self.trainer.datamodule.items:  # type: ignore[attr-defined]
             folder = self.item_dir(item.id)
             tensors = safetensors.torch.load_file(folder / "anchor.safetensors")
-            latents = {n.removeprefix("latents_"): t for n, t in tensors.items() if n.startswith("latents_")}
+            latents = {name: tensors[f"latents_{name}"] for name in self.generator.mean_latents.groups}
             anchors[item.id] = Anchor(Latents(latents), tensors.get("z"), tensors["expression"], tensors["label"])
             media |= {f"{kind}_{item.id}.png": folder / f"{kind}.png" for kind in ("reference", "anchor", "overlay")}
             summaries.append(json.loads((folder / "anchor.json").read_text("utf-8")))

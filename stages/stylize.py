@@ -490,8 +490,8 @@ class StylizeStage(PerArtworkStage[StyleState]):
         except TypeError as error:
             raise UserError(f"variant {variant.name}: {error}") from error
 
-    def on_test_start(self) -> None:
-        if not hasattr(self.trainer.datamodule, "truth"):  # type: ignore[attr-defined]
+    def setup(self, stage: str) -> None:
+        if stage == "test" and not hasattr(self.trainer.datamodule, "truth"):  # type: ignore[attr-defined]
             raise UserError(
                 "test needs artworks whose truth is known: datamodules.mannequin_artworks.MannequinArtworks"
             )

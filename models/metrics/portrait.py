@@ -72,7 +72,7 @@ def compare_views(
         perceptual, identity: the measuring networks.
     """
     image, solid = found.image.float().clamp(-1, 1), truth.mask > 0.5
-    names = [f"yaw={math.degrees(float(yaw)):+.0f}" for yaw in truth.camera.yaw]
+    names = [f"yaw={round(math.degrees(float(yaw))):+d}" for yaw in truth.camera.yaw]
     scores: list[Score] = []
 
     def add(metric: str, values: Tensor, network: bool = False, only: Tensor | None = None) -> None:
