@@ -22,13 +22,14 @@ from models.features.embedded import (
     EmbeddedStyle,
 )
 from models.features.evaluation import measure_features
-from models.losses.contrastive import direction_agreement, ranking, supervised_contrastive
+from models.losses.contrastive import ranking, supervised_contrastive
 from models.metrics.records import Record, write_records
 from stages.base import Stage
 
 # Classes whose mean colours the style embedding must hold: face, hair with beard, cloth, background.
 _COLOUR_GROUPS = ((1, 2, 3, 4, 5, 6), (7, 8), (9,), (0,))
 _FILTERS = 4
+_DIRECTION_TEMPERATURE = 0.2  # softer than the embedding's: directions of one style may differ by its colours
 _RANKED = 4  # images in each of the six groups of comparisons
 _IDENTITY_VIEWS = 4  # of a subject's six pictures, drawn anew at each step
 
@@ -55,7 +56,7 @@ class FeaturesStage(Stage):
         pose_weight: float = 3.0,
         parsing_weight: float = 1.0,
         style_weight: float = 0.3,
-        direction_weight: float = 1.0,
+        direction_weight: float = 0.5,
         appearance_weight: float = 4.0,
         perceptual_weight: float = 1.0,
         seed: int = 0,
@@ -118,12 +119,12 @@ class FeaturesStage(Stage):
 
         target = segmentation[:, 0].long()
         share = torch.bincount(target.flatten(), minlength=len(SEGMENTS)).to(image) / target.numel()
-        balance = (share + 1e-3).rsqrt()
+        balance = (share + 1e-3) ** -0.25  # small parts count more, not so much that they swallow their surroundings
         parsing = F.cross_entropy(self.parser.head(features), target, balance / balance.mean())
         return {"identity": identity, "pose": pose, "parsing": parsing}
 
     def style_aware_losses(self, batch: dict[str, Tensor], generator: Generator) -> dict[str, Tensor]:
-        """Style (contrastive), direction agreement and appearance over "looks", and perceptual ranking.
+        """Style and its direction from plain (contrastive), appearance, over "looks"; perceptual ranking.
 
         A look is an art style under a random photometric filter, one filter for a quarter of the batch, so that
         there are more looks than styles.
@@ -161,7 +162,8 @@ class FeaturesStage(Stage):
         look = style * _FILTERS + filters
         label = torch.cat([torch.full_like(look, -1), look])
         contrast = supervised_contrastive(embedding, label)
-        direction = direction_agreement(embedding[usable:] - embedding[:usable], look)
+        delta = F.normalize(embedding[usable:] - embedding[:usable], dim=1)
+        direction = supervised_contrastive(delta, look, _DIRECTION_TEMPERATURE)
         wanted, mask = appearance(both, labels, _COLOUR_GROUPS)
         error = F.smooth_l1_loss(self.appearance_head(embedding), wanted, reduction="none", beta=0.2)
         attributes = (error * mask).sum() / mask.sum()

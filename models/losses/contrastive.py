@@ -39,19 +39,3 @@ def ranking(near: Tensor, far: Tensor, sharpness: float = 4.0) -> Tensor:
     """
     ratio = torch.log(far + 1e-8) - torch.log(near + 1e-8)
     return F.softplus(-sharpness * ratio)
-
-
-def direction_agreement(delta: Tensor, label: Tensor, eps: float = 1e-12) -> Tensor:
-    """Mean of 1 - cos over all pairs of displacements with equal labels.
-
-    Args:
-        delta: (B, D) displacements in an embedding.
-        label: (B,) integers.
-        eps: floor of the squared norms.
-
-    Returns:
-        Scalar; 0 when no two labels agree.
-    """
-    unit = delta / delta.square().sum(1, keepdim=True).clamp(min=eps).sqrt()
-    pair = (label[:, None] == label[None]) & ~torch.eye(len(label), dtype=torch.bool, device=label.device)
-    return ((1 - unit @ unit.T) * pair).sum() / pair.sum().clamp(min=1)

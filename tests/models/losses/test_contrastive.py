@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from models.losses.contrastive import direction_agreement, ranking, supervised_contrastive
+from models.losses.contrastive import ranking, supervised_contrastive
 
 
 def test_supervised_contrastive_against_a_loop():
@@ -36,9 +36,3 @@ def test_ranking():
     assert float(loss[0]) == pytest.approx(math.log(2), rel=1e-5)
     assert loss[1] < loss[0] < loss[2]
     torch.testing.assert_close(ranking(3 * near, 3 * far), loss)
-
-
-def test_direction_agreement():
-    delta = torch.tensor([[1.0, 0.0], [2.0, 0.0], [0.0, 1.0], [0.0, -1.0], [5.0, 5.0]])
-    assert float(direction_agreement(delta, torch.tensor([0, 0, 1, 1, 2]))) == pytest.approx((0 + 2) / 2)
-    assert float(direction_agreement(delta, torch.arange(5))) == 0
