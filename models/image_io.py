@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import warnings
 from contextlib import suppress
 from pathlib import Path
@@ -121,13 +122,13 @@ def _write_mp4(path: Path, frames: Tensor, fps: int) -> None:
 
     height, width = frames.shape[-2:]
     frames = F.pad(frames, (0, width % 2, 0, height % 2), mode="replicate")  # 4:2:0 chroma needs even sides
-    size = (frames.shape[-1], frames.shape[-2])
-    writer = imageio_ffmpeg.write_frames(str(path), size, fps=fps, codec="libx264", quality=8, macro_block_size=1)
-    writer.send(None)
-    try:
-        for frame in to_uint8(frames):
-            writer.send(frame)
-    finally:
-        writer.close()
-    if not path.is_file() or path.stat().st_size == 0:
-        raise OSError("ffmpeg wrote nothing")
+    size = f"{frames.shape[-1]}x{frames.shape[-2]}"
+    given = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", size, "-r", str(fps), "-i", "-"]
+    # One thread and no version strings: the same frames give the same file anywhere.
+    wanted = ["-c:v", "libx264", "-crf", "16", "-pix_fmt", "yuv420p", "-threads", "1", "-movflags", "+faststart"]
+    exact = ["-fflags", "+bitexact", "-flags:v", "+bitexact", "-map_metadata", "-1"]
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-y", *given, *wanted, *exact, str(path)]
+    done = subprocess.run(command, input=to_uint8(frames).tobytes(), capture_output=True)
+    if done.returncode != 0:
+        reason = one_line(done.stderr.decode(errors="replace"))[-200:] or f"it ended with code {done.returncode}"
+        raise OSError(f"ffmpeg: {reason}")

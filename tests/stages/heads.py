@@ -1,0 +1,45 @@
+"""Artifacts to look at: a tiny prior, its anchors and their stylised generators."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import torch
+
+from models import artifact
+from models.anchors import Anchor, AnchorSet
+from models.artifact import Artifact
+from models.image_io import write_image
+from tests.stages import tiny
+
+LICENCE = {"name": "<b>odd</b>", "licence": "CC-BY-NC-4.0", "origin": "https://example.org/weights"}
+
+
+def stylised(folder: Path, ids: tuple[str, ...] = ("ann", "bob")) -> Artifact:
+    """A result as stage stylize leaves it, in ``folder/stylize``; its ancestors lie beside it."""
+    prior = tiny.prior(folder / "prior")
+    generator = prior.module("generator")
+    anchors, media, modules = {}, {}, {}
+    for i, identity in enumerate(ids):
+        z = generator.sample_z(1, torch.Generator().manual_seed(i))
+        camera = generator.rig.camera(0.3 * i - 0.1)
+        latents = generator.mapping(z).detach()
+        anchors[identity] = Anchor(latents, z, torch.zeros(1, len(generator.expressions)), camera.label())
+        with torch.no_grad():
+            write_image(folder / f"{identity}.png", generator.synthesis(latents, camera).image)
+        media[f"reference_{identity}.png"] = folder / f"{identity}.png"
+        changed = copy.deepcopy(generator)
+        with torch.no_grad():
+            changed.backbone.out_bias[:3] += i + 1.0
+        modules[f"stylised.{identity}"] = changed
+    modules |= {"generator": generator, "anchors": AnchorSet.pack(anchors, generator)}
+    return artifact.save(
+        folder / "stylize",
+        stage="stylize",
+        modules=modules,
+        parents={"prior": prior},
+        media=media,
+        metrics={"psnr": 21.5, "lost": float("nan")},
+        licences=[LICENCE],
+    )

@@ -1,0 +1,272 @@
+"""Stage present: every file is there, complete and named by the page, and mistakes are one sentence."""
+
+import json
+import re
+import resource
+from html.parser import HTMLParser
+
+import imageio_ffmpeg
+import pytest
+import torch
+import trimesh
+from PIL import Image
+
+from models import artifact
+from models.anchors import Anchor, AnchorSet
+from models.errors import UserError
+from models.generators.manifold import ManifoldGenerator
+from models.rendering import sheets
+from models.subjects import Subjects
+from stages import cli
+from stages.base import ArtifactRef
+from stages.gallery import Card, page
+from stages.present import PresentStage
+from tests.stages import heads, tiny
+
+SMALL = {"frames": 6, "scale": 1, "video_size": 32, "tile": 32, "mesh_size": 32, "samples": 1}
+KINDS = {"views", "depth", "strength", "expressions", "mesh", "pose", "poster", "reference", "turntable"}
+
+
+def present(source, out, **options):
+    stage = PresentStage(ArtifactRef(str(source)), **{**SMALL, **options})
+    tiny.trainer(out).predict(stage)
+    return artifact.load(out)
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory):
+    return heads.stylised(tmp_path_factory.mktemp("result"))
+
+
+@pytest.fixture(scope="module")
+def shown(result, tmp_path_factory):
+    """Presented through the command line."""
+    out = tmp_path_factory.mktemp("shown")
+    options = [f"--model.{name}={value}" for name, value in SMALL.items()]
+    cli.run("present", PresentStage, [
+        "predict", f"--model.result.path={result.path}", f"--out={out}", "--trainer.accelerator=cpu", *options
+    ])  # fmt: skip
+    return artifact.load(out)
+
+
+class Links(HTMLParser):
+    """Collects everything a page refers to."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.files, self.anchors, self.ids = set(), set(), set()
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        for name, value in attrs:
+            if name == "id":
+                self.ids.add(value)
+            elif name in ("src", "href", "poster", "data-file"):
+                (self.anchors if value.startswith("#") else self.files).add(value)
+
+
+class TestMedia:
+    def test_everything_is_there(self, shown, result):
+        names = {p.name for p in (shown.path / "media").iterdir()}
+        for identity in ("ann", "bob"):
+            kinds = {n.split("_")[0] for n in names if n.endswith((f"_{identity}.png", f"_{identity}.mp4"))}
+            assert kinds == KINDS
+            assert {f"turntable_{identity}.gif", f"mesh_{identity}.glb", f"mesh_{identity}.ply"} <= names
+        assert "index.html" in names and len(names) == 1 + 2 * 13
+        assert shown.stage == "present" and list(shown.ancestors) == [result.id, *result.ancestors]
+        assert not (shown.path.parent / "items").exists()
+
+    def test_files_can_be_read(self, shown):
+        media = shown.path / "media"
+        for path in media.glob("*.png"):
+            with Image.open(path) as image:
+                image.load()
+        with Image.open(media / "turntable_ann.gif") as image:
+            assert image.n_frames == 3
+        frames, _ = imageio_ffmpeg.count_frames_and_secs(str(media / "turntable_ann.mp4"))
+        assert frames == 6
+        for suffix in ("glb", "ply"):
+            mesh = trimesh.load(media / f"mesh_bob.{suffix}", force="mesh")
+            assert mesh.volume > 0 and mesh.visual.kind == "vertex"
+
+    def test_panels_go_to_the_run_folder(self, shown):
+        panels = shown.path.parent / "panels"
+        assert sorted(p.relative_to(panels).as_posix() for p in panels.rglob("*.*")) == [
+            "turntable/0000000.mp4",
+            "views/0000000.png",
+        ]
+
+    def test_the_same_again(self, shown, result, tmp_path):
+        again = present(result.path, tmp_path)
+        assert again.manifest["files"] == shown.manifest["files"]
+
+    def test_two_ranks_share_the_subjects(self, shown, result, tmp_path):
+        def rank(index):
+            stage = PresentStage(ArtifactRef(str(result.path)), **SMALL)
+            tiny.trainer(tmp_path, devices=2, strategy="ddp").predict(stage, return_predictions=False)
+
+        tiny.ranks(rank, 2)
+        assert artifact.load(tmp_path).manifest["files"] == shown.manifest["files"]
+
+
+class TestPage:
+    @pytest.fixture(scope="class")
+    def text(self, shown):
+        return (shown.path / "media" / "index.html").read_text("utf-8")
+
+    def test_needs_nothing_from_outside(self, text, shown):
+        for match in re.findall(r"(?:https?:)?//[^\s\"'<]*", text):
+            assert re.fullmatch(r"//(?: .*)?", match), match  # comments of the script
+        assert "@import" not in text and "url(" not in text
+        for name in ("mesh_ann.js", "mesh_bob.js"):
+            assert "//" not in re.sub(r'"[A-Za-z0-9+/=]*"', "", shown.media(name).read_text())
+
+    def test_every_file_it_names_exists(self, text, shown):
+        links = Links(text)
+        files = {f for f in links.files if f != "data:,"}
+        assert len(files) > 20
+        assert files < {p.name for p in (shown.path / "media").iterdir()}
+        assert {a.removeprefix("#") for a in links.anchors} <= links.ids
+        assert "<!--" not in text
+
+    def test_lineage_licences_and_metrics(self, text, result):
+        assert result.id[:12] in text and result.manifest["parents"]["prior"]["stage"] in text
+        assert "psnr 21.5" in text and "lost not finite" in text
+        assert "CC-BY-NC-4.0" in text and "&lt;b&gt;odd" in text and "example.org/weights" in text
+
+    def test_the_mesh_script(self, shown):
+        script = shown.media("mesh_ann.js").read_text()
+        content = json.loads(script.partition("] = ")[2].rstrip(";\n"))
+        assert content.keys() == {"position", "normal", "colour", "index", "half", "radius", "focal"}
+
+    def test_cards_survive_json(self):
+        card = Card("a", {"x": "y"}, figures=[], notes=["n"])
+        assert Card.from_json(card.to_json()) == card
+
+    def test_names_are_escaped(self, result):
+        text = page([Card('<script>"', notes=["a < b"])], result)
+        assert '<script>"' not in text and "a &lt; b" in text
+
+
+class TestPrior:
+    def test_samples_without_expressions(self, tmp_path):
+        options = {**tiny.OPTIONS, "expressions": []}
+        artifact.save(tmp_path / "prior", stage="prior", modules={"generator": ManifoldGenerator(**options)})
+        shown = present(tmp_path / "prior", tmp_path / "out", mesh_size=0)
+        text = (shown.path / "media" / "index.html").read_text("utf-8")
+        assert "This generator has no expressions." in text
+        names = {p.name for p in (shown.path / "media").iterdir()}
+        assert names == {
+            *("index.html", "poster_subject-1.png", "views_subject-1.png", "depth_subject-1.png"),
+            *("turntable_subject-1.mp4", "turntable_subject-1.gif"),
+        }
+
+    def test_a_mesh_that_cannot_be_made_is_said(self, tmp_path):
+        torch.manual_seed(0)
+        generator = ManifoldGenerator(**tiny.OPTIONS)
+        with torch.no_grad():
+            generator.backbone.out_bias[3::4] = -12.0  # nothing but air
+        artifact.save(tmp_path / "prior", stage="prior", modules={"generator": generator})
+        shown = present(tmp_path / "prior", tmp_path / "out")
+        assert "There is no mesh" in (shown.path / "media" / "index.html").read_text("utf-8")
+
+    def test_an_anchor_without_style(self, tmp_path):
+        generator = tiny.prior(tmp_path / "prior").module("generator")
+        anchor = Anchor(generator.mean_latents, None, torch.zeros(1, 2), generator.rig.camera(0.2).label())
+        modules = {"generator": generator, "anchors": AnchorSet.pack({"x": anchor}, generator)}
+        artifact.save(tmp_path / "anchor", stage="anchor", modules=modules)
+        shown = present(tmp_path / "anchor", tmp_path / "out", mesh_size=0)
+        names = {p.name for p in (shown.path / "media").iterdir()}
+        assert "views_x.png" in names and "strength_x.png" not in names and "pose_x.png" not in names
+
+
+class TestRefusals:
+    def test_no_generator(self, shown, tmp_path):
+        with pytest.raises(UserError, match=r"has no module 'generator' to show; it was made from .* its result"):
+            present(shown.path, tmp_path)
+        artifact.save(tmp_path / "empty", stage="s")
+        with pytest.raises(UserError, match=r"\(stage s\) has no module 'generator' to show$"):
+            present(tmp_path / "empty", tmp_path / "out")
+
+    def test_not_a_generator(self, tmp_path):
+        modules = {"generator": tiny.network("pose")}
+        artifact.save(tmp_path / "other", stage="s", modules=modules)
+        with pytest.raises(UserError, match="is not a 3D generator"):
+            present(tmp_path / "other", tmp_path / "out")
+
+    def test_unknown_item(self, result, tmp_path):
+        with pytest.raises(UserError, match="has no item 'eve', it has: ann, bob"):
+            present(result.path, tmp_path, items=["ann", "eve"])
+
+    @pytest.mark.parametrize("option", ["frames", "samples", "scale", "tile", "video_size", "mesh_size"])
+    def test_settings(self, option):
+        with pytest.raises(UserError, match=option):
+            PresentStage(ArtifactRef("x"), **{option: -1})
+
+    def test_output_below_a_file(self, result, tmp_path):
+        (tmp_path / "file").write_text("")
+        with pytest.raises(UserError, match=r"cannot write .*Not a directory"):
+            present(result.path, tmp_path / "file")
+
+    def test_full_disk(self, result, tmp_path):
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (400, limits[1]))
+        try:
+            with pytest.raises(UserError, match="cannot write"):
+                present(result.path, tmp_path)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert not [p for p in tmp_path.rglob("*") if p.is_file()]
+
+
+class TestSubjects:
+    def test_style_strength_interpolates_weights(self, result):
+        subject = Subjects(result)["bob"]
+        assert subject.styled(0) is subject.original and subject.styled(1) is subject.generator
+        half = subject.styled(0.5).state_dict()
+        before, after = subject.original.state_dict(), subject.generator.state_dict()
+        for name, tensor in half.items():
+            assert tensor == pytest.approx((before[name] + after[name]).float().numpy() / 2, abs=1e-6) or (
+                not tensor.is_floating_point()
+            )
+        back = subject.styled(0.25)
+        assert back.backbone.out_bias[0] == pytest.approx(float(before["backbone.out_bias"][0]) + 0.5)
+
+    def test_sampled_subjects_are_those_of_the_seed(self, tmp_path):
+        saved = tiny.prior(tmp_path / "prior")
+        a, b = (Subjects(saved, samples=2, seed=s)["subject-2"].latents.ws for s in (0, 1))
+        assert torch.equal(a, Subjects(saved, samples=2, seed=0)["subject-2"].latents.ws) and not torch.equal(a, b)
+
+
+class TestSheets:
+    def test_enlarge_keeps_the_picture(self):
+        image = torch.rand(2, 3, 8, 8) * 2 - 1
+        assert sheets.enlarge(image, 8) is image
+        big = sheets.enlarge(image, 64)
+        assert big.shape == (2, 3, 64, 64)
+        small = torch.nn.functional.interpolate(big, (8, 8), mode="area")
+        assert (small - image).abs().mean() < 0.15
+
+    def test_depth_colours_run_from_warm_to_cool(self):
+        depth = torch.linspace(6, 8, 64).reshape(1, 1, 8, 8)
+        alpha = torch.ones_like(depth)
+        alpha[..., 0, 0] = 0
+        colours = sheets.depth_colours(depth, alpha)
+        near, far = colours[0, :, 0, 2], colours[0, :, 5, 5]
+        assert near[0] > near[2] and far[2] > far[0] and (colours[0, :, 0, 0] == 1).all()
+        assert (sheets.depth_colours(depth, 0 * alpha) == 1).all()
+
+    def test_normals_towards_the_camera_are_blue_from_any_side(self):
+        camera = tiny.ManifoldGenerator(**tiny.OPTIONS).rig.camera(torch.tensor([0.0, 1.0]), 0.3)
+        normals = -camera.forward[:, :, None, None].expand(-1, 3, 4, 4)
+        colours = sheets.normal_colours(normals, torch.ones(2, 1, 4, 4), camera)
+        assert colours == pytest.approx(torch.tensor([0.0, 0, 1])[:, None, None].expand(2, 3, 4, 4).numpy(), abs=1e-5)
+
+    def test_the_overlay_marks_the_outline(self):
+        rig = tiny.ManifoldGenerator(**tiny.OPTIONS).rig
+        alpha = torch.zeros(1, 32, 32)
+        alpha[:, 10:20, 10:20] = 1
+        plain = sheets.pose_overlay(torch.zeros(3, 32, 32), rig, rig.camera(0.4), None, 128)
+        marked = sheets.pose_overlay(torch.zeros(3, 32, 32), rig, rig.camera(0.4), alpha, 128)
+        changed = (plain != marked).any(0).nonzero()
+        assert changed.min() >= 34 and changed.max() <= 86
