@@ -10,11 +10,22 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from datamodules.mannequins import RIG, Scene, render
 from models.camera import Camera
 from models.generators.base import Discriminator, Generator, Rendering, Verdict
+from models.inversion import fit_latents
 from models.losses.gan import discriminator_nonsaturating, generator_nonsaturating, r1_penalty
+from models.metrics.distribution import EmbeddedDistribution, InceptionDistribution, kid
+from models.metrics.geometry import depth_mae, normal_error
+from models.metrics.image import change_correlation, psnr, ssim
+from models.metrics.records import Record, write_records
 from models.rendering.manifolds import ManifoldPredictor, fit_predictor
-from stages.base import Stage
+from stages.base import ArtifactRef, Stage
+
+_VIEWS_DEG = (-60, -36, -24, -12, 0, 12, 24, 36, 60)  # yaws at which fitted heads are compared with the truth
+_NEAR_DEG = 36  # larger yaws are reported apart
+
+_STYLE_PARTS = ("map_network", "affine", "outs", "details")  # of parameter names; see style_lr_scale
 
 # Small but telling: weighted up in the reconstruction. Values of the embedded world's segmentation.
 _FEATURES = (2, 6)  # eye_white, iris, lips, mouth, brow
@@ -41,6 +52,8 @@ class PriorStage(Stage):
         mask_weight, depth_weight, edge_weight, feature_weight: inside the reconstruction: of the opacity, the depth,
             image gradients, and how much more a pixel of an eye, a brow or the mouth counts.
         learning_rate: of the generator, after ``warmup_images``, falling by a cosine to 1 % of itself.
+        style_lr_scale: of mapping network, style affines, outputs and detail maps, against ``learning_rate``: with
+            equalised learning rates these are what limits regression.
         discriminator_lr: constant.
         predictor_lr: of a manifold predictor that is not baked.
         betas: of the generator's Adam; the paper's is (0, .99).
@@ -49,6 +62,9 @@ class PriorStage(Stage):
         ema_images: half-life of the averaged generator.
         fit_manifolds: fit the manifold predictor to the data's mean shape before training.
         channels_last: memory format; faster on CPUs.
+        tested: the generator that ``test`` measures; the averaged one of a checkpoint by default.
+        fit_subjects: held-out subjects that ``test`` fits latent codes to.
+        kid_features: network for the kernel distance between samples and held-out pictures; none skips it.
         seed: of all draws.
     """
 
@@ -69,7 +85,8 @@ class PriorStage(Stage):
         depth_weight: float = 0.2,
         edge_weight: float = 0.5,
         feature_weight: float = 4.0,
-        learning_rate: float = 1e-2,
+        learning_rate: float = 6e-3,
+        style_lr_scale: float = 1.0,
         discriminator_lr: float = 2e-3,
         predictor_lr: float = 2e-5,
         warmup_images: int = 500,
@@ -79,6 +96,9 @@ class PriorStage(Stage):
         ema_images: float = 1500.0,
         fit_manifolds: bool = True,
         channels_last: bool = True,
+        tested: ArtifactRef | None = None,
+        fit_subjects: int = 32,
+        kid_features: EmbeddedDistribution | InceptionDistribution | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -92,21 +112,37 @@ class PriorStage(Stage):
         self.feature_weight = feature_weight
         self.learning_rate, self.discriminator_lr, self.predictor_lr = learning_rate, discriminator_lr, predictor_lr
         self.warmup_images, self.betas, self.views_per_step, self.clip = warmup_images, betas, views_per_step, clip
+        self.style_lr_scale = style_lr_scale
         self.ema_images, self.fit_manifolds, self.seed = ema_images, fit_manifolds, seed
+        self.tested, self.fit_subjects, self.kid_features = tested, fit_subjects, kid_features
+        self._records: list[Record] = []
+        self._pictures: list[Tensor] = []
         self.register_buffer("images_seen", torch.zeros((), dtype=torch.int64))
         self.register_buffer("steps_done", torch.zeros((), dtype=torch.int64))
         if channels_last:
             self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
+    def build_model(self) -> None:
+        if self.tested is not None:
+            taken = self.take("tested", self.tested)
+            assert isinstance(taken, Generator)
+            self.average = taken.requires_grad_(False)
+
     # -- Lightning -----------------------------------------------------------------------------------------------
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
-        slow = [p for m in self.generator.modules() if isinstance(m, ManifoldPredictor) for p in m.parameters()]
-        names = {id(p) for p in slow}
-        groups = [{"params": [p for p in self.generator.parameters() if id(p) not in names], "scale": 1.0}]
-        if slow and not getattr(self.generator, "bake_predictor", False):
-            groups.append({"params": slow, "scale": self.predictor_lr / self.learning_rate})
-        optimizers: list[torch.optim.Optimizer] = [torch.optim.Adam(groups, lr=self.learning_rate, betas=self.betas)]
+        groups: dict[float, list[Tensor]] = {1.0: [], self.style_lr_scale: []}
+        for name, parameter in self.generator.named_parameters():
+            if name.startswith("predictor."):
+                if not getattr(self.generator, "bake_predictor", False):
+                    groups.setdefault(self.predictor_lr / self.learning_rate, []).append(parameter)
+            else:
+                fast = any(part in _STYLE_PARTS for part in name.split("."))
+                groups[self.style_lr_scale if fast else 1.0].append(parameter)
+        parameters = [{"params": members, "scale": scale} for scale, members in groups.items() if members]
+        optimizers: list[torch.optim.Optimizer] = [
+            torch.optim.Adam(parameters, lr=self.learning_rate, betas=self.betas)
+        ]
         if self.discriminator is not None:
             # Lazy regularisation: R1 every k steps shortens Adam's memory accordingly (StyleGAN2, App. B).
             ratio = self.r1_every / (self.r1_every + 1)
@@ -123,9 +159,7 @@ class PriorStage(Stage):
             points, values = self.trainer.datamodule.mean_shape()  # type: ignore[attr-defined]
             generator = torch.Generator().manual_seed(self.seed)
             with torch.enable_grad():
-                error = fit_predictor(
-                    predictor, points.to(self.device), values.to(self.device), generator=generator
-                )
+                error = fit_predictor(predictor, points.to(self.device), values.to(self.device), generator=generator)
             self.print(f"manifolds fitted to the mean shape: root mean square error {error:.4f} world units")
             self.average.predictor.load_state_dict(predictor.state_dict())  # type: ignore[union-attr]
 
@@ -201,7 +235,10 @@ class PriorStage(Stage):
             total = total + self.mask_weight * losses["mask"]
             if "depth" in batch and fake.depth is not None:
                 solid = (mask > 0.99).to(mask.dtype)
-                losses["depth"] = ((fake.depth - batch["depth"].flatten(0, 1)).abs() * solid).mean()
+                error = (fake.depth - batch["depth"].flatten(0, 1)).square()
+                if fake.spread is not None:  # sum_i w_i (z_i - z)^2: fog around the right depth is wrong too
+                    error = error + fake.spread
+                losses["depth"] = ((error + 1e-6).sqrt() * solid).mean()
                 total = total + self.depth_weight * losses["depth"]
         return losses | {"reconstruction": total}
 
@@ -295,4 +332,103 @@ class PriorStage(Stage):
         picture = tiles.reshape(rows, 8, 3, height, width).permute(2, 0, 3, 1, 4).reshape(3, rows * height, 8 * width)
         return {"pairs": picture}
 
+    # -- test: the embedded world knows the truth -------------------------------------------------------------------
 
+    @torch.no_grad()
+    def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Latent fits, expressions and samples against held-out subjects of the embedded world."""
+        generator = self.average.eval()
+        self._pictures.append(batch["image"].flatten(0, 1).cpu())
+        left = self.fit_subjects - len({record.item for record in self._records})
+        for z, seed in list(zip(batch["z"], batch["seed"].tolist(), strict=True))[: max(left, 0)]:
+            self._records += self._measure(generator, z[None], int(seed))
+
+    def _measure(self, generator: Generator, z: Tensor, seed: int) -> list[Record]:
+        """All scores of one subject; z (1, z_dim) is its true code."""
+        size, device = generator.resolution, self.device
+        draws = torch.Generator().manual_seed(seed)
+        yaw, pitch = (torch.rand(2, generator=draws) * 2 - 1).tolist()
+        scene = Scene.from_z(z.cpu())
+        source = RIG.camera(math.radians(36) * yaw, math.radians(12) * pitch)
+        views = RIG.camera(torch.tensor([math.radians(v) for v in _VIEWS_DEG]))
+        truth, given = render(scene.repeat_interleave(len(views)), views, size), render(scene, source, size)
+        image, mask = truth.image.to(device), truth.mask.to(device)
+        source, views = source.to(device), views.to(device)
+        codes = {
+            "fitted": fit_latents(generator, given.image.to(device), source),
+            "known z": generator.mapping(z),
+        }
+        records: list[Record] = []
+
+        def add(variant: str, metric: str, view: str, value: Tensor) -> None:
+            record = Record("prior", "1", "test", str(seed), view, self.seed, variant, "", metric, float(value))
+            records.append(record)
+
+        def each(variant: str, metric: str, values: Tensor) -> None:
+            for angle, value in zip(_VIEWS_DEG, values, strict=True):
+                add(variant, metric if abs(angle) <= _NEAR_DEG else f"{metric}_60", f"yaw{angle:+d}", value)
+
+        for variant, latents in codes.items():
+            found = generator.synthesis(latents, views)
+            each(variant, "psnr", psnr(found.image, image))
+            each(variant, "ssim", ssim(found.image, image))
+            if found.depth is not None and found.normals is not None:
+                solid = mask > 0.99
+                each(variant, "depth_mae", depth_mae(found.depth, truth.depth.to(device), solid))
+                each(variant, "normal_deg", normal_error(found.normals, truth.normals.to(device), solid))
+            here = generator.synthesis(latents, source).image
+            add(variant, "psnr_source", "source", psnr(here, given.image.to(device))[0])
+            for k, name in enumerate(generator.expressions):
+                code = torch.zeros(1, len(generator.expressions), device=device)
+                code[0, k] = 1
+                moved = render(scene.with_expression(code.cpu()), source.to("cpu"), size).image.to(device)
+                change = generator.synthesis(latents, source, expression=code).image
+                correlation = change_correlation(here, change, given.image.to(device), moved)
+                add(variant, f"expression_{name}", "source", correlation[0])
+        return records
+
+    def on_test_epoch_end(self) -> None:
+        records = self._gather(self._records)
+        if self.kid_features is not None:
+            records += self._kernel_distances(self.kid_features.to(self.device))
+        if not self.trainer.is_global_zero:
+            return
+        write_records(self.out / "metrics.csv", records)
+        names = sorted({(record.variant, record.metric) for record in records})
+        for variant, metric in names:
+            values = [r.value for r in records if (r.variant, r.metric) == (variant, metric) and math.isfinite(r.value)]
+            if values:
+                self.log(f"test/{variant}/{metric}", sum(values) / len(values), rank_zero_only=True)
+
+    @staticmethod
+    def _gather(records: list[Record]) -> list[Record]:
+        """The records of all ranks, each subject once."""
+        if not torch.distributed.is_initialized():
+            return records
+        lists: list[list[Record]] = [[] for _ in range(torch.distributed.get_world_size())]
+        torch.distributed.all_gather_object(lists, records)
+        unique = {(r.item, r.variant, r.metric, r.view): r for part in lists for r in part}
+        return [unique[key] for key in sorted(unique)]
+
+    def _kernel_distances(self, features: EmbeddedDistribution | InceptionDistribution) -> list[Record]:
+        """KID of samples against one half of the held-out pictures, beside that of the two halves."""
+        pictures = torch.cat(self._pictures)
+        half = len(pictures) // 2
+        draws = torch.Generator().manual_seed(self.seed)
+        samples = []
+        for start in range(0, half, 16):
+            count = min(16, half - start)
+            z = self.average.sample_z(count, draws).to(self.device)
+            camera = self.average.rig.replace(distribution="uniform").random(count, draws).to(self.device)
+            samples.append(self.average.synthesis(self.average.mapping(z), camera).image.clamp(-1, 1).cpu())
+        records = []
+        for variant, others in {"samples": torch.cat(samples), "real halves": pictures[half : 2 * half]}.items():
+            metric = kid(features, subset_size=max(2, min(100, half // 2))).to(self.device)
+            for part, real in ((others, False), (pictures[:half], True)):
+                for chunk in part.split(32):
+                    metric.update(((chunk + 1) / 2).to(self.device), real=real)
+            torch.manual_seed(self.seed)  # of the metric's subsets
+            mean, _ = metric.compute()
+            network = type(features).__name__
+            records.append(Record("prior", "1", "test", "all", "", self.seed, variant, network, "kid", float(mean)))
+        return records

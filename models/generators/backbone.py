@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -23,22 +24,31 @@ class StyleBackbone(nn.Module):
         out_channels: channels of the painted map.
         start: side of the smallest block.
         lr_multiplier: of the style affines.
+        detail_maps: add a learned constant map to the input of each later block's second convolution. Where the map
+            is a canonical chart, all items share where the eyes are; without it every sharp edge has to grow out of
+            the smallest block.
     """
 
     def __init__(
-        self, w_dim: int, channels: Sequence[int], out_channels: int, *, start: int = 8, lr_multiplier: float = 1.0
-    ) -> None:
+        self, w_dim: int, channels: Sequence[int], out_channels: int, *, start: int = 8, lr_multiplier: float = 1.0,
+        detail_maps: bool = False,
+    ) -> None:  # fmt: skip
         super().__init__()
         options = {"lr_multiplier": lr_multiplier}
         self.sides = [start * 2**k for k in range(len(channels))]
         self.num_ws = 2 * len(channels)
         self.constant = nn.Parameter(torch.randn(1, channels[0], start, start))
         self.first = StyledConv(channels[0], channels[0], w_dim, **options)
-        self.ups = nn.ModuleList(
-            StyledConv(a, b, w_dim, upsample=True, **options) for a, b in zip(channels[:-1], channels[1:], strict=True)
-        )
+        self.ups = nn.ModuleList(StyledConv(a, b, w_dim, upsample=True, **options) for a, b in pairwise(channels))
         self.convs = nn.ModuleList(StyledConv(c, c, w_dim, **options) for c in channels[1:])
-        self.outs = nn.ModuleList(ModulatedConv2d(c, out_channels, 1, w_dim, demodulate=False, **options) for c in channels)
+        self.details = nn.ParameterList(
+            nn.Parameter(torch.zeros(1, c, side, side))
+            for c, side in zip(channels[1:], self.sides[1:], strict=True)
+            if detail_maps
+        )
+        self.outs = nn.ModuleList(
+            ModulatedConv2d(c, out_channels, 1, w_dim, demodulate=False, **options) for c in channels
+        )
         self.out_bias = nn.Parameter(torch.zeros(out_channels))
 
     @property
@@ -63,12 +73,16 @@ class StyleBackbone(nn.Module):
             the map (B, out_channels, S, S), and every block's features by tap name.
         """
         # channels_last: the CPU convolutions are nearly twice as fast.
-        x = self.constant.expand(len(ws), -1, -1, -1).contiguous(memory_format=torch.channels_last)
+        x = self.constant.expand(len(ws), -1, -1, -1)
+        x = x.contiguous(memory_format=torch.channels_last)
         x = self.first(x, ws[:, 0])
         painted = self.outs[0](x, ws[:, 1])
         taps = {f"block{self.sides[0]}": x}
         for k, (up, conv) in enumerate(zip(self.ups, self.convs, strict=True), start=1):
-            x = conv(up(x, ws[:, 2 * k - 1]), ws[:, 2 * k])
+            x = up(x, ws[:, 2 * k - 1])
+            if self.details:
+                x = x + self.details[k - 1]
+            x = conv(x, ws[:, 2 * k])
             painted = F.interpolate(painted, scale_factor=2.0, mode="bilinear", align_corners=False)
             painted = painted + self.outs[k](x, ws[:, 2 * k + 1])
             taps[f"block{self.sides[k]}"] = x

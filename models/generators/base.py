@@ -105,6 +105,8 @@ class Rendering:
     """(B, 1, h, w) expected camera-z of the subject where alpha > 0, world units; background excluded."""
     alpha: Tensor | None = None
     """(B, 1, h, w) coverage of the subject in [0, 1]."""
+    spread: Tensor | None = None
+    """(B, 1, h, w) variance of the visible depth, squared world units: 0 for a crisp surface, more for fog."""
     normals: Tensor | None = None
     """(B, 3, h, w) unit normals on world axes, facing the camera; 0 where alpha = 0."""
     features: Tensor | None = None

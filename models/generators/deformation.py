@@ -23,7 +23,9 @@ class ExpressionField(nn.Module):
         max_shift: largest shift, chart units.
     """
 
-    def __init__(self, expressions: int, in_channels: int, *, hidden: int = 24, ambient: int = 24, max_shift: float = 0.3) -> None:
+    def __init__(
+        self, expressions: int, in_channels: int, *, hidden: int = 24, ambient: int = 24, max_shift: float = 0.3
+    ) -> None:
         super().__init__()
         self.expressions, self.hidden, self.max_shift = expressions, hidden, max_shift
         self.bases = nn.Conv2d(in_channels, expressions * hidden, 3, padding=1)

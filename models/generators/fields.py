@@ -28,8 +28,14 @@ class HeadChart(Configurable):
     """
 
     def __init__(
-        self, azimuth_max: float = 150.0, bottom: float = -1.55, top: float = 1.3, crown: float = 0.7,
-        focus_u: float = 85.0, focus_v: float = 65.0, axis_z: float = -0.1,
+        self,
+        azimuth_max: float = 150.0,
+        bottom: float = -1.55,
+        top: float = 1.3,
+        crown: float = 0.7,
+        focus_u: float = 85.0,
+        focus_v: float = 65.0,
+        axis_z: float = -0.1,
     ) -> None:
         super().__init__()
         if not (0 < focus_u < 90 and 0 < focus_v < 90):

@@ -6,6 +6,7 @@ Source: StyleGAN2 (Karras et al., 2020), written from the paper's equations.
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -65,7 +66,13 @@ class ModulatedConv2d(nn.Module):
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, kernel: int, w_dim: int, *, demodulate: bool = True,
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel: int,
+        w_dim: int,
+        *,
+        demodulate: bool = True,
         lr_multiplier: float = 1.0,
     ) -> None:
         super().__init__()
@@ -93,7 +100,13 @@ class StyledConv(nn.Module):
     """Modulated convolution, optional 2x bilinear upsampling before it, bias and leaky ReLU."""
 
     def __init__(
-        self, in_channels: int, out_channels: int, w_dim: int, *, upsample: bool = False, kernel: int = 3,
+        self,
+        in_channels: int,
+        out_channels: int,
+        w_dim: int,
+        *,
+        upsample: bool = False,
+        kernel: int = 3,
         lr_multiplier: float = 1.0,
     ) -> None:
         super().__init__()
@@ -114,23 +127,28 @@ class MappingNetwork(nn.Module):
     Args:
         normalize: divide z by its root mean square first, as StyleGAN does. Off where the length of z carries
             meaning, as in the embedded world.
+        octaves: also feed sin and cos of pi 2^k Phi(z), k < octaves, with Phi the Gaussian's distribution function.
+            Where z is a code whose numbers are cut into intervals (a hair style, glasses on or off), an MLP on z
+            alone blurs the intervals for a long time.
     """
 
     def __init__(
         self, z_dim: int, w_dim: int, *, layers: int = 2, hidden: int | None = None, normalize: bool = True,
-        lr_multiplier: float = 0.01,
-    ) -> None:
+        lr_multiplier: float = 0.01, octaves: int = 0,
+    ) -> None:  # fmt: skip
         super().__init__()
-        widths = [z_dim, *[hidden or w_dim] * (layers - 1), w_dim]
-        self.layers = nn.ModuleList(
-            EqualLinear(a, b, lr_multiplier=lr_multiplier) for a, b in zip(widths[:-1], widths[1:], strict=True)
-        )
-        self.normalize = normalize
+        widths = [z_dim * (1 + 2 * octaves), *[hidden or w_dim] * (layers - 1), w_dim]
+        self.layers = nn.ModuleList(EqualLinear(a, b, lr_multiplier=lr_multiplier) for a, b in pairwise(widths))
+        self.normalize, self.octaves = normalize, octaves
 
     def forward(self, z: Tensor) -> Tensor:
         """(..., z_dim) -> (..., w_dim)."""
         if self.normalize:
             z = z * torch.rsqrt(z.square().mean(-1, keepdim=True) + 1e-8)
+        if self.octaves:
+            angle = math.pi * torch.special.ndtr(z.float())
+            waves = [wave(angle * 2**k) for k in range(self.octaves) for wave in (torch.sin, torch.cos)]
+            z = torch.cat([z, *waves], -1)
         for layer in self.layers:
             z = leaky(layer(z))
         return z

@@ -204,14 +204,20 @@ class ManifoldGenerator(PaintedGenerator):
         colour = sample.colour.float().reshape(cameras, *layers, 3)
         alpha = sample.occupancy.reshape(cameras, *layers, 1) * hits.valid[..., None]
         # A ray from outside meets larger levels first: crossings come in order and need no sorting (Eq. 2).
-        rays = torch.cat(composite_layers(colour, alpha, hits.depth[..., None]), -1)
+        depth = hits.depth[..., None] - self.rig.radius  # centred, for the precision of the squares
+        blended, alpha, depth = composite_layers(torch.cat([colour, depth.square()], -1), alpha, depth)
+        rays = torch.cat([blended, alpha, depth], -1)
         maps = hits.scatter(rays, size * size).mT.unflatten(2, (size, size))
-        colour, alpha, depth = maps.split((3, 1, 1), 1)
+        colour, square, alpha, depth = maps.split((3, 1, 1, 1), 1)
+        seen = (alpha > 0).to(alpha.dtype)
+        spread = (square / alpha.clamp_min(1e-6) - depth.square()).clamp_min(0) * seen
+        depth = (depth + self.rig.radius) * seen
         backdrop = self.backdrop(ws, size).repeat_interleave(cameras // len(ws), 0)
         return Rendering(
             image=colour + (1 - alpha) * backdrop,
             depth=depth,
             alpha=alpha,
+            spread=spread,
             normals=depth_normals(depth.detach(), alpha.detach(), camera),
             taps={name: painting.taps[name] for name in taps},
         )

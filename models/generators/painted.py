@@ -41,6 +41,8 @@ class PaintedGenerator(RadianceGenerator):
         channels: backbone channels from the smallest block, of side ``start``, to the largest.
         mapping_layers, mapping_hidden: of the mapping network.
         normalize_z: as StyleGAN; off where the length of z carries meaning.
+        detail_maps: of the backbone, see :class:`StyleBackbone`.
+        octaves: of z's Fourier features, see :class:`MappingNetwork`.
         lr_multiplier: of mapping network and affines.
         expressions: names of the expression coefficients.
         expression_tap: backbone block whose features steer the expression field; the last but one by default.
@@ -66,6 +68,8 @@ class PaintedGenerator(RadianceGenerator):
         mapping_hidden: int = 192,
         normalize_z: bool = True,
         lr_multiplier: float = 1.0,
+        octaves: int = 0,
+        detail_maps: bool = False,
         expressions: Sequence[str] = (),
         expression_tap: str | None = None,
         ambient: int = 24,
@@ -87,8 +91,16 @@ class PaintedGenerator(RadianceGenerator):
             hidden=mapping_hidden,
             normalize=normalize_z,
             lr_multiplier=lr_multiplier,
+            octaves=octaves,
         )
-        self.backbone = StyleBackbone(w_dim, channels, map_channels, start=start, lr_multiplier=lr_multiplier)
+        self.backbone = StyleBackbone(
+            w_dim,
+            channels,
+            map_channels,
+            start=start,
+            lr_multiplier=lr_multiplier,
+            detail_maps=detail_maps,
+        )
         self.num_ws = self.backbone.num_ws
         self.background = None
         if background == "separate":
