@@ -17,12 +17,7 @@ from models.files import resolve
 
 
 class EmbeddedDistribution(nn.Module):
-    """Features of the embedded style network before its last layer: (B, 3, H, W) in [-1, 1] -> (B, num_features).
-
-    ``name`` is what goes into the ``feature_network`` column of metrics.csv.
-    """
-
-    name = "embedded"
+    """Features of the embedded style network before its last layer: (B, 3, H, W) in [-1, 1] -> (B, num_features)."""
 
     def __init__(self, weights: str | None = "embedded") -> None:
         super().__init__()
@@ -50,7 +45,6 @@ class InceptionDistribution(nn.Module):
         UserError: when the package torch-fidelity, which holds the network, is not installed.
     """
 
-    name = "inception"
     num_features = 2048
 
     def __init__(self, weights: str) -> None:

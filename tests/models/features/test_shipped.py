@@ -15,7 +15,7 @@ from models.features.evaluation import measure_features
 from models.features.weights import EMBEDDED_FOLDER
 from models.files import ROOT
 
-SUBJECTS = range(1_100_200, 1_100_208)
+SUBJECTS = range(1_100_200, 1_100_204)  # 24 pictures; two subjects to fit centroids on, two to ask about
 
 
 @pytest.fixture(scope="module")
@@ -33,12 +33,12 @@ def measured():
 
 
 FLOORS = {
-    "style_accuracy": 0.85,
-    "style_recall_held_out": 0.7,
+    "style_accuracy": 0.8,
+    "style_recall_held_out": 0.5,
     "direction_cosine": 0.7,
     "direction_cosine_held_out": 0.5,
-    "identity_top1_plain": 0.6,
-    "identity_top1_art": 0.5,
+    "identity_top1_plain": 0.7,
+    "identity_top1_art": 0.7,
     "parsing_miou_plain": 0.5,
     "parsing_miou_art": 0.45,
     "parsing_miou_held_out": 0.4,
