@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -30,12 +31,17 @@ class ManifoldPredictor(Configurable):
     """
 
     def __init__(
-        self, hidden: int = 64, layers: int = 3, centre: Sequence[float] = (0.0, 0.0, 0.0), radius: float = 0.9,
-        extent: float = 1.8, grid: int = 80,
+        self,
+        hidden: int = 64,
+        layers: int = 3,
+        centre: Sequence[float] = (0.0, 0.0, 0.0),
+        radius: float = 0.9,
+        extent: float = 1.8,
+        grid: int = 80,
     ) -> None:
         super().__init__()
         widths = [3, *[hidden] * layers]
-        self.hidden = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True))
+        self.hidden = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
         self.last = nn.Linear(hidden, 1)
         nn.init.zeros_(self.last.weight)
         nn.init.zeros_(self.last.bias)
@@ -78,8 +84,14 @@ class ManifoldPredictor(Configurable):
 
 
 def first_crossings(
-    scalar: Callable[[Tensor], Tensor], origins: Tensor, directions: Tensor, levels: Tensor, *,
-    near: float, far: float, samples: int = 48,
+    scalar: Callable[[Tensor], Tensor],
+    origins: Tensor,
+    directions: Tensor,
+    levels: Tensor,
+    *,
+    near: float,
+    far: float,
+    samples: int = 48,
 ) -> tuple[Tensor, Tensor]:
     """Depth of each ray's first crossing of each level, by sampling and one linear step (GRAM).
 
@@ -157,6 +169,7 @@ class Crossings:
     @staticmethod
     def stack(items: Sequence[Crossings], pixels: int) -> Crossings:
         """Batch crossings of single cameras, padded to the longest."""
+
         def pad(name: str, fill: float) -> Tensor:
             return pad_sequence([getattr(c, name)[0] for c in items], batch_first=True, padding_value=fill)
 
@@ -194,8 +207,14 @@ class CrossingCache:
 
 
 def fit_predictor(
-    predictor: ManifoldPredictor, points: Tensor, values: Tensor, *, steps: int = 1500, batch: int = 4096,
-    lr: float = 3e-3, generator: torch.Generator | None = None,
+    predictor: ManifoldPredictor,
+    points: Tensor,
+    values: Tensor,
+    *,
+    steps: int = 1500,
+    batch: int = 4096,
+    lr: float = 3e-3,
+    generator: torch.Generator | None = None,
 ) -> float:
     """Regress the predictor to known scalar values, for instance a mean signed distance.
 

@@ -1,0 +1,154 @@
+"""The training of the prior: a few of its steps on a tiny embedded world."""
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import ModelCheckpoint
+
+from datamodules.mannequins import EXPRESSIONS, Z_DIM, MannequinDataModule
+from models import artifact
+from models.camera import Camera
+from models.generators.base import Rendering
+from models.generators.discriminator import ImageDiscriminator
+from models.generators.manifold import ManifoldGenerator
+from models.inversion import fit_latents
+from models.metrics.distribution import EmbeddedDistribution
+from models.metrics.records import read_records
+from stages.prior import PriorStage
+
+SIZE = 16
+DATA = {
+    "train_subjects": 6, "val_subjects": 2, "test_subjects": 2, "size": SIZE, "views_per_subject": 2,
+    "batch_size": 2, "supersample": 1, "draw_workers": 0,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture
+def data(cache):
+    return MannequinDataModule(**DATA, cache_dir=cache)
+
+
+def stage(**options):
+    torch.manual_seed(0)
+    generator = ManifoldGenerator(
+        Z_DIM, resolution=SIZE, w_dim=16, channels=[16, 12, 8], start=4, mapping_hidden=16, octaves=1,
+        background_channels=[8, 8], ambient=4, samples=32, predictor={"hidden": 8, "grid": 32}, normalize_z=False,
+        detail_maps=True, expressions=list(EXPRESSIONS),
+    )  # fmt: skip
+    discriminator = ImageDiscriminator([8, 12, 16])
+    options = {"total_images": 80, "adversarial_from": 16, "r1_every": 2, "warmup_images": 1} | options
+    return PriorStage(generator, discriminator, **options)
+
+
+def trainer(out, **options):
+    return pl.Trainer(**{
+        "default_root_dir": out, "accelerator": "cpu", "devices": 1, "max_epochs": -1, "logger": False,
+        "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False,
+        "inference_mode": False, "limit_val_batches": 0, **options,
+    })  # fmt: skip
+
+
+def weights(stage):
+    return torch.cat([p.detach().flatten() for p in (*stage.average.parameters(), *stage.discriminator.parameters())])
+
+
+@pytest.fixture(autouse=True)
+def quick_manifolds(monkeypatch):
+    """Fitting the average head takes seconds and is not what is tested here."""
+    points = torch.randn(64, 3)
+    monkeypatch.setattr(MannequinDataModule, "mean_shape", lambda self: (points, points.norm(dim=-1) - 0.9))
+    monkeypatch.setattr("stages.prior.fit_predictor", lambda *_, **__: 0.0)
+
+
+def test_reconstruction_falls_and_the_artifact_loads(tmp_path, data):
+    torch.set_num_threads(1)
+    module = stage(total_images=240, adversarial_from=200, learning_rate=1e-2, style_lr_scale=4.0)
+    data.prepare_data()
+    data.setup("fit")
+    batch = torch.utils.data.default_collate([data.datasets["train"][i] for i in range(6)])
+
+    def error() -> float:
+        with torch.no_grad():
+            fake = module._render(batch, Camera.from_label(batch["label"].flatten(0, 1)))
+        return float(module.reconstruction(fake, batch)["reconstruction"])
+
+    before = error()
+    trainer(tmp_path).fit(module, datamodule=data)
+    assert error() < 0.6 * before
+    assert int(module.images_seen) == 240
+    artifact.save(tmp_path / "artifact", stage="prior", **module.export())
+    loaded = artifact.load(tmp_path).module("generator")
+    z = torch.randn(1, Z_DIM, generator=torch.Generator().manual_seed(0))
+    camera = loaded.rig.camera(0.2)
+    with torch.no_grad():
+        ours, theirs = (g.synthesis(g.mapping(z), camera).image for g in (module.average, loaded))
+    assert (ours - theirs).abs().max() < 0.05  # stored in half precision
+
+
+def test_interrupted_training_continues_exactly(tmp_path, data):
+    """From a checkpoint within an epoch: every batch, draw, optimiser and average is restored."""
+    torch.set_num_threads(1)
+    whole = stage()
+    keep = ModelCheckpoint(tmp_path / "kept", every_n_train_steps=1, save_top_k=-1)
+    trainer(tmp_path / "whole", callbacks=[keep], enable_checkpointing=True).fit(whole, datamodule=data)
+    # Two optimisers: step 18 is early in the adversarial part, and not at the end of an epoch of three batches.
+    (checkpoint,) = (tmp_path / "kept").glob("*step=18.ckpt")
+    resumed = stage()
+    fresh = MannequinDataModule(**DATA | {"cache_dir": data.cache_dir})
+    trainer(tmp_path / "rest").fit(resumed, datamodule=fresh, ckpt_path=checkpoint, weights_only=True)
+    assert int(resumed.images_seen) == int(whole.images_seen) == 80
+    assert torch.equal(weights(resumed), weights(whole))
+
+
+def test_depth_term_punishes_fog(data):
+    """Half of the light from either side of the true depth has the right mean and is wrong all the same."""
+    shape = (1, 1, 2, 2)
+    batch = {
+        "image": torch.zeros(1, 1, 3, 2, 2), "mask": torch.ones(1, *shape), "depth": torch.full((1, *shape), 7.0),
+    }  # fmt: skip
+    crisp = Rendering(torch.zeros(1, 3, 2, 2), depth=torch.full(shape, 7.0), alpha=torch.ones(shape))
+    fog = crisp.replace(spread=torch.full(shape, 0.04))
+    term = stage().reconstruction
+    assert term(crisp.replace(spread=torch.zeros(shape)), batch)["depth"] < 0.002
+    assert term(fog, batch)["depth"] == pytest.approx(0.2, abs=0.001)
+
+
+def test_plain_gan_needs_no_latents(tmp_path, data):
+    module = stage(reconstruction_weight=0.0, adversarial_from=0, total_images=16)
+    before = weights(module)
+    trainer(tmp_path).fit(module, datamodule=data)
+    assert weights(module).isfinite().all()
+    assert not torch.equal(weights(module), before)
+
+
+def test_protocol_writes_every_score(tmp_path, data):
+    torch.manual_seed(0)
+    module = stage(fit_subjects=1, kid_features=EmbeddedDistribution(weights=None))
+    trainer(tmp_path).test(module, datamodule=data, verbose=False)
+    records = read_records(tmp_path / "metrics.csv")
+    metrics = {(r.variant, r.metric) for r in records}
+    for name in EXPRESSIONS:
+        assert ("fitted", f"expression_{name}") in metrics
+    assert {("fitted", "psnr"), ("fitted", "psnr_60"), ("known z", "depth_mae"), ("samples", "kid")} <= metrics
+    assert len({r.item for r in records if r.metric == "psnr"}) == 1
+
+
+def test_fit_latents_recovers_a_sample():
+    torch.set_num_threads(1)
+    generator = stage().generator
+    with torch.no_grad():
+        generator.backbone.out_bias[3::4] = 2.0
+        z = torch.randn(2, Z_DIM, generator=torch.Generator().manual_seed(3))
+        camera = generator.rig.camera(torch.tensor([0.1, -0.2]))
+        image = generator.synthesis(generator.mapping(z), camera).image
+    found = fit_latents(generator, image, camera, z_steps=30, ws_steps=30)
+    with torch.no_grad():
+        again = generator.synthesis(found, camera).image
+        start = generator.synthesis(generator.mapping(torch.zeros_like(z)), camera).image
+    assert (again - image).square().mean() < 0.1 * (start - image).square().mean()
+    assert all(p.requires_grad for p in generator.parameters())
