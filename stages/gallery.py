@@ -18,6 +18,7 @@ from models.camera import Rig
 from models.rendering.mesh import Mesh
 from models.version import VERSION
 
+DENSITY = 0.66  # of the page's pixels to a picture's: sheets stay crisp on dense screens
 TEMPLATE = Path(__file__).with_name("gallery.html")
 
 
@@ -106,14 +107,15 @@ def _card(card: Card) -> str:
     downloads = "".join(f'<a href="{_text(f)}" download>{_text(Path(f).suffix[1:])}</a>' for f in card.downloads)
     notes = "".join(f'<p class="note">{_text(note)}</p>' for note in card.notes)
     figures = "".join(
-        f"<figure><figcaption><h3>{_text(f.title)}</h3><p>{_text(f.text)}</p></figcaption>"
+        f'<figure style="width: {round(f.width * DENSITY)}px">'
+        f"<figcaption><h3>{_text(f.title)}</h3><p>{_text(f.text)}</p></figcaption>"
         f'<a href="{_text(f.file)}"><img loading="lazy" src="{_text(f.file)}" alt="{_text(f.title)}" '
         f'width="{f.width}" height="{f.height}"></a></figure>'
         for f in card.figures
     )
     return (
         f'<section id="{_text(card.id)}"><header><h2>{_text(card.id)}</h2><p class="facts">{facts}</p></header>'
-        f'<div class="stage">{"".join(stage)}</div><p class="downloads">{downloads}</p>{notes}{figures}</section>'
+        f'<div class="stage">{"".join(stage)}</div><p class="downloads">{downloads}</p>{notes}<div class="figures">{figures}</div></section>'
     )
 
 

@@ -31,6 +31,7 @@ STYLE_STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25)
 VIEWS_DEG = (-36, -24, -12, 0, 12, 24, 36)
 MESH_VIEWS_DEG = ((-90, 0), (-40, 10), (0, 0), (40, 10), (90, 0))
 GIF_SIDE = 256
+POSE_SIDE = 512
 
 Row = list[tuple[str, Tensor | None]]
 
@@ -266,7 +267,7 @@ class PresentStage(Stage):
             return
         alpha = show(subject.camera).alpha
         outline = None if alpha is None else alpha[0]
-        picture = pose_overlay(subject.artwork, show.rig, subject.camera, outline)
+        picture = pose_overlay(subject.artwork, show.rig, subject.camera, outline, POSE_SIDE)
         text = "The camera of the artwork: axes of the head, and in orange the outline of the head in 3D."
         exhibit.picture("pose", "Camera", text, picture)
 

@@ -167,9 +167,9 @@ class Viewer:
         start.look_at = rig.pivot
         start.position = (rig.pivot[0], rig.pivot[1], rig.pivot[2] + rig.radius)
         start.fov = 2 * math.atan(0.5 / rig.focal)
-        self.server.gui.configure_theme(
-            control_layout="collapsible", show_share_button=False, brand_color=(180, 83, 42)
-        )
+        # No share button: it would open a tunnel to the outside.
+        self.server.gui.configure_theme(show_share_button=False, brand_color=(180, 83, 42))
+        self.server.gui.main_panel.dock_right()
 
     def _controls(self) -> None:
         gui, subjects = self.server.gui, self.subjects
