@@ -115,7 +115,8 @@ def _card(card: Card) -> str:
     )
     return (
         f'<section id="{_text(card.id)}"><header><h2>{_text(card.id)}</h2><p class="facts">{facts}</p></header>'
-        f'<div class="stage">{"".join(stage)}</div><p class="downloads">{downloads}</p>{notes}<div class="figures">{figures}</div></section>'
+        f'<div class="stage">{"".join(stage)}</div><p class="downloads">{downloads}</p>{notes}'
+        f'<div class="figures">{figures}</div></section>'
     )
 
 
