@@ -1,0 +1,100 @@
+"""Every command of the README and of docs/ runs as written, with a few steps instead of many."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+
+from models.files import ROOT
+from stages import __main__ as galatea
+
+TINY = ["--trainer.enable_model_summary", "false"]
+FIT = ["--model.steps", "2", *TINY]
+TOY_WORLD = [
+    "--data.train_subjects", "4", "--data.val_subjects", "2", "--data.test_subjects", "2", "--data.compiled", "false",
+    "--data.draw_workers", "0", "--data.supersample", "1",
+]  # fmt: skip
+PRESENT = ["--model.frames", "4", "--model.mesh_size", "16", "--model.scale", "1", "--model.samples", "1"]
+
+# In the order of the README: later commands use what earlier ones wrote. The value is appended to the command.
+EXTRA = {
+    "galatea view runs/demo/stylize": None,  # serves until it is stopped; tests/stages/test_view.py
+    "galatea run configs/pipelines/artform.yaml --image assets/artworks/toon-1100003.png --out runs/toon": [
+        "--set", "anchor.model.steps=2", "--set", "stylize.model.recipe.steps=2", "--set", "present.model.frames=4",
+        "--set", "present.model.mesh_size=16", "--set", "present.model.scale=1",
+    ],
+    "galatea run configs/pipelines/artform.yaml --image assets/artworks --out runs/all --dry_run": [],
+    "galatea --help": [],
+    "galatea anchor fit --data.init_args.path assets/artworks --out runs/anchor": FIT,
+    "galatea stylize fit --model.anchor.path runs/anchor --data.init_args.path runs/anchor --out runs/stylize": [
+        "--model.recipe.steps", "2", *TINY,
+    ],
+    "galatea present predict --model.result.path runs/stylize --out runs/present": [
+        *PRESENT, "--model.items", "[toon-1100003]",
+    ],
+    "galatea stylize fit --print_config": [],
+    "galatea world --out runs/world.png": ["--size", "16"],
+    "galatea features fit --out runs/features": None,  # tests/stages/test_features.py trains a few steps
+    "galatea prior fit --out runs/prior": [
+        *TOY_WORLD, "--model.total_images", "8", "--model.adversarial_from", "4", "--model.fit_manifolds", "false",
+    ],
+    "galatea prior test --model.tested.path assets/prior --out runs/prior_test": [
+        *TOY_WORLD, "--model.fit_subjects", "0",
+    ],
+    "galatea run configs/pipelines/artform_test.yaml --out runs/artform_test": ["--dry_run"],
+    "galatea table runs/artform_test --baseline full": None,  # after hours; tests/stages/test_results.py
+    "galatea present predict --model.result.path runs/demo/stylize --out runs/gallery": None,  # as runs/present
+}  # fmt: skip
+
+
+def commands(prefix: str) -> list[str]:
+    found = []
+    for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+        for block in re.findall(r"```sh\n(.*?)```", page.read_text(), re.DOTALL):
+            found += [line.split("#")[0].strip() for line in block.splitlines() if line.startswith(prefix)]
+    return list(dict.fromkeys(found))
+
+
+def test_every_command_is_known():
+    assert set(commands("galatea")) == set(EXTRA)
+
+
+def test_make_targets_exist():
+    for command in commands("make"):
+        done = subprocess.run(["make", "-n", *shlex.split(command)[1:]], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, (command, done.stderr)
+
+
+@pytest.mark.slow
+def test_galatea_commands_run(tmp_path):
+    (tmp_path / "assets").symlink_to(ROOT / "assets")
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    for command, extra in EXTRA.items():
+        if extra is None:
+            continue
+        line = [sys.executable, "-m", "stages", *shlex.split(command)[1:], *extra]
+        done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, env=environment(tmp_path))
+        assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+    assert (tmp_path / "runs/toon/present/artifact/media/index.html").exists()
+    assert (tmp_path / "runs/world.png").stat().st_size > 1000
+
+
+def environment(cache):
+    return {**os.environ, "PYTHONPATH": str(ROOT), "GALATEA_CACHE": str(cache / "cache"), "OMP_NUM_THREADS": "1"}
+
+
+def test_python_snippet_of_the_readme(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    names: dict[str, object] = {}
+    exec(code, names)
+    assert tuple(names["image"].shape) == (7, 3, 64, 64)
+
+
+def test_help_names_every_stage(capsys):
+    galatea.dispatch(["--help"])
+    text = capsys.readouterr().out
+    assert all(name in text for name in ("features", "prior", "anchor", "stylize", "present", "run", "view"))
