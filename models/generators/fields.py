@@ -74,22 +74,35 @@ class HeadChart(Configurable):
 class TextureStack(Configurable):
     """Radiance as one chart texture per manifold: 3 colour channels and an opacity, all before activation.
 
+    A texel's manifolds lie close together on one head, so they share a colour and paint small differences from it.
+    Without that their colours drift apart, each wrong, and only their sum is right from the trained views.
+
     Args:
         levels: number of manifolds.
         thickness: optical thickness of one manifold; opacity = 1 - exp(-softplus(sigma) * thickness)
             (GRAM: .04). With 1 it equals sigmoid(sigma).
+        own_colour: scale of a manifold's own colour against the shared one.
     """
 
     CHANNELS = 4
+    SHARED = 3
 
-    def __init__(self, levels: int, thickness: float = 1.0) -> None:
+    def __init__(self, levels: int, thickness: float = 1.0, own_colour: float = 0.3) -> None:
         super().__init__()
         self.levels, self.thickness = levels, thickness
+        scale = torch.tensor([own_colour] * 3 + [1.0])
+        self.register_buffer("scale", scale.reshape(4, 1, 1), persistent=False)
 
     @property
     def channels(self) -> int:
-        """Channels of the painted map that holds the whole stack."""
-        return self.levels * self.CHANNELS
+        """Channels of the painted map: the shared colour, then colour and opacity of each manifold."""
+        return self.SHARED + self.levels * self.CHANNELS
+
+    def unfold(self, painted: Tensor) -> Tensor:
+        """Painted map (B, 3 + levels * 4, S, S) -> textures (B, levels * 4, S, S), the shared colour added."""
+        shared, own = painted.split((self.SHARED, self.levels * self.CHANNELS), 1)
+        own = own.unflatten(1, (self.levels, self.CHANNELS)) * self.scale.to(own.dtype)
+        return (own + F.pad(shared, (0, 0, 0, 0, 0, 1))[:, None]).flatten(1, 2)
 
     def on_manifolds(self, painted: Tensor, uv: Tensor) -> Tensor:
         """Features of points that lie on the manifolds, by one 2D lookup each.

@@ -83,9 +83,12 @@ class ManifoldGenerator(PaintedGenerator):
         self._cache = CrossingCache()
         self.register_buffer("pivot", torch.tensor(self.rig.pivot), persistent=False)
         if planes is None:
-            # A faint start: every manifold lets most light through, so that all of them receive gradient.
+            # A clean and faint start: one shared colour, and every manifold lets most light through, so that all
+            # of them receive gradient.
             with torch.no_grad():
-                self.backbone.out_bias[TextureStack.CHANNELS - 1 :: TextureStack.CHANNELS] = -2.0
+                for out in self.backbone.outs:
+                    out.weight[TextureStack.SHARED :] = 0  # type: ignore[index, operator]
+                self.backbone.out_bias[TextureStack.SHARED + 3 :: TextureStack.CHANNELS] = -2.0
         if self.expressions:
             width = planes.features if planes else stack.channels
             self.ambient_out = nn.Linear(self.expression_field.ambient.out_channels, width, bias=False)
@@ -94,14 +97,15 @@ class ManifoldGenerator(PaintedGenerator):
 
     def paint(self, ws: Latents, expression: Tensor | None = None) -> Painting:
         painting = super().paint(ws, expression)
-        if self.planes is not None or painting.ambient is None:
+        if self.planes is not None:
             return painting
-        # Textures live on the chart as the ambient channels do: they are added once, before any lookup.
-        added = (self.ambient_out.weight.to(painting.ambient.dtype) @ painting.ambient.flatten(2)).unflatten(
-            2, painting.ambient.shape[2:]
-        )
-        repeats = len(added) // len(painting.map)
-        return painting._replace(map=painting.map.repeat_interleave(repeats, 0) + added, ambient=None)
+        painted = painting.map
+        if painting.ambient is not None:
+            # Textures live on the chart as the ambient channels do: they are added once, before any lookup.
+            ambient = painting.ambient
+            added = (self.ambient_out.weight.to(ambient.dtype) @ ambient.flatten(2)).unflatten(2, ambient.shape[2:])
+            painted = painted.repeat_interleave(len(added) // len(painted), 0) + added
+        return painting._replace(map=self.stack.unfold(painted), ambient=None)
 
     def layer_index(self, points: Tensor) -> Tensor:
         """Fractional manifold index (...) of world points (..., 3), clamped to the outermost and innermost."""

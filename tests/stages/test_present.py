@@ -165,7 +165,7 @@ class TestPrior:
         torch.manual_seed(0)
         generator = ManifoldGenerator(**tiny.OPTIONS)
         with torch.no_grad():
-            generator.backbone.out_bias[3::4] = -12.0  # nothing but air
+            generator.backbone.out_bias[6::4] = -12.0  # nothing but air
         artifact.save(tmp_path / "prior", stage="prior", modules={"generator": generator})
         shown = present(tmp_path / "prior", tmp_path / "out")
         assert "There is no mesh" in (shown.path / "media" / "index.html").read_text("utf-8")

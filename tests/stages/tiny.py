@@ -33,7 +33,7 @@ def prior(path: Any) -> artifact.Artifact:
     torch.manual_seed(0)
     generator = ManifoldGenerator(**OPTIONS)
     with torch.no_grad():
-        generator.backbone.out_bias[3::4] = 2.0
+        generator.backbone.out_bias[6::4] = 2.0
     generator.update_mean(256)
     return artifact.save(path, stage="prior", modules={"generator": generator.eval()})
 
