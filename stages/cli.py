@@ -18,6 +18,7 @@ from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveCon
 from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
 
 from callbacks.artifact import ExportArtifact
+from callbacks.checkpoint import LastCheckpoint
 from callbacks.guard import FiniteGuard
 from callbacks.media import MediaPanels
 from callbacks.progress import progress
@@ -128,12 +129,14 @@ class GalateaCLI(LightningCLI):
         given = self.config_init[self.subcommand]["trainer"]
         out = Path(self._option("out")).absolute()
         kwargs |= {
+            # LastCheckpoint does it; Lightning's own is for those who ask for best-of-k copies.
+            "enable_checkpointing": any(isinstance(c, ModelCheckpoint) for c in _as_list(given["callbacks"])),
             "default_root_dir": str(out),
             "logger": self._loggers(given["logger"], out),
-            "callbacks": self._callbacks(given["callbacks"], out),
+            "callbacks": self._callbacks(given["callbacks"]),
         }
         if isinstance(self.model, PerArtworkStage) and self.subcommand == "fit":
-            kwargs |= {"max_epochs": 1, "max_steps": -1, "enable_checkpointing": False, "enable_model_summary": False}
+            kwargs |= {"max_epochs": 1, "max_steps": -1, "enable_model_summary": False}
             if given["num_nodes"] > 1 or _devices(given) > 1:
                 kwargs["strategy"] = IndependentRanks()
         return super().instantiate_trainer(**kwargs)
@@ -150,18 +153,17 @@ class GalateaCLI(LightningCLI):
             loggers.append(WandbLogger(project=project, name=out.name, save_dir=out, offline=offline, log_model=False))
         return loggers
 
-    def _callbacks(self, given: Any, out: Path) -> list[pl.Callback]:
-        callbacks: list[pl.Callback] = given if isinstance(given, list) else [given] if given else []
+    def _callbacks(self, given: Any) -> list[pl.Callback]:
+        callbacks = _as_list(given)
         ours: list[pl.Callback] = [ExportArtifact(), MediaPanels(), FiniteGuard(), progress()]
         if not isinstance(self.model, PerArtworkStage):
-            ours.append(_checkpoints(out))
+            ours.append(LastCheckpoint())
         # A kind that the configuration names replaces ours.
         return callbacks + [c for c in ours if not any(isinstance(g, type(c)) for g in callbacks)]
 
 
-def _checkpoints(out: Path) -> ModelCheckpoint:
-    # Without version counter: `last.ckpt` is the latest, also after a run that started again in the same folder.
-    return ModelCheckpoint(out / "checkpoints", save_last=True, every_n_train_steps=500, enable_version_counter=False)
+def _as_list(callbacks: Any) -> list[pl.Callback]:
+    return callbacks if isinstance(callbacks, list) else [callbacks] if callbacks else []
 
 
 def _devices(trainer: Any) -> int:

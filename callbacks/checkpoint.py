@@ -1,0 +1,40 @@
+"""The checkpoint a killed run continues from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+
+from callbacks.progress import batches_done
+from models.files import atomic_write
+
+
+class LastCheckpoint(pl.Callback):
+    """Keeps ``OUT/checkpoints/last.ckpt`` every ``every_n_batches`` and at the end of each epoch, atomically.
+
+    Batches are counted, not optimiser steps: with two optimisers Lightning's own count may step over every multiple.
+    """
+
+    def __init__(self, every_n_batches: int = 500) -> None:
+        self.every_n_batches = every_n_batches
+        self._saved = -1
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if batches_done(trainer) % self.every_n_batches == 0:
+            self._save(trainer)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        self._save(trainer)
+
+    def _save(self, trainer: pl.Trainer) -> None:
+        if trainer.fast_dev_run or self._saved == batches_done(trainer):
+            return
+        self._saved = batches_done(trainer)
+        path = Path(trainer.default_root_dir) / "checkpoints" / "last.ckpt"
+        if trainer.is_global_zero:
+            with atomic_write(path) as temporary:
+                trainer.save_checkpoint(temporary)
+        else:  # gathering the state is collective; rank 0 alone writes
+            trainer.save_checkpoint(path)
