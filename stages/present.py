@@ -331,8 +331,8 @@ def _words(name: str) -> str:
 def _facts(subject: Subject) -> dict[str, str]:
     facts = {}
     if subject.camera is not None:
-        yaw, pitch = (math.degrees(float(angle)) for angle in (subject.camera.yaw, subject.camera.pitch))
-        facts["camera"] = f"yaw {yaw:+.0f}°, pitch {pitch:+.0f}°"
+        yaw, pitch = (round(math.degrees(float(angle))) for angle in (subject.camera.yaw, subject.camera.pitch))
+        facts["camera"] = f"yaw {yaw:+d}°, pitch {pitch:+d}°"
     facts["generator"] = type(subject.generator).__name__
     facts["resolution"] = f"{subject.generator.resolution} px"
     return facts

@@ -310,8 +310,8 @@ class Viewer:
             seen = look(generator, subject.latents, camera, code)
         image = seen.image[0]
         took = time.monotonic() - begin
-        yaw, pitch = (math.degrees(float(angle)) for angle in (camera.yaw, camera.pitch))
-        self.words.content = f"yaw {yaw:+.0f}°, pitch {pitch:+.0f}°, {image.shape[-1]} px, {1000 * took:.0f} ms"
+        yaw, pitch = (round(math.degrees(float(angle))) for angle in (camera.yaw, camera.pitch))
+        self.words.content = f"yaw {yaw:+d}°, pitch {pitch:+d}°, {image.shape[-1]} px, {1000 * took:.0f} ms"
         return widen(to_uint8(enlarge(image, max(image.shape[-1], 384))), pose.aspect)
 
     def _show_mesh(self) -> None:

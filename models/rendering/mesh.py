@@ -27,6 +27,7 @@ from models.rendering.compositing import depth_normals
 
 REFINE = 4  # fine voxels along a coarse one: only those near the coarse surface are computed
 BAND = 4.0  # truncation distance, in voxels
+SMOOTHING = 1 / 128  # standard deviation, in sides of the cube: noise of the rendered depth below this vanishes
 OUTVOTED = 2  # silhouettes that must agree before a point is carved away: one view may have a hole
 
 
@@ -204,7 +205,7 @@ def _solid(grid: np.ndarray) -> np.ndarray:
     """Smooth the grid, keep its largest body and fill the hollows inside."""
     from scipy.ndimage import gaussian_filter  # here: only meshes need it
 
-    grid = gaussian_filter(grid, 1.0)
+    grid = gaussian_filter(grid, SMOOTHING * len(grid))
     bodies = _regions(grid < 0)
     if bodies.max() > 1:
         largest = np.bincount(bodies.ravel())[1:].argmax() + 1
