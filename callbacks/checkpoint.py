@@ -29,7 +29,7 @@ class LastCheckpoint(pl.Callback):
         self._save(trainer)
 
     def _save(self, trainer: pl.Trainer) -> None:
-        if trainer.fast_dev_run or self._saved == batches_done(trainer):
+        if trainer.fast_dev_run or self._saved == batches_done(trainer):  # type: ignore[attr-defined]
             return
         self._saved = batches_done(trainer)
         path = Path(trainer.default_root_dir) / "checkpoints" / "last.ckpt"

@@ -202,12 +202,12 @@ class Rig:
 
     def camera(self, yaw: Tensor | float, pitch: Tensor | float = 0.0, device: torch.device | str = "cpu") -> Camera:
         """Cameras on the sphere of this rig; ``yaw`` and ``pitch`` in radians, numbers or (B,)."""
-        yaw, pitch = torch.broadcast_tensors(
+        across, up = torch.broadcast_tensors(
             torch.as_tensor(yaw, dtype=torch.float32, device=device).reshape(-1),
             torch.as_tensor(pitch, dtype=torch.float32, device=device).reshape(-1),
         )
         pivot = torch.tensor(self.pivot, device=device)
-        offset = torch.stack([yaw.sin() * pitch.cos(), pitch.sin(), yaw.cos() * pitch.cos()], -1)
+        offset = torch.stack([across.sin() * up.cos(), up.sin(), across.cos() * up.cos()], -1)
         return Camera.look_at(pivot + self.radius * offset, pivot, self.focal)
 
     def random(self, count: int, generator: torch.Generator | None = None) -> Camera:

@@ -7,12 +7,13 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from datamodules.mannequins import RIG, Scene, render
 from models.camera import Camera
 from models.generators.base import Discriminator, Generator, Rendering, Verdict
+from models.generators.painted import PaintedGenerator
 from models.inversion import fit_latents
 from models.losses.gan import discriminator_nonsaturating, generator_nonsaturating, r1_penalty
 from models.metrics.distribution import EmbeddedDistribution, InceptionDistribution, kid
@@ -69,6 +70,8 @@ class PriorStage(Stage):
     """
 
     name = "prior"
+    images_seen: Tensor
+    steps_done: Tensor
 
     def __init__(
         self,
@@ -203,11 +206,11 @@ class PriorStage(Stage):
 
     def on_train_end(self) -> None:
         for generator in (self.generator, self.average):
-            if hasattr(generator, "update_mean"):
+            if isinstance(generator, PaintedGenerator):
                 generator.update_mean()
 
     def export(self) -> dict[str, Any]:
-        modules = {"generator": self.average.eval()}
+        modules: dict[str, nn.Module] = {"generator": self.average.eval()}
         if self.discriminator is not None and int(self.images_seen) > self.adversarial_from:
             modules["discriminator"] = self.discriminator.eval()
         return {"modules": modules, "dtype": dict.fromkeys(modules, "float16")}

@@ -17,7 +17,7 @@ ModuleT = TypeVar("ModuleT", bound=nn.Module)
 class PerceptualDistance(Protocol):
     """Distance between two images as a viewer would judge it."""
 
-    def __call__(self, a: Tensor, b: Tensor) -> Tensor:
+    def __call__(self, a: Tensor, b: Tensor, /) -> Tensor:
         """(B, 3, H, W) twice -> (B,) distances, 0 for equal images."""
         ...
 
@@ -28,7 +28,7 @@ class ImageEmbedding(Protocol):
 
     dim: int
 
-    def __call__(self, image: Tensor) -> Tensor:
+    def __call__(self, image: Tensor, /) -> Tensor:
         """(B, 3, H, W) -> (B, dim)."""
         ...
 
@@ -39,7 +39,7 @@ class IdentityEmbedding(Protocol):
 
     dim: int
 
-    def __call__(self, image: Tensor) -> Tensor:
+    def __call__(self, image: Tensor, /) -> Tensor:
         """(B, 3, H, W) -> (B, dim) unit vectors."""
         ...
 
@@ -50,7 +50,7 @@ class FaceParser(Protocol):
 
     segments: tuple[str, ...]
 
-    def __call__(self, image: Tensor) -> Tensor:
+    def __call__(self, image: Tensor, /) -> Tensor:
         """(B, 3, H, W) -> (B, len(segments), H, W) logits at the input's resolution."""
         ...
 
@@ -59,7 +59,7 @@ class FaceParser(Protocol):
 class PoseEstimator(Protocol):
     """Camera position around the head."""
 
-    def __call__(self, image: Tensor) -> Tensor:
+    def __call__(self, image: Tensor, /) -> Tensor:
         """(B, 3, H, W) -> (B, 2) yaw and pitch in radians, with the signs of ``models.camera``."""
         ...
 

@@ -34,20 +34,21 @@ class StyleBackbone(nn.Module):
         detail_maps: bool = False,
     ) -> None:  # fmt: skip
         super().__init__()
-        options = {"lr_multiplier": lr_multiplier}
         self.sides = [start * 2**k for k in range(len(channels))]
         self.num_ws = 2 * len(channels)
         self.constant = nn.Parameter(torch.randn(1, channels[0], start, start))
-        self.first = StyledConv(channels[0], channels[0], w_dim, **options)
-        self.ups = nn.ModuleList(StyledConv(a, b, w_dim, upsample=True, **options) for a, b in pairwise(channels))
-        self.convs = nn.ModuleList(StyledConv(c, c, w_dim, **options) for c in channels[1:])
+        self.first = StyledConv(channels[0], channels[0], w_dim, lr_multiplier=lr_multiplier)
+        self.ups = nn.ModuleList(
+            StyledConv(a, b, w_dim, upsample=True, lr_multiplier=lr_multiplier) for a, b in pairwise(channels)
+        )
+        self.convs = nn.ModuleList(StyledConv(c, c, w_dim, lr_multiplier=lr_multiplier) for c in channels[1:])
         self.details = nn.ParameterList(
             nn.Parameter(torch.zeros(1, c, side, side))
             for c, side in zip(channels[1:], self.sides[1:], strict=True)
             if detail_maps
         )
         self.outs = nn.ModuleList(
-            ModulatedConv2d(c, out_channels, 1, w_dim, demodulate=False, **options) for c in channels
+            ModulatedConv2d(c, out_channels, 1, w_dim, demodulate=False, lr_multiplier=lr_multiplier) for c in channels
         )
         self.out_bias = nn.Parameter(torch.zeros(out_channels))
 

@@ -86,6 +86,7 @@ class TextureStack(Configurable):
 
     CHANNELS = 4
     SHARED = 3
+    scale: Tensor
 
     def __init__(self, levels: int, thickness: float = 1.0, own_colour: float = 0.3) -> None:
         super().__init__()

@@ -53,6 +53,7 @@ class ManifoldGenerator(PaintedGenerator):
     """
 
     levels: Tensor
+    pivot: Tensor
 
     def __init__(
         self,

@@ -30,6 +30,8 @@ class ManifoldPredictor(Configurable):
         grid: side of the grid that :meth:`baked` samples the predictor on.
     """
 
+    centre: Tensor
+
     def __init__(
         self,
         hidden: int = 64,
