@@ -22,7 +22,7 @@ from stages.arguments import Parser
 
 REST = 0.25  # seconds without change after which the sharp picture is rendered
 ZOOM = (0.55, 1.8)  # nearest and farthest place of the visitor's camera, in radii of the rig
-MESH_SIZE = 128
+MESH_SIZE = 112
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -163,6 +163,7 @@ class Viewer:
     def _scene(self) -> None:
         rig = self.rig
         self.server.scene.set_up_direction("+y")
+        self.server.scene.configure_default_lights(cast_shadow=False)  # shadows stall browsers without a GPU
         start = self.server.initial_camera
         start.look_at = rig.pivot
         start.position = (rig.pivot[0], rig.pivot[1], rig.pivot[2] + rig.radius)
@@ -338,7 +339,7 @@ class Viewer:
         colours = ((mesh.colours + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
         solid = trimesh.Trimesh(mesh.vertices.numpy(), mesh.faces.numpy(), process=False)
         solid.visual.vertex_colors = colours.numpy()  # type: ignore[union-attr]
-        return self.server.scene.add_mesh_trimesh("/head", solid)
+        return self.server.scene.add_mesh_trimesh("/head", solid, cast_shadow=False, receive_shadow=False)
 
     def _hide_mesh(self) -> None:
         if self._mesh[1] is not None:
