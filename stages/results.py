@@ -9,7 +9,7 @@ from typing import NoReturn
 
 from models.errors import UserError
 from models.files import atomic_write
-from models.metrics.records import FILE, read_records
+from models.metrics.records import FILE, holds_records, read_records
 from models.metrics.table import COLUMNS, cells, markdown, summarise
 
 
@@ -34,9 +34,10 @@ def main(arguments: Sequence[str]) -> None:
     options = parser.parse_args(list(arguments))
     records = []
     for folder in options.folders:
-        files = [folder] if folder.is_file() else sorted(folder.rglob(FILE))
+        # A run's training log may have the same file name.
+        files = [folder] if folder.is_file() else [f for f in sorted(folder.rglob(FILE)) if holds_records(f)]
         if not files:
-            raise UserError(f"there is no {FILE} in {folder}")
+            raise UserError(f"there is no {FILE} of a test in {folder}")
         for file in files:
             records += read_records(file)
     kept = [

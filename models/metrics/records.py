@@ -89,6 +89,16 @@ def read_records(path: str | os.PathLike[str]) -> list[Record]:
     return records
 
 
+def holds_records(path: str | os.PathLike[str]) -> bool:
+    """Whether the file's first line names the columns of a record.
+
+    Raises:
+        UserError: when it cannot be read.
+    """
+    with os_errors(path, "read"), open(path, newline="", encoding="utf-8") as file:
+        return set(COLUMNS) <= set(next(csv.reader(file), ()))
+
+
 def finite(records: Iterable[Record]) -> list[Record]:
     """The records whose value is a finite number."""
     return [record for record in records if math.isfinite(record.value)]

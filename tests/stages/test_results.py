@@ -26,6 +26,16 @@ def test_prints_and_writes(runs, capsys):
     assert "| views v1 | test | psnr | full | 6.333" in (runs / "table.md").read_text()
 
 
+def test_training_logs_of_the_same_name_are_passed_over(runs, capsys):
+    (runs / "one" / "logs").mkdir()
+    (runs / "one" / "logs" / "metrics.csv").write_text("epoch,step,loss\n0,1,2.5\n")
+    (runs / "two" / "metrics.csv").write_text("")
+    main([str(runs)])
+    assert "pti" in capsys.readouterr().out
+    with pytest.raises(UserError, match="no column protocol"):
+        main([str(runs / "one" / "logs" / "metrics.csv")])
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -40,5 +50,5 @@ def test_one_sentence_for_what_is_wrong(runs, options, message):
 
 
 def test_nothing_there(tmp_path):
-    with pytest.raises(UserError, match=r"no metrics\.csv"):
+    with pytest.raises(UserError, match=r"no metrics\.csv of a test"):
         main([str(tmp_path)])
