@@ -17,14 +17,14 @@ TOY_WORLD = [
     "--data.train_subjects", "4", "--data.val_subjects", "2", "--data.test_subjects", "2", "--data.compiled", "false",
     "--data.draw_workers", "0", "--data.supersample", "1",
 ]  # fmt: skip
-PRESENT = ["--model.frames", "4", "--model.mesh_size", "16", "--model.scale", "1", "--model.samples", "1"]
+PRESENT = ["--model.frames", "4", "--model.mesh_size", "32", "--model.scale", "1", "--model.samples", "1"]
 
 # In the order of the README: later commands use what earlier ones wrote. The value is appended to the command.
 EXTRA = {
     "galatea view runs/demo/stylize": None,  # serves until it is stopped; tests/stages/test_view.py
     "galatea run configs/pipelines/artform.yaml --image assets/artworks/toon-1100003.png --out runs/toon": [
         "--set", "anchor.model.steps=2", "--set", "stylize.model.recipe.steps=2", "--set", "present.model.frames=4",
-        "--set", "present.model.mesh_size=16", "--set", "present.model.scale=1",
+        "--set", "present.model.mesh_size=32", "--set", "present.model.scale=1",
     ],
     "galatea run configs/pipelines/artform.yaml --image assets/artworks --out runs/all --dry_run": [],
     "galatea --help": [],

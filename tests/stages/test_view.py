@@ -68,6 +68,14 @@ class Guest:
             time.sleep(0.01)
         return self.pictures[-1]
 
+    def changed(self, before, seconds=30.0):
+        """The first picture that differs from ``before``; ones on their way already may still come first."""
+        deadline = time.monotonic() + seconds
+        while not (self.pictures[-1] != before).any():
+            assert time.monotonic() < deadline, "no other picture came"
+            time.sleep(0.01)
+        return self.pictures[-1]
+
 
 class TestCamera:
     rig = tiny.ManifoldGenerator(**tiny.OPTIONS).rig
@@ -119,9 +127,8 @@ class TestServer:
         for control, value in controls:
             count = len(guest.pictures)
             control.value = value
-            now = guest.wait(count + 2)
-            assert (now != last).any()
-            last = now
+            guest.changed(last)
+            last = guest.wait(count + 2)
         assert viewer.strength.value == 1.0  # as the new head has it
         viewer.farewell(guest)
         count = len(guest.pictures)
