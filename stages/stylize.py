@@ -24,8 +24,8 @@ from models.generators.base import Generator, Latents, Rendering
 from models.image_io import write_image
 from models.losses.augment import PairAugmentation
 from models.losses.direction import directional_l2, directional_loss, displacement
-from models.losses.image import locality_codes, locality_loss, pixel_mse
-from models.losses.views import PseudoView, carried, mirrored
+from models.losses.image import locality_codes, locality_loss
+from models.losses.views import PseudoView, carried, faced, mirrored
 from models.metrics.image import diversity
 from models.metrics.portrait import Score, compare_expressions, compare_input, compare_views, strip
 from models.metrics.records import Record, read_records, write_records
@@ -60,8 +60,10 @@ class Recipe:
         pixel: weight of the mean squared error at the artwork's view (PTI).
         mirror: weight of the flipped artwork as a picture from the mirrored view.
         mirror_hidden: only where the artwork itself shows nothing.
+        rim: what pixels of the artwork count that show the head at a grazing angle, in the terms of its own view:
+            an outline painted onto the side of the head is a black patch from elsewhere. 1 counts all alike.
         carry: weight of the artwork carried to the random views along the anchor's depth.
-        carry_symmetric: weight in it of colours from the other side of the face.
+        carry_fill: weight in it of colours found by analogy, where the artwork shows nothing.
         geometry: weight of the squared change of opacity and depth at the random views.
         locality: weight of PTI's locality regularisation. locality_distance: of its codes from the pivot.
     """
@@ -84,10 +86,11 @@ class Recipe:
     yaw_max_deg: float | None = None
     pitch_max_deg: float | None = None
     pixel: float = 0.0
+    rim: float = 1.0
     mirror: float = 0.0
     mirror_hidden: bool = True
     carry: float = 0.0
-    carry_symmetric: float = 0.5
+    carry_fill: float = 0.5
     geometry: float = 0.0
     locality: float = 0.0
     locality_distance: float = 30.0
@@ -127,7 +130,7 @@ class Target:
 
     Attributes:
         ws: its fixed codes. z: (1, z_dim) behind them, or None. expression: (1, E), or None for neutral.
-        reference: (1, 3, R, R) the artwork. camera: its view.
+        reference: the artwork, a batch of one, with what its pixels count. camera: its view.
         guide: (1, D), Eq. 4; None without a direction term.
         pool: the random views; pool_images: (V, 3, R, R), pool_depth, pool_alpha: (V, 1, R, R) of G_ori.
         behind: the mirrored artwork, or None. carried: for all of the pool, or None.
@@ -136,7 +139,7 @@ class Target:
     ws: Latents
     z: Tensor | None
     expression: Tensor | None
-    reference: Tensor
+    reference: PseudoView
     camera: Camera
     guide: Tensor | None
     pool: Camera
@@ -286,7 +289,7 @@ class StylizeStage(PerArtworkStage[StyleState]):
             ws=ws,
             z=z,
             expression=expression,
-            reference=reference,
+            reference=faced(reference, camera, seen, recipe.rim),
             camera=camera,
             guide=guide,
             pool=pool,
@@ -294,7 +297,7 @@ class StylizeStage(PerArtworkStage[StyleState]):
             pool_depth=views.depth,
             pool_alpha=views.alpha,
             behind=mirrored(reference, camera, seen, behind, recipe.mirror_hidden) if recipe.mirror else None,
-            carried=carried(reference, camera, seen, pool, views, recipe.carry_symmetric) if recipe.carry else None,
+            carried=carried(reference, camera, seen, pool, views, recipe.carry_fill) if recipe.carry else None,
         )
 
     def _pool(self, recipe: Recipe, draws: torch.Generator) -> Camera:
@@ -365,9 +368,9 @@ class StylizeStage(PerArtworkStage[StyleState]):
         own, random_views = out.image[:1], out.image[first:]
         terms: dict[str, Tensor] = {}
         if recipe.spatial:
-            terms["spatial"] = self.perceptual(own, target.reference).mean()  # L_spa
+            terms["spatial"] = self.perceptual(own, target.reference.completed(own)).mean()  # L_spa
         if recipe.pixel:
-            terms["pixel"] = pixel_mse(own, target.reference).mean()
+            terms["pixel"] = target.reference.error(own).mean()
         if target.behind is not None:
             seen, pseudo = out.image[1:2], target.behind
             distance = self.perceptual(seen, pseudo.completed(seen)) if recipe.spatial else 0.0

@@ -1,4 +1,4 @@
-"""What an artwork says about other views than its own: by symmetry, and by the anchor's depth."""
+"""What an artwork says about other views than its own: by symmetry, along the anchor's depth, and by analogy."""
 
 from __future__ import annotations
 
@@ -12,10 +12,15 @@ from models.camera import Camera
 from models.generators.base import Rendering
 from models.rendering.visibility import seen_from
 
+FIRM = 0.5  # pixels known better than this serve as examples
+NEIGHBOURS = 4
+# How much a difference in the anchor's colour, in the normal and in the place on the head counts.
+_COLOUR, _NORMAL, _PLACE = 1.5, 0.5, 2.0
+
 
 @dataclass(frozen=True)
 class PseudoView:
-    """A picture that a view should show, where that is known.
+    """A picture that a view should show, as far as that is known.
 
     Attributes:
         image: (B, 3, H, W).
@@ -37,6 +42,39 @@ class PseudoView:
         return (self.weight * self.image + (1 - self.weight) * image).detach()
 
 
+def firmness(camera: Camera, view: Rendering) -> Tensor:
+    """How well a picture shows the surface at each pixel (B, 1, H, W), in [0, 1]; 0 on the background.
+
+    Low at the silhouette, where outlines are drawn and a pixel of depth error would mix in the background, and on
+    surfaces seen at a grazing angle: what is painted there covers a large area from elsewhere.
+    """
+    assert view.alpha is not None and view.depth is not None
+    firm = (1 - F.max_pool2d(1 - view.alpha, 3, 1, 1)).clamp(0, 1)
+    if view.normals is None:
+        return firm
+    towards = F.normalize(camera.position[:, None] - surface(camera, view.depth), dim=-1)
+    towards = towards.mT.unflatten(2, view.depth.shape[-2:])
+    return firm * (1.6 * (view.normals * towards).sum(1, keepdim=True) - 0.4).clamp(0, 1)
+
+
+def surface(camera: Camera, depth: Tensor) -> Tensor:
+    """World points (B, H * W, 3) at camera-z ``depth`` (B, 1, H, W)."""
+    origins, directions = camera.rays(*depth.shape[-2:])
+    return origins + depth.flatten(2).mT * directions
+
+
+def faced(reference: Tensor, camera: Camera, seen: Rendering, rim: float) -> PseudoView:
+    """The artwork at its own view, where ``rim`` is what a pixel of the head counts that shows the surface badly.
+
+    Args:
+        reference: (1, 3, H, W). camera, seen: its view, and the anchor from there. rim: in [0, 1]; 1 is the paper's.
+    """
+    assert seen.alpha is not None
+    firm = firmness(camera, seen)
+    near = F.max_pool2d(seen.alpha, 5, 1, 2)  # outlines lie outside of the silhouette as well
+    return PseudoView(reference, 1 - (1 - rim) * near * (1 - firm))
+
+
 def mirrored(reference: Tensor, camera: Camera, seen: Rendering, behind: Rendering, hidden_only: bool) -> PseudoView:
     """The flipped artwork as a picture of the head from the mirrored camera: faces are nearly symmetric.
 
@@ -50,52 +88,62 @@ def mirrored(reference: Tensor, camera: Camera, seen: Rendering, behind: Renderi
         return PseudoView(flipped, torch.ones_like(flipped[:, :1]))
     assert seen.depth is not None and seen.alpha is not None and behind.depth is not None and behind.alpha is not None
     shown = seen_from(camera.mirror(), behind.depth, behind.alpha, camera, seen.depth, seen.alpha)
-    return PseudoView(flipped, (~shown & (behind.alpha > 0.5)).float())
+    return PseudoView(flipped, (~shown).float() * firmness(camera.mirror(), behind))
 
 
 def carried(
-    reference: Tensor, camera: Camera, seen: Rendering, cameras: Camera, views: Rendering, symmetric: float
+    reference: Tensor, camera: Camera, seen: Rendering, cameras: Camera, views: Rendering, fill: float
 ) -> PseudoView:
-    """The artwork carried to other views along the anchor's depth, as SPI (Yin et al., 2023) does for photographs.
+    """The artwork carried to other views.
 
-    A pixel that the artwork shows takes its colour; one that it would show if the head were flipped takes the
-    colour from there. Grazing surfaces count less, by the cosine with which the artwork sees them.
+    A surface point that the artwork shows takes its colour from there, along the anchor's depth, as SPI (Yin et al.,
+    2023) does for photographs. One that it does not show takes the colour of those shown whose anchor looks alike and
+    that lie alike on the head, left and right taken for the same (image analogies, Hertzmann et al., 2001).
 
     Args:
-        reference: (1, 3, H, W). camera, seen: its view and the anchor from there.
+        reference: (1, 3, H, W). camera, seen: its view, and the anchor from there.
         cameras: (V,) other views. views: the anchor from them.
-        symmetric: weight of colours taken from the other side.
+        fill: weight of colours found by analogy; 0 leaves such pixels open.
     """
-    direct, shown = _carry(reference, camera, seen, cameras, views)
-    if symmetric == 0:
-        return PseudoView(direct, shown)
-    flipped = Rendering(
-        image=seen.image.flip(-1),
-        depth=None if seen.depth is None else seen.depth.flip(-1),
-        alpha=None if seen.alpha is None else seen.alpha.flip(-1),
-    )
-    other, reflected = _carry(reference.flip(-1), camera.mirror(), flipped, cameras, views)
-    weight = torch.maximum(shown, symmetric * reflected * (1 - shown))
-    return PseudoView(torch.where(shown > 0.3, direct, other), weight)
-
-
-def _carry(
-    reference: Tensor, camera: Camera, seen: Rendering, cameras: Camera, views: Rendering
-) -> tuple[Tensor, Tensor]:
-    """Colours (V, 3, H, W) found in the artwork, and how well it shows those points (V, 1, H, W)."""
     assert seen.depth is not None and seen.alpha is not None and views.depth is not None and views.alpha is not None
     count, size = len(cameras), views.depth.shape[-2:]
     shown = seen_from(cameras, views.depth, views.alpha, camera, seen.depth, seen.alpha)
-    origins, directions = cameras.rays(*size)
-    points = origins + views.depth.flatten(2).mT * directions
+    points = surface(cameras, views.depth)
     uv, _ = camera.repeat_interleave(count).project(points)
-    grid = (2 * uv - 1).reshape(count, *size, 2)
-    colour = F.grid_sample(reference.expand(count, -1, -1, -1), grid, padding_mode="border", align_corners=False)
-    # Only well inside the silhouette: a pixel of depth error there would carry the background's colour.
-    inside = 1 - F.max_pool2d(1 - seen.alpha, 3, 1, 1)
-    firm = F.grid_sample(inside.expand(count, -1, -1, -1), grid, padding_mode="zeros", align_corners=False)
-    weight = shown.float() * firm.clamp(0, 1)
-    if views.normals is not None:
-        towards = F.normalize(camera.position[:, None] - points, dim=-1).mT.reshape(count, 3, *size)
-        weight = weight * (2 * (views.normals * towards).sum(1, keepdim=True)).clamp(0, 1)
-    return colour, weight
+    grid = (2 * uv - 1).unflatten(1, size)
+    firm = firmness(camera, seen)
+    found = F.grid_sample(
+        torch.cat([reference, firm], 1).expand(count, -1, -1, -1), grid, padding_mode="border", align_corners=False
+    )
+    colour, weight = found[:, :3], found[:, 3:] * shown
+    if fill == 0:
+        return PseudoView(colour, weight)
+    examples = firm.flatten() > FIRM
+    if int(examples.sum()) < NEIGHBOURS:
+        return PseudoView(colour, weight)
+    described, palette = _describe(camera, seen)[0, examples], reference[0].flatten(1).T[examples]
+    # The views' own grazing pixels are left open: the same points are met better from elsewhere.
+    open_ = (views.alpha > 0.5) & (weight < FIRM)
+    descriptions = _describe(cameras, views)
+    for view in range(count):
+        asked = open_[view, 0].flatten()
+        distance, index = torch.cdist(descriptions[view, asked], described).topk(NEIGHBOURS, largest=False)
+        share = F.normalize(1 / (distance + 0.05), p=1, dim=1)
+        guess = (share[..., None] * palette[index]).sum(1)
+        # Between the two sources the colours blend, as a step would be painted as an edge.
+        known = (weight[view, 0].flatten()[asked] / FIRM).clamp(0, 1)[:, None]
+        flat = colour[view].flatten(1)
+        flat[:, asked] = (known * flat[:, asked].T + (1 - known) * guess).T
+        colour[view] = flat.unflatten(1, size)
+    return PseudoView(colour, torch.where(open_, torch.maximum(weight, fill * firmness(cameras, views)), weight))
+
+
+def _describe(camera: Camera, view: Rendering) -> Tensor:
+    """(B, H * W, D) by which pixels are compared: the anchor's colour, normal and place, left and right alike."""
+    assert view.depth is not None
+    places = surface(camera, view.depth)
+    parts = [_COLOUR * view.image.flatten(2).mT, _PLACE * torch.cat([places[..., :1].abs(), places[..., 1:]], -1)]
+    if view.normals is not None:
+        normals = view.normals.flatten(2).mT
+        parts.append(_NORMAL * torch.cat([normals[..., :1].abs(), normals[..., 1:]], -1))
+    return torch.cat(parts, -1)
