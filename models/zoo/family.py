@@ -1,0 +1,119 @@
+"""What every family of official checkpoints offers, and the containers that travel between the zoo's files.
+
+Flow: a file -> ``reading`` -> :class:`Official` -> ``Family.convert`` -> :class:`Converted` -> an artifact.
+Parity: a fixture folder -> ``parity.Fixture`` -> ``Family.replay`` -> arrays, compared with the recorded ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from models.configurable import Configurable
+from models.errors import UserError
+
+if TYPE_CHECKING:
+    from models.zoo.parity import Fixture
+
+State = dict[str, Tensor]
+"""Official key -> tensor, in official order."""
+
+
+class ZooError(UserError):
+    """A file that is not what it was taken for: names the first mismatch."""
+
+
+@dataclass(frozen=True)
+class Official:
+    """What a file of a user holds, read without running anything of it.
+
+    Attributes:
+        states: state dicts by their name in the file ("g_ema", "state_dict" ...); the name is "" where the file is
+            the state dict itself.
+        values: plain values beside them: numbers, strings, tensors, lists, dictionaries (``args`` and other
+            namespaces become dictionaries).
+    """
+
+    states: dict[str, State]
+    values: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Converted:
+    """Our modules with the file's weights."""
+
+    modules: dict[str, Configurable]
+    """By artifact name: generator, discriminator, encoder ..."""
+    found: str
+    """One line for the user: what the file turned out to be, with its sizes."""
+    extra: dict[str, Any] = field(default_factory=dict)
+    """JSON values for the manifest's ``extra``."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """One kind of official checkpoint."""
+
+    name: str
+    """As on the command line."""
+    files: str
+    """File names users have, for ``galatea zoo list``."""
+    origin: str
+    """Repository, owner/name."""
+    licence: str
+    """Licence of the official weights, as their owner states it."""
+    matches: Callable[[Official], bool]
+    """Whether keys and shapes are this family's. Cheap; never raises."""
+    convert: Callable[[Official, Mapping[str, Any]], Converted]
+    """Read the configuration off keys and shapes, build our modules, load strictly. The mapping holds settings that
+    a file cannot tell (GRAM's centre, fields of view ...), by name; unknown names raise :class:`ZooError`, as does the
+    first missing, extra or misshapen key."""
+    replays: Callable[[Mapping[str, Any]], bool]
+    """Whether a fixture's ``meta.json`` is of this family."""
+    replay: Callable[[Fixture, str], dict[str, Tensor]]
+    """All arrays of one case, by their name without the case: "mid/w", "out/image". The official weights come from
+    ``fixture.state(model)`` and go through the same conversion as a user's file."""
+    settings: Mapping[str, str] = field(default_factory=dict)
+    """What ``convert`` takes in its mapping: name -> one line of explanation."""
+    export: Callable[[Mapping[str, Configurable]], dict[str, Any]] | None = None
+    """Our modules back to the official file's layout (nested dict of tensors and plain values)."""
+
+
+def take(state: State, renames: Mapping[str, str], where: str) -> State:
+    """Rename official keys to ours, all of them.
+
+    Args:
+        renames: official key -> our key.
+
+    Raises:
+        ZooError: naming the first official key that is missing, or the first that is left over.
+    """
+    for official in renames:
+        if official not in state:
+            raise ZooError(f"{where}: the key {official!r} is missing")
+    for key in state:
+        if key not in renames:
+            raise ZooError(f"{where}: the key {key!r} is not known")
+    return {ours: state[official] for official, ours in renames.items()}
+
+
+def fill(module: Configurable, state: State, where: str) -> Configurable:
+    """Load our keys into ``module``, strictly.
+
+    Raises:
+        ZooError: naming the first key that is missing, extra or of another shape.
+    """
+    own = module.state_dict()
+    for key, tensor in own.items():
+        if key not in state:
+            raise ZooError(f"{where}: nothing in the file gives {key!r}")
+        if state[key].shape != tensor.shape:
+            raise ZooError(f"{where}: {key!r} has shape {tuple(state[key].shape)}, expected {tuple(tensor.shape)}")
+    for key in state:
+        if key not in own:
+            raise ZooError(f"{where}: {key!r} has no place in {type(module).__name__}")
+    module.load_state_dict(state, strict=True)
+    return module

@@ -1,0 +1,167 @@
+"""Parity with official networks: fixture folders, their weights by recipe, and the comparison.
+
+A fixture folder holds ``meta.json`` and ``io.npz``: inputs and outputs recorded from an official implementation, whose
+weights anyone rebuilds from key names and shapes.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from models.zoo.family import State
+
+
+@dataclass
+class Fixture:
+    """One recorded network.
+
+    Attributes:
+        meta: ``meta.json``.
+        arrays: ``io.npz``: "CASE/in/x", "CASE/mid/x", "CASE/out/x", "kept/MODEL/KEY".
+        memory: whatever a family's replay wants to keep from one case to the next (the built network).
+    """
+
+    folder: Path
+    meta: dict[str, Any]
+    arrays: dict[str, NDArray[Any]]
+    memory: dict[str, Any] = field(default_factory=dict)
+
+    @staticmethod
+    def load(folder: str | Path) -> Fixture:
+        """Read a fixture folder."""
+        folder = Path(folder)
+        meta = json.loads((folder / "meta.json").read_text("utf-8"))
+        with np.load(folder / "io.npz", allow_pickle=False) as file:
+            return Fixture(folder, meta, {name: file[name] for name in file.files})
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """How the official network was built."""
+        return self.meta["config"]
+
+    def state(self, model: str) -> State:
+        """The official state dict of one model, rebuilt by recipe, in official order."""
+        entry = self.meta["models"][model]
+        return {
+            key: torch.from_numpy(self._tensor(key, tuple(shape), dtype, entry["rules"], model))
+            for key, shape, dtype in entry["state_dict"]
+        }
+
+    def checked_state(self, model: str) -> State:
+        """:meth:`state`, after comparing its sums with the recorded ones.
+
+        Raises:
+            ValueError: when the recipe is not being reproduced, in which case nothing else means anything.
+        """
+        state, check = self.state(model), self.meta["models"][model]["weights_check"]
+        for name, total in (
+            ("sum", sum(float(t.double().sum()) for t in state.values())),
+            ("sum_abs", sum(float(t.double().abs().sum()) for t in state.values())),
+        ):
+            if abs(total - check[name]) > 1e-6 * check["sum_abs"]:
+                raise ValueError(f"{self.folder}: {model}: weights by recipe have {name} {total}, not {check[name]}")
+        return state
+
+    def input(self, case: str, name: str) -> Tensor:
+        """The array CASE/in/NAME."""
+        return torch.from_numpy(self.arrays[f"{case}/in/{name}"])
+
+    def has(self, case: str, name: str) -> bool:
+        """Whether there is an input of that name."""
+        return f"{case}/in/{name}" in self.arrays
+
+    def targets(self) -> dict[str, list[str]]:
+        """Names of the recorded results ("mid/w", "out/image") by case, in recorded order."""
+        found: dict[str, list[str]] = {}
+        for array in self.meta["arrays"]:
+            case, kind, name = array.split("/", 2)
+            if kind in ("mid", "out"):
+                found.setdefault(case, []).append(f"{kind}/{name}")
+        return found
+
+    def _tensor(
+        self, key: str, shape: tuple[int, ...], dtype: str, rules: Sequence[Mapping[str, Any]], model: str
+    ) -> NDArray[Any]:
+        if not dtype.startswith("float"):
+            return np.zeros(shape, dtype=dtype)
+        rule = next((rule for rule in rules if re.search(rule["match"], key)), None)
+        if rule is None:
+            raise ValueError(f"{self.folder}: no rule makes the weight {key!r}")
+        if rule.get("keep"):
+            return self.arrays[f"kept/{model}/{key}"].astype(np.float32).reshape(shape)
+        if "const" in rule:
+            return np.full(shape, rule["const"], dtype=np.float32)
+        seed = re.sub(*rule["seed_sub"], key) if "seed_sub" in rule else key
+        draws = np.random.Generator(np.random.PCG64(zlib.crc32((self.meta.get("salt", "") + seed).encode())))
+        noise = np.asarray(draws.standard_normal(shape), dtype=np.float64).astype(np.float32)
+        if rule.get("abs"):
+            noise = np.abs(noise)
+        scale = np.float32(rule.get("scale", 1.0) * _fan_factor(shape, rule.get("fan")))
+        return np.asarray(np.float32(rule.get("mean", 0.0)) + scale * noise, dtype=np.float32).reshape(shape)
+
+
+def _fan_factor(shape: tuple[int, ...], fan: str | None) -> float:
+    if len(shape) == 5 and shape[0] == 1:
+        shape = shape[1:]
+    if fan in (None, "none") or not shape:
+        return 1.0
+    return 1 / math.sqrt(max(1, math.prod(shape[1:]) if fan == "in" else shape[0]))
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One array compared."""
+
+    name: str
+    passed: bool
+    worst: float
+    """Largest error over its tolerance: up to 1 passes, unless a fraction may differ."""
+    fraction: float
+    """Share of elements within tolerance."""
+    reason: str = ""
+
+
+def compare(fixture: Fixture, name: str, got: Tensor | None) -> Comparison:
+    """Compare one result with the recorded array: |got - want| <= atol + rtol |want| for enough elements."""
+    want, limits = fixture.arrays[name], fixture.meta["arrays"][name]
+    if got is None:
+        return Comparison(name, False, math.inf, 0.0, "not computed")
+    value = got.detach().cpu().double().numpy()
+    if value.shape != want.shape:
+        return Comparison(name, False, math.inf, 0.0, f"shape {value.shape}, recorded {want.shape}")
+    want = want.astype(np.float64)
+    equal = (np.isnan(value) & np.isnan(want)) | (np.isinf(want) & (value == want))
+    error = np.where(equal, 0.0, np.abs(value - want))
+    error = np.where(np.isnan(error), math.inf, error)
+    ratio = error / (limits["atol"] + limits["rtol"] * np.abs(np.where(np.isfinite(want), want, 0.0)))
+    fraction = float((ratio <= 1).mean()) if ratio.size else 1.0
+    passed = fraction >= limits.get("min_fraction", 1.0)
+    return Comparison(name, passed, float(ratio.max(initial=0.0)), fraction)
+
+
+def replay(fixture: Fixture) -> Iterator[Comparison]:
+    """Run every recorded case through our network and compare every recorded array; none is skipped.
+
+    Raises:
+        ZooError: when no family knows the fixture.
+    """
+    from models.zoo import family_of_fixture
+
+    family = family_of_fixture(fixture.meta)
+    for case, names in fixture.targets().items():
+        with torch.no_grad():
+            results = family.replay(fixture, case)
+        for name in names:
+            yield compare(fixture, f"{case}/{name}", results.get(name))
