@@ -28,13 +28,20 @@ class ZooError(UserError):
 
 @dataclass(frozen=True)
 class Official:
-    """What a file of a user holds, read without running anything of it.
+    """What a file of a user holds, or several that belong together, read without running anything of it.
+
+    A dictionary of tensors is a state dict, everything else is a value. Of one file the names are those in the file:
+    "g_ema", "latent_avg"; "" for a file that is itself a state dict. Of several files a state dict or value is
+    "STEM/NAME", and a file that is itself a state dict is "STEM", where STEM is the file's name without its suffix:
+    "generator", "ema/shadow_params", "ffhq1024x1024/g_ema". Files with the same stem also get their folder's name:
+    "identity/vae", "expression/vae". Users rename files, so go by keys and shapes first.
 
     Attributes:
-        states: state dicts by their name in the file ("g_ema", "state_dict" ...); the name is "" where the file is
-            the state dict itself.
-        values: plain values beside them: numbers, strings, tensors, lists, dictionaries (``args`` and other
-            namespaces become dictionaries).
+        states: state dicts by name.
+        values: plain values by name: numbers, strings, tensors, lists, dictionaries. Namespaces and other objects
+            become dictionaries of their attributes. A network that was pickled whole (EG3D's ``G_ema``) is a state dict,
+            and under the same name a value {"class_name", "init_args", "init_kwargs", "attributes"}: how it was
+            constructed, and its plain attributes (``rendering_kwargs``, ``neural_rendering_resolution``).
     """
 
     states: dict[str, State]
