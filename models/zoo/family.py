@@ -39,7 +39,7 @@ class Official:
     Attributes:
         states: state dicts by name.
         values: plain values by name: numbers, strings, tensors, lists, dictionaries. Namespaces and other objects
-            become dictionaries of their attributes. A network that was pickled whole (EG3D's ``G_ema``) is a state dict,
+            become dictionaries of their attributes. A network pickled whole (EG3D's ``G_ema``) is a state dict,
             and under the same name a value {"class_name", "init_args", "init_kwargs", "attributes"}: how it was
             constructed, and its plain attributes (``rendering_kwargs``, ``neural_rendering_resolution``).
     """
