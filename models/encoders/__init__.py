@@ -1,0 +1,1 @@
+"""Encoders: images to a generator's style codes."""

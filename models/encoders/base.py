@@ -1,0 +1,49 @@
+"""What every encoder offers."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+from torch import Tensor
+
+from models.configurable import Configurable
+from models.generators.base import Latents
+
+
+class Encoder(Configurable):
+    """Images in, style codes of one generator out.
+
+    Attributes:
+        resolution: image side in pixels.
+        channels: of the image: 3, or the number of labels of a segmentation.
+    """
+
+    resolution: int
+    channels: int = 3
+
+    @abstractmethod
+    def forward(self, image: Tensor) -> Latents:
+        """Offsets from a mean code, in the groups of the generator.
+
+        Args:
+            image: (B, channels, resolution, resolution), pictures in [-1, 1].
+        """
+
+    def codes(self, image: Tensor, latent_avg: Latents) -> Latents:
+        """Codes for ``Generator.synthesis``: ``latent_avg`` + offsets.
+
+        Args:
+            latent_avg: the mean code the encoder was trained with, of one item or as many as images.
+        """
+        offsets = self(image).groups
+        return Latents({name: latent_avg.groups[name] + offset for name, offset in offsets.items()})
+
+    def check_image(self, image: Tensor) -> None:
+        """Refuse images of another size.
+
+        Raises:
+            ValueError: saying which size is expected.
+        """
+        expected = (self.channels, self.resolution, self.resolution)
+        if image.ndim != 4 or tuple(image.shape[1:]) != expected:
+            raise ValueError(f"images must be (B, {', '.join(map(str, expected))}), got {tuple(image.shape)}")
