@@ -1,7 +1,7 @@
 """``galatea view``: an artifact's heads, live in the browser.
 
 viser shows pictures and reports the visitor's camera; every picture is rendered here. A worker renders the newest
-request of each visitor, small while things move and sharp once they rest, so that dragging stays fluid.
+state for each visitor, small while things move and sharp once they rest, so that dragging stays fluid.
 """
 
 from __future__ import annotations
@@ -14,11 +14,17 @@ import math
 import socket
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from stages.arguments import Parser
+
+if TYPE_CHECKING:  # torch is not needed for --help
+    import numpy as np
+
+    from models.camera import Camera, Rig
+    from models.subjects import Subject, Subjects
 
 REST = 0.25  # seconds without change after which the sharp picture is rendered
 ZOOM = (0.55, 1.8)  # nearest and farthest place of the visitor's camera, in radii of the rig
@@ -69,12 +75,45 @@ class Pose:
     aspect: float
 
 
+@dataclass(frozen=True)
+class Settings:
+    """What the controls say.
+
+    Attributes:
+        subject: the head. strength: of its style. expression: a coefficient a name.
+        resolution: side of a picture at rest, pixels.
+        solid: whether the mesh is shown instead of pictures.
+    """
+
+    subject: Subject
+    strength: float
+    expression: tuple[float, ...]
+    resolution: int
+    solid: bool
+
+
 class Visitor(Protocol):
     """The part of viser's client that is used."""
 
     client_id: int
     camera: Any
     scene: Any
+
+
+@dataclass(eq=False)
+class _Seat:
+    """A visitor, the number and time of the last change, and what is shown: which change, and whether sharply."""
+
+    visitor: Visitor
+    wanted: int = 0
+    since: float = 0.0
+    shown: int = -1
+    sharp: bool = False
+
+    @property
+    def settled(self) -> bool:
+        """Whether nothing is left to paint."""
+        return self.sharp and self.shown == self.wanted
 
 
 def pose_of(camera: Any) -> Pose:
@@ -87,7 +126,7 @@ def pose_of(camera: Any) -> Pose:
     return Pose(position, look_at, float(camera.fov), float(camera.aspect))
 
 
-def rig_camera(pose: Pose, rig: Any) -> Any:
+def rig_camera(pose: Pose, rig: Rig) -> Camera:
     """Our camera for a visitor's pose: on the sphere and within the angles that the generator knows.
 
     Distance becomes focal length, because a generator's depth range is that of its own rig.
@@ -108,6 +147,31 @@ def rig_camera(pose: Pose, rig: Any) -> Any:
     return Camera(camera.cam2world, camera.intrinsics)
 
 
+def render(settings: Settings, pose: Pose, resolution: int | None = None) -> tuple[np.ndarray, str]:
+    """The picture for one pose, uint8 (H, W, 3), as wide as the window, and what there is to say about it.
+
+    Args:
+        resolution: image side, native when ``None``.
+    """
+    import torch
+
+    from models.image_io import to_uint8
+    from models.rendering.sheets import enlarge
+    from models.subjects import look
+
+    subject, begin = settings.subject, time.monotonic()
+    camera = rig_camera(pose, subject.generator.rig)
+    generator, code = subject.styled(settings.strength), torch.tensor([settings.expression])
+    try:
+        seen = look(generator, subject.latents, camera, code, resolution)
+    except ValueError:  # a generator of one resolution only
+        seen = look(generator, subject.latents, camera, code)
+    image, took = seen.image[0], time.monotonic() - begin
+    yaw, pitch = (round(math.degrees(float(angle))) for angle in (camera.yaw, camera.pitch))
+    words = f"yaw {yaw:+d}°, pitch {pitch:+d}°, {image.shape[-1]} px, {1000 * took:.0f} ms"
+    return widen(to_uint8(enlarge(image, max(image.shape[-1], 384))), pose.aspect), words
+
+
 class Viewer:
     """A viser server with its controls, and the worker that paints for it.
 
@@ -115,12 +179,20 @@ class Viewer:
         subjects: what can be looked at.
         host, port: where to listen; the next free port is taken.
         item: the first subject.
+        paint: makes the pictures, as :func:`render` does.
 
     Raises:
         UserError: when ``host`` is not an address of this machine.
     """
 
-    def __init__(self, subjects: Any, host: str = "127.0.0.1", port: int = 8080, item: str | None = None) -> None:
+    def __init__(
+        self,
+        subjects: Subjects,
+        host: str = "127.0.0.1",
+        port: int = 8080,
+        item: str | None = None,
+        paint: Callable[[Settings, Pose, int | None], tuple[np.ndarray, str]] = render,
+    ) -> None:
         _check_address(host, port)
         logging.getLogger("websockets").setLevel(logging.CRITICAL)  # browsers leave in many ways
         import viser
@@ -130,12 +202,11 @@ class Viewer:
         with contextlib.redirect_stdout(io.StringIO()):  # its banner says what we print
             self.server = viser.ViserServer(host=host, port=port, label="Galatea", verbose=False)
         self.port = self.server.get_port()
-        self.visitors: dict[int, Visitor] = {}
+        self.paint = paint
         self._subject = subjects[item or subjects.ids[0]]
-        self._wanted: dict[int, float] = {}  # visitor -> time of the last change
-        self._shown: dict[int, tuple[float, bool]] = {}  # visitor -> change that is shown, and whether sharply
         self._mesh: tuple[object, Any] = (None, None)  # settings, and the mesh made with them
-        self._wake = threading.Condition()
+        self._wake = threading.Condition()  # guards all that follows, and controls that change together
+        self._seats: dict[int, _Seat] = {}
         self._closed = False
         self._scene()
         self._controls()
@@ -188,146 +259,135 @@ class Viewer:
         self.solid = gui.add_checkbox("Show the mesh", False)
         self.reset = gui.add_button("Reset")
         self.words = gui.add_markdown("")
-        self._settle()
+        self._restore()
         self.item.on_update(lambda _: self._change_item())
         for control in (self.size, self.strength, self.solid, *self.expressions.values()):
             control.on_update(lambda _: self.changed())
         self.reset.on_click(lambda _: self._reset())
 
-    def _settle(self) -> None:
+    def _restore(self) -> None:
         """Controls as the subject has them."""
         self.strength.value = 1.0
         for slider, value in zip(self.expressions.values(), self._subject.expression[0].tolist(), strict=True):
             slider.value = round(max(-0.5, min(1.5, value)) * 20) / 20
 
     def _change_item(self) -> None:
+        identity = self.item.value
+        subject = self.subjects[identity]  # reads a network: not while others wait
         with self._wake:
-            self._subject = self.subjects[self.item.value]
-            self.strength.visible = self._subject.original is not None
-        self._settle()
-        self.changed()
+            if identity == self.item.value:  # nobody has gone on to another head meanwhile
+                self._subject = subject
+                self.strength.visible = subject.original is not None
+                self._restore()
+                self.changed()
 
     def _reset(self) -> None:
-        self._settle()
-        for visitor in list(self.visitors.values()):
-            start = self.server.initial_camera
-            visitor.camera.position, visitor.camera.look_at = start.position, start.look_at
-            visitor.camera.fov = start.fov
-        self.changed()
+        start = self.server.initial_camera
+        with self._wake:
+            self._restore()
+            for seat in self._seats.values():
+                camera = seat.visitor.camera
+                camera.position, camera.look_at, camera.fov = start.position, start.look_at, start.fov
+            self.changed()
 
     def welcome(self, visitor: Visitor) -> None:
         """A browser has connected."""
         near, far = (self.rig.radius * zoom for zoom in ZOOM)
         visitor.camera.min_orbit_distance, visitor.camera.max_orbit_distance = near, far
         visitor.camera.on_update(lambda _: self.changed(visitor.client_id))
-        self.visitors[visitor.client_id] = visitor
-        self.changed(visitor.client_id)
+        with self._wake:
+            self._seats[visitor.client_id] = _Seat(visitor)
+            self.changed(visitor.client_id)
 
     def farewell(self, visitor: Visitor) -> None:
         """A browser has left."""
-        self.visitors.pop(visitor.client_id, None)
         with self._wake:
-            self._wanted.pop(visitor.client_id, None)
-            self._shown.pop(visitor.client_id, None)
+            self._seats.pop(visitor.client_id, None)
 
     def changed(self, visitor: int | None = None) -> None:
         """Ask for a new picture, for one visitor or for all; returns at once."""
-        now = time.monotonic()
         with self._wake:
-            for identity in [visitor] if visitor is not None else list(self.visitors):
-                self._wanted[identity] = now
+            for identity, seat in self._seats.items():
+                if visitor in (None, identity):
+                    seat.wanted += 1
+                    seat.since = time.monotonic()
             self._wake.notify_all()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until every visitor sees a sharp picture of the last change; ``False`` when ``timeout`` s are over."""
+        with self._wake:
+            return self._wake.wait_for(lambda: all(seat.settled for seat in self._seats.values()), timeout)
 
     # -- painting ---------------------------------------------------------------------------------
 
     def _work(self) -> None:
-        while True:
+        while (job := self._job()) is not None:
+            seat, number, settings, sharp = job
+            try:
+                self._show(seat.visitor, settings, sharp)
+            except Exception as error:  # one picture that fails must not end the viewer
+                self.words.content = f"cannot render: {error}"
             with self._wake:
-                job = self._next()
-                while job is None and not self._closed:
-                    self._wake.wait(0.05 if self._wanted else None)
-                    job = self._next()
-                if self._closed or job is None:
-                    return
-                identity, stamp, sharp = job
-                visitor = self.visitors.get(identity)
-            if visitor is not None:
-                try:
-                    self._paint(visitor, sharp)
-                except Exception as error:  # one picture that fails must not end the viewer
-                    self.words.content = f"cannot render: {error}"
-            with self._wake:
-                self._shown[identity] = (stamp, sharp)
+                # The change that was painted, not the last one: one that came meanwhile is still wanted.
+                seat.shown, seat.sharp = number, sharp
+                self._wake.notify_all()
 
-    def _next(self) -> tuple[int, float, bool] | None:
-        """(visitor, change, sharply) to paint: pictures in motion first, then those at rest."""
+    def _job(self) -> tuple[_Seat, int, Settings, bool] | None:
+        """Wait for (visitor, number of the change, settings as of it, sharply); ``None`` at the end."""
+        with self._wake:
+            while not self._closed:
+                if (found := self._next()) is not None:
+                    seat, sharp = found
+                    return seat, seat.wanted, self.settings, sharp
+                self._wake.wait(None if all(seat.settled for seat in self._seats.values()) else REST / 5)
+        return None
+
+    def _next(self) -> tuple[_Seat, bool] | None:
+        """Whom to paint for, and whether sharply: who waits longest for a change first, then those at rest."""
+        moving = [seat for seat in self._seats.values() if seat.shown != seat.wanted]
+        if moving:
+            return min(moving, key=lambda seat: seat.since), False
         now = time.monotonic()
-        rest: tuple[int, float, bool] | None = None
-        for identity, stamp in list(self._wanted.items()):
-            shown, sharp = self._shown.get(identity, (-1.0, False))
-            if shown < stamp:
-                return identity, stamp, False
-            if sharp:
-                del self._wanted[identity]
-            elif now - stamp > REST:
-                rest = identity, stamp, True
-        return rest
+        resting = (seat for seat in self._seats.values() if not seat.sharp and now - seat.since >= REST)
+        return next(((seat, True) for seat in resting), None)
 
-    def _paint(self, visitor: Visitor, sharp: bool) -> None:
-        pose = pose_of(visitor.camera)
-        if self.solid.value:
+    @property
+    def settings(self) -> Settings:
+        """What the controls say now."""
+        with self._wake:
+            return Settings(
+                self._subject,
+                float(self.strength.value),
+                tuple(float(slider.value) for slider in self.expressions.values()),
+                self.sizes[self.size.value],
+                bool(self.solid.value),
+            )
+
+    def _show(self, visitor: Visitor, settings: Settings, sharp: bool) -> None:
+        if settings.solid:
             if sharp:
-                self._show_mesh()
+                self._show_mesh(settings)
             visitor.scene.set_background_image(None)
             return
         self._hide_mesh()
-        image = self.render(pose, self.sizes[self.size.value] if sharp else None)
+        image, words = self.paint(settings, pose_of(visitor.camera), settings.resolution if sharp else None)
+        self.words.content = words
         visitor.scene.set_background_image(image, format="jpeg", jpeg_quality=92 if sharp else 80)
 
-    def _settings(self) -> tuple[Any, float, Any]:
-        """The subject, style strength and expression code that the controls say."""
-        import torch
-
-        code = torch.tensor([[float(slider.value) for slider in self.expressions.values()]])
-        return self._subject, float(self.strength.value), code
-
-    def render(self, pose: Pose, resolution: int | None = None) -> Any:
-        """The picture for one pose, uint8 (H, W, 3), as wide as the window.
-
-        Args:
-            resolution: image side, native when ``None``.
-        """
-        from models.image_io import to_uint8
-        from models.rendering.sheets import enlarge
-        from models.subjects import look
-
-        subject, strength, code = self._settings()
-        camera = rig_camera(pose, self.rig)
-        begin = time.monotonic()
-        generator = subject.styled(strength)
-        try:
-            seen = look(generator, subject.latents, camera, code, resolution)
-        except ValueError:  # a generator of one resolution only
-            seen = look(generator, subject.latents, camera, code)
-        image = seen.image[0]
-        took = time.monotonic() - begin
-        yaw, pitch = (round(math.degrees(float(angle))) for angle in (camera.yaw, camera.pitch))
-        self.words.content = f"yaw {yaw:+d}°, pitch {pitch:+d}°, {image.shape[-1]} px, {1000 * took:.0f} ms"
-        return widen(to_uint8(enlarge(image, max(image.shape[-1], 384))), pose.aspect)
-
-    def _show_mesh(self) -> None:
-        subject, strength, code = self._settings()
-        key = (subject.id, strength, tuple(code[0].tolist()))
+    def _show_mesh(self, settings: Settings) -> None:
+        subject = settings.subject
+        key = (subject.id, settings.strength, settings.expression)
         if self._mesh[0] != key:
+            import torch
+
             from models.rendering.mesh import fuse, mesh_cameras
             from models.subjects import look
 
             self.words.content = "making the mesh ..."
             camera = mesh_cameras(self.rig)
-            side = 2 * subject.generator.resolution
-            mesh = fuse(
-                look(subject.styled(strength), subject.latents, camera, code, side), camera, self.rig, MESH_SIZE
-            )
+            side, code = 2 * subject.generator.resolution, torch.tensor([settings.expression])
+            seen = look(subject.styled(settings.strength), subject.latents, camera, code, side)
+            mesh = fuse(seen, camera, self.rig, MESH_SIZE)
             self._hide_mesh()
             self._mesh = key, self._add(mesh)
             self.words.content = f"{len(mesh.vertices):,} vertices, {len(mesh.faces):,} triangles"

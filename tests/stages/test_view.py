@@ -2,8 +2,10 @@
 
 import math
 import os
+import queue
 import shutil
 import socket
+import threading
 import time
 import urllib.request
 from types import SimpleNamespace
@@ -15,7 +17,7 @@ from models import artifact
 from models.errors import UserError
 from models.subjects import Subjects
 from stages import view
-from stages.view import Pose, Viewer, rig_camera, widen
+from stages.view import Pose, Viewer, render, rig_camera, widen
 from tests.stages import heads, tiny
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -60,13 +62,34 @@ class Guest:
     def set_background_image(self, image, **_):
         self.pictures.append(image)
 
-    def wait(self, count, seconds=30.0):
-        """Until ``count`` pictures have come; returns the last."""
-        deadline = time.monotonic() + seconds
-        while len(self.pictures) < count:
-            assert time.monotonic() < deadline, f"{len(self.pictures)} pictures of {count}"
-            time.sleep(0.01)
-        return self.pictures[-1]
+
+class Brush:
+    """Paints grey, and each time only when it is told to: ``asked`` tells what for."""
+
+    def __init__(self):
+        self.asked, self.go = queue.Queue(), threading.Semaphore(0)
+
+    def __call__(self, settings, pose, resolution=None):
+        self.asked.put((settings, pose, resolution))
+        assert self.go.acquire(timeout=30)
+        return np.full((8, 8, 3), 128, np.uint8), "grey"
+
+    def next(self):
+        """What the worker stands in front of."""
+        return self.asked.get(timeout=30)
+
+    def finish(self):
+        """Let it paint this one; returns what it is asked for next."""
+        self.go.release()
+        return self.next()
+
+
+MOVES = {
+    "expression": (lambda viewer: viewer.expressions["smile"], 1.0),
+    "strength": (lambda viewer: viewer.strength, 0.5),
+    "head": (lambda viewer: viewer.item, "bob"),
+    "size": (lambda viewer: viewer.size, "128 px"),
+}
 
 
 class TestCamera:
@@ -110,34 +133,17 @@ class TestServer:
     def test_every_control_leads_to_a_new_picture(self, viewer):
         guest = Guest(viewer.rig)
         viewer.welcome(guest)
-        first = guest.wait(2)  # one at once, a sharp one at rest
-        assert first.shape == (384, 576, 3) and guest.camera.min_orbit_distance < guest.camera.max_orbit_distance
-        controls = [
-            (viewer.expressions["smile"], 1.0), (viewer.strength, 0.0), (viewer.item, "bob"),
-            (viewer.size, "32 px"),
-        ]  # fmt: skip
-        for control, value in controls:
-            count = len(guest.pictures)
-            control.value = value
-            viewer.changed()  # as the control's own callback does, from a thread of the server
-            guest.wait(count + 1)
+        assert viewer.wait(60) and guest.pictures[-1].shape == (384, 576, 3)
+        assert guest.camera.min_orbit_distance < guest.camera.max_orbit_distance
+        for control, value in MOVES.values():
+            before = guest.pictures[-1]
+            control(viewer).value = value
+            assert viewer.wait(60) and (guest.pictures[-1] != before).any(), value
         assert viewer.strength.value == 1.0  # as the new head has it
         viewer.farewell(guest)
         count = len(guest.pictures)
         viewer.expressions["blink"].value = 1.0
-        time.sleep(0.3)
-        assert len(guest.pictures) == count
-
-    def test_a_busy_drag_is_not_queued(self, viewer):
-        guest = Guest(viewer.rig)
-        viewer.welcome(guest)
-        guest.wait(2)
-        count = len(guest.pictures)
-        for _ in range(200):
-            viewer.changed(guest.client_id)
-        guest.wait(count + 2)
-        time.sleep(0.4)
-        assert len(guest.pictures) < count + 30
+        assert viewer.wait(60) and len(guest.pictures) == count
 
     def test_reset(self, viewer):
         guest = Guest(viewer.rig)
@@ -145,39 +151,100 @@ class TestServer:
         viewer.expressions["smile"].value = 1.2
         guest.camera.position = (1.0, 2.0, 3.0)
         viewer._reset()
-        assert viewer.expressions["smile"].value == 0.0
+        assert viewer.expressions["smile"].value == 0.0 and viewer.wait(60)
         assert tuple(guest.camera.position) == pytest.approx(front(viewer.rig).position)
 
     def test_the_mesh_is_shown_and_hidden(self, viewer, monkeypatch):
         monkeypatch.setattr(view, "MESH_SIZE", 32)
         guest = Guest(viewer.rig)
         viewer.welcome(guest)
-        guest.wait(2)
         viewer.solid.value = True
-        deadline = time.monotonic() + 60
-        while viewer._mesh[1] is None:
-            assert time.monotonic() < deadline, viewer.words.content
-            time.sleep(0.02)
-        assert "triangles" in viewer.words.content or "making" in viewer.words.content
+        assert viewer.wait(120) and viewer._mesh[1] is not None and "triangles" in viewer.words.content
         assert guest.pictures[-1] is None
-        count = len(guest.pictures)
         viewer.solid.value = False
-        assert guest.wait(count + 2) is not None and viewer._mesh[1] is None
+        assert viewer.wait(60) and guest.pictures[-1] is not None and viewer._mesh[1] is None
 
-    def test_a_picture_that_fails_is_said(self, viewer, monkeypatch):
-        guest = Guest(viewer.rig)
-        monkeypatch.setattr(viewer, "render", lambda *_: 1 / 0)
-        viewer.welcome(guest)
-        deadline = time.monotonic() + 20
-        while "division" not in viewer.words.content:
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+    def test_a_picture_that_fails_is_said(self, result):
+        with Viewer(Subjects(result), port=free_port(), paint=lambda *_: 1 / 0) as viewer:
+            viewer.welcome(Guest(viewer.rig))
+            assert viewer.wait(60) and viewer.words.content == "cannot render: division by zero"
 
     def test_a_prior_has_samples_and_no_style(self, tmp_path):
         tiny.prior(tmp_path)
         with Viewer(Subjects(artifact.load(tmp_path), samples=2), port=free_port(), item="subject-2") as viewer:
             assert viewer.item.value == "subject-2" and not viewer.strength.visible
-            assert viewer.render(front(viewer.rig), 16).shape == (384, 384, 3)
+            image, words = render(viewer.settings, front(viewer.rig), 16)
+            assert image.shape == (384, 384, 3) and words.startswith("yaw +0°, pitch +0°, 16 px")
+
+
+class TestWorker:
+    """Changes that come while the worker paints, one picture at a time."""
+
+    @pytest.fixture
+    def brush(self, monkeypatch):
+        monkeypatch.setattr(view, "REST", 0.0)
+        return Brush()
+
+    @pytest.fixture
+    def viewer(self, result, brush):
+        with Viewer(Subjects(result), port=free_port(), paint=brush) as viewer:
+            yield viewer
+            brush.go.release(100)
+
+    @pytest.mark.parametrize("move", MOVES)
+    @pytest.mark.parametrize("sharply", [False, True])
+    def test_a_change_during_a_picture_is_painted_after_it(self, viewer, brush, move, sharply):
+        viewer.welcome(Guest(viewer.rig))
+        before, _, _ = brush.next()
+        if sharply:
+            before, _, _ = brush.finish()
+        control, value = MOVES[move]
+        control(viewer).value = value
+        after = viewer.settings
+        assert after != before
+        assert brush.finish()[::2] == (after, None)  # soon, and small
+        assert brush.finish()[::2] == (after, after.resolution)  # then sharp
+        brush.go.release()
+        assert viewer.wait(30) and brush.asked.empty()
+
+    def test_a_clock_that_stands_still_loses_nothing(self, viewer, brush, monkeypatch):
+        monkeypatch.setattr(view, "time", SimpleNamespace(monotonic=lambda: 1.0))
+        viewer.welcome(guest := Guest(viewer.rig))
+        assert brush.next() and brush.finish()
+        guest.camera.fov = 0.2
+        viewer.changed(guest.client_id)
+        assert brush.finish()[1].fov == 0.2
+
+    def test_a_drag_is_not_queued(self, viewer, brush):
+        viewer.welcome(guest := Guest(viewer.rig))
+        assert brush.next()
+        for step in range(200):
+            guest.camera.fov = 0.1 + step / 1000
+            viewer.changed(guest.client_id)
+        assert brush.finish()[1].fov == brush.finish()[1].fov == guest.camera.fov  # one small, one sharp
+        brush.go.release()
+        assert viewer.wait(30) and brush.asked.empty()
+
+    def test_another_head_comes_with_its_own_controls(self, viewer, brush):
+        viewer.expressions["smile"].value = 1.0
+        viewer.strength.value = 0.5
+        viewer.welcome(Guest(viewer.rig))
+        before = brush.next()[0]
+        viewer.strength.on_update(lambda _: time.sleep(0.2))  # time enough to paint what is half changed
+        brush.go.release(100)
+        viewer.item.value = "bob"
+        assert viewer.wait(30)
+        seen = [settings for settings, *_ in brush.asked.queue]
+        assert all(settings in (before, viewer.settings) for settings in seen) and seen[-1] == viewer.settings
+
+    def test_who_waits_longest_is_next(self, viewer, brush):
+        one, two = Guest(viewer.rig), Guest(viewer.rig, aspect=2.0)
+        two.client_id = 8
+        viewer.welcome(one)
+        assert brush.next()
+        viewer.welcome(two)
+        viewer.changed(one.client_id)  # and so on: a drag that does not end
+        assert brush.finish()[1].aspect == 2.0
 
 
 class TestCommand:
@@ -207,7 +274,7 @@ class TestCommand:
 @pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")
 @pytest.mark.skipif("GALATEA_BROWSER" not in os.environ, reason="set GALATEA_BROWSER=1 to start a browser")
 def test_in_a_browser(viewer, tmp_path):
-    """Drag and see the head turn. Keeps a screenshot in $GALATEA_BROWSER when that is a folder."""
+    """Drag, and the head turns; move a slider, and it changes. A folder in $GALATEA_BROWSER keeps a screenshot."""
     playwright = pytest.importorskip("playwright.sync_api")
     arguments = ["--no-sandbox", "--disable-quic", "--no-first-run", "--disable-background-networking"]
     arguments += ["--disable-component-update", "--disable-sync", "--use-angle=swiftshader"]
@@ -230,6 +297,19 @@ def test_in_a_browser(viewer, tmp_path):
         while viewer.words.content.split("°")[0] == before.split("°")[0]:
             assert time.monotonic() < deadline, before
             tab.wait_for_timeout(100)
+        canvas = tab.locator("canvas").first
+        assert viewer.wait(60)
+        tab.wait_for_timeout(1000)
+        turned = canvas.screenshot()
+        slider = tab.get_by_role("slider").nth(1)  # the first expression, after the style's strength
+        slider.focus()
+        for _ in range(12):
+            slider.press("ArrowRight")
+        deadline = time.monotonic() + 60
+        while canvas.screenshot() == turned:
+            assert time.monotonic() < deadline
+            tab.wait_for_timeout(100)
+        assert viewer.expressions["smile"].value > 0
         folder = os.environ["GALATEA_BROWSER"]
         tab.screenshot(path=os.path.join(folder if os.path.isdir(folder) else tmp_path, "view.png"))
         browser.close()
