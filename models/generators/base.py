@@ -201,6 +201,16 @@ class Generator(Configurable):
         """Names that ``synthesis(taps=...)`` accepts."""
         return ()
 
+    def check_taps(self, taps: Sequence[str]) -> None:
+        """Refuse names that are not in ``tap_names``.
+
+        Raises:
+            ValueError: naming the unknown taps and the known ones.
+        """
+        unknown = sorted(set(taps) - set(self.tap_names))
+        if unknown:
+            raise ValueError(f"unknown taps {unknown}; {type(self).__name__} has {self.tap_names}")
+
     def affine_weights(self, layers: Sequence[int] | None = None) -> Tensor:
         """Stacked style-affine weights (rows, w_dim) of the chosen layers (SeFa; V space)."""
         raise NotImplementedError(f"{type(self).__name__} has no style affines")
@@ -221,6 +231,24 @@ class Generator(Configurable):
                 f"got {tuple(expression.shape)}"
             )
         return expression
+
+    def check_views(self, ws: Latents, camera: Camera | None, expression: Tensor | None) -> tuple[Camera, int]:
+        """The cameras, and how many rows the field is asked in.
+
+        Returns:
+            the camera; and B, so that one lookup serves all views of a code, or the number of cameras where
+            each has its own expression.
+
+        Raises:
+            ValueError: without a camera, when their number is no multiple of B, or the expression does not fit.
+        """
+        if camera is None:
+            raise ValueError("a 3D generator needs a camera")
+        if len(camera) % len(ws):
+            raise ValueError(f"{len(camera)} cameras for {len(ws)} codes: their number must be a multiple")
+        rows = len(camera) if expression is not None and len(expression) == len(camera) else len(ws)
+        self.check_expression(expression, rows)
+        return camera, rows
 
 
 class RadianceGenerator(Generator):

@@ -137,38 +137,10 @@ class PaintedGenerator(RadianceGenerator):
     def tap_names(self) -> tuple[str, ...]:
         return self.backbone.tap_names
 
-    def check_taps(self, taps: Sequence[str]) -> None:
-        """Refuse names that are not in ``tap_names``.
-
-        Raises:
-            ValueError: naming the unknown taps and the known ones.
-        """
-        unknown = sorted(set(taps) - set(self.tap_names))
-        if unknown:
-            raise ValueError(f"unknown taps {unknown}; {type(self).__name__} has {self.tap_names}")
-
     def affine_weights(self, layers: Sequence[int] | None = None) -> Tensor:
         affines = self.backbone.affines()
         chosen = affines if layers is None else [affines[i] for i in layers]
         return torch.cat([affine.weight * affine.scale for affine in chosen])  # type: ignore[operator]
-
-    def check_views(self, ws: Latents, camera: Camera | None, expression: Tensor | None) -> tuple[Camera, int]:
-        """The cameras, and how many rows the field is asked in.
-
-        Returns:
-            the camera; and B, so that one lookup serves all views of a code, or the number of cameras where
-            each has its own expression.
-
-        Raises:
-            ValueError: without a camera, when their number is no multiple of B, or the expression does not fit.
-        """
-        if camera is None:
-            raise ValueError("a 3D generator needs a camera")
-        if len(camera) % len(ws):
-            raise ValueError(f"{len(camera)} cameras for {len(ws)} codes: their number must be a multiple")
-        rows = len(camera) if expression is not None and len(expression) == len(camera) else len(ws)
-        self.check_expression(expression, rows)
-        return camera, rows
 
     def paint(self, ws: Latents, expression: Tensor | None = None) -> Painting:
         """One backbone pass.

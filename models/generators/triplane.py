@@ -14,7 +14,27 @@ from models.configurable import Configurable
 from models.generators.base import FieldSample
 from models.generators.layers import EqualLinear
 
-PLANES = ((0, 1), (0, 2), (2, 1))  # world axes along a plane's columns and rows: xy, xz, zy
+Axes = tuple[tuple[int, int], ...]
+"""Which axes of a point run along the columns and the rows of each plane."""
+
+PLANES: Axes = ((0, 1), (0, 2), (2, 1))  # xy, xz, zy
+
+
+def sample_planes(planes: Tensor, points: Tensor, axes: Axes = PLANES) -> Tensor:
+    """Bilinear lookups of points in every plane (EG3D, Sec. 4.1), at least in fp32; 0 outside.
+
+    Args:
+        planes: (B, N, C, H, W), spanning [-1, 1].
+        points: (B, P, 3), in the same units.
+        axes: of each of the N planes.
+
+    Returns:
+        (B, N, C, P).
+    """
+    grid = torch.stack([points[..., pair] for pair in axes], 1).flatten(0, 1)[:, :, None]
+    dtype = torch.promote_types(planes.dtype, torch.float32)
+    found = F.grid_sample(planes.flatten(0, 1).to(dtype), grid.to(dtype), align_corners=False, padding_mode="zeros")
+    return found[..., 0].unflatten(0, (-1, len(axes)))
 
 
 class TriPlaneField(Configurable):
@@ -56,10 +76,8 @@ class TriPlaneField(Configurable):
         Returns:
             (B, P, features), fp32.
         """
-        planes = painted.float().unflatten(1, (len(PLANES), self.features)).flatten(0, 1)
-        grid = torch.stack([points[..., axes] for axes in PLANES], 1).flatten(0, 1)[:, :, None] / self.extent
-        found = F.grid_sample(planes, grid.float(), align_corners=False, padding_mode="zeros")
-        return found[..., 0].unflatten(0, (-1, len(PLANES))).mean(1).mT
+        planes = painted.unflatten(1, (len(PLANES), self.features))
+        return sample_planes(planes, points / self.extent).mean(1).mT
 
     def decode(self, features: Tensor) -> FieldSample:
         """(..., features) -> colour (..., 3) in [-1, 1] and density (..., 1), 1 / world unit; both fp32."""

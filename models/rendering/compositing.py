@@ -138,15 +138,28 @@ def resample(edges: Tensor, weights: Tensor, jitter: Tensor) -> Tensor:
     Returns:
         (B, P, M) ascending depths. No gradient flows through the choice of samples.
     """
+    count = jitter.shape[-1]
+    strata = torch.arange(count, device=jitter.device, dtype=jitter.dtype)
+    return inverse_cdf(edges, weights, (strata + jitter) / count)
+
+
+def inverse_cdf(edges: Tensor, weights: Tensor, quantiles: Tensor) -> Tensor:
+    """Depths at which the piecewise constant density ``weights`` over ``edges`` reaches ``quantiles``.
+
+    Args:
+        edges, weights: as in :func:`resample`.
+        quantiles: (B, P, M) in [0, 1], in any order.
+
+    Returns:
+        (B, P, M) depths, without gradient.
+    """
     edges, weights = edges.detach(), weights.detach() + 1e-5
     cdf = torch.cumsum(weights / weights.sum(-1, keepdim=True), -1)
     cdf = torch.cat([torch.zeros_like(cdf[..., :1]), cdf], -1)
-    count = jitter.shape[-1]
-    u = (torch.arange(count, device=jitter.device, dtype=jitter.dtype) + jitter) / count
-    upper = torch.searchsorted(cdf, u.contiguous(), right=True).clamp(1, edges.shape[-1] - 1)
+    upper = torch.searchsorted(cdf, quantiles.contiguous(), right=True).clamp(1, edges.shape[-1] - 1)
     low, high = cdf.gather(-1, upper - 1), cdf.gather(-1, upper)
     start, end = edges.gather(-1, upper - 1), edges.gather(-1, upper)
-    return start + (end - start) * ((u - low) / (high - low).clamp_min(1e-8)).clamp(0, 1)
+    return start + (end - start) * ((quantiles - low) / (high - low).clamp_min(1e-8)).clamp(0, 1)
 
 
 def field_gradient(
