@@ -81,7 +81,7 @@ class ManifoldGenerator(PaintedGenerator):
         self.predictor = ManifoldPredictor(**(predictor or {}))
         self.register_buffer("levels", torch.tensor([float(v) for v in levels]))
         self.intersection_stride, self.samples, self.bake_predictor = intersection_stride, samples, bake_predictor
-        self._cache = CrossingCache()
+        self._cache: CrossingCache[Crossings] = CrossingCache()
         self.register_buffer("pivot", torch.tensor(self.rig.pivot), persistent=False)
         if planes is None:
             # A clean and faint start: one shared colour, and every manifold lets most light through, so that all

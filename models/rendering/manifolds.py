@@ -9,6 +9,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,13 @@ from torch.nn.utils.rnn import pad_sequence
 
 from models.camera import Camera
 from models.configurable import Configurable
+
+Item = TypeVar("Item")
+
+
+def weights_version(module: nn.Module) -> Hashable:
+    """Changes whenever a weight of ``module`` changes or moves."""
+    return tuple((p.data_ptr(), p._version, p.device) for p in module.parameters())
 
 
 class ManifoldPredictor(Configurable):
@@ -63,7 +71,7 @@ class ManifoldPredictor(Configurable):
     @property
     def version(self) -> Hashable:
         """Changes whenever a weight changes or moves."""
-        return tuple((p.data_ptr(), p._version, p.device) for p in self.parameters())
+        return weights_version(self)
 
     def baked(self) -> Callable[[Tensor], Tensor]:
         """The predictor as a trilinear lookup, without gradient: about 30 times cheaper per point.
@@ -85,6 +93,55 @@ class ManifoldPredictor(Configurable):
         return lookup
 
 
+@dataclass(frozen=True)
+class Brackets:
+    """Between which samples of a ray its first crossings of N levels lie.
+
+    Attributes:
+        after: (..., N) index of the sample behind the crossing.
+        fraction: (..., N) of the way from the sample before to the one behind, in [0, 1].
+        valid: (..., N) whether the ray enters the level set there.
+    """
+
+    after: Tensor
+    fraction: Tensor
+    valid: Tensor
+
+    def at(self, samples: Tensor) -> Tensor:
+        """Interpolate what was sampled (..., S, D) along the rays, to (..., N, D)."""
+        before, behind = (
+            samples.gather(-2, index[..., None].expand(*index.shape, samples.shape[-1]))
+            for index in (self.after - 1, self.after)
+        )
+        return torch.lerp(before, behind, self.fraction[..., None])
+
+
+def first_brackets(values: Tensor, levels: Tensor, *, flat: float = 0.0, both_ways: bool = False) -> Brackets:
+    """Where rays first go down through each level, by one linear (secant) step between samples (GRAM, Sec. 3.1).
+
+    Without a crossing it is the last sample, and invalid.
+
+    Args:
+        values: (..., S) along the rays.
+        levels: (N,).
+        flat: values that differ by no more are not interpolated: the crossing is the sample behind.
+        both_ways: look for the first crossing in either direction; one that goes up is invalid (AniFaceGAN).
+    """
+    before, behind = values.detach()[..., :-1], values.detach()[..., 1:]
+    after, valid = [], []
+    for level in levels.unbind():  # all at once would be N times the memory
+        enters = (before >= level) & (behind <= level)
+        crosses = enters | (before <= level) & (behind >= level) if both_ways else enters
+        found, interval = crosses.to(torch.uint8).max(-1)
+        after.append(torch.where(found > 0, interval + 1, values.shape[-1] - 1))
+        valid.append(enters.gather(-1, after[-1][..., None] - 1)[..., 0])
+    after, valid = torch.stack(after, -1), torch.stack(valid, -1)
+    high, low = values.gather(-1, after - 1), values.gather(-1, after)
+    steep = valid & (high - low > flat)
+    fraction = torch.where(steep, (high - levels) / torch.where(steep, high - low, 1.0), 1.0)
+    return Brackets(after, fraction, valid)
+
+
 def first_crossings(
     scalar: Callable[[Tensor], Tensor],
     origins: Tensor,
@@ -94,28 +151,23 @@ def first_crossings(
     near: float,
     far: float,
     samples: int = 48,
+    flat: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """Depth of each ray's first crossing of each level, by sampling and one linear step (GRAM).
 
     Args:
         scalar: (..., 3) -> (...), larger outside.
         origins, directions: (B, R, 3).
-        levels: (N,) in the order in which rays from outside meet them: decreasing.
+        levels: (N,).
+        flat: as :func:`first_brackets`.
 
     Returns:
         depth (B, R, N) along ``directions`` and valid (B, R, N); depth is ``far`` where there is no crossing.
     """
     steps = torch.linspace(near, far, samples, device=origins.device, dtype=origins.dtype)
     values = scalar(origins[:, :, None] + steps[:, None] * directions[:, :, None])  # (B, R, S)
-    # A ray is inside level l once the running minimum falls below l: the first such sample brackets the crossing.
-    running = torch.cummin(values, dim=-1).values
-    after = torch.searchsorted(-running, (-levels).expand(*running.shape[:-1], -1).contiguous())  # (B, R, N)
-    valid = (after > 0) & (after < samples)
-    after = after.clamp(1, samples - 1)
-    v0, v1 = values.gather(-1, after - 1), values.gather(-1, after)
-    fraction = ((v0 - levels) / (v0 - v1).clamp_min(1e-6)).clamp(0, 1)
-    depth = steps[after - 1] + fraction * (steps[1] - steps[0])
-    return torch.where(valid, depth, depth.new_tensor(far)), valid
+    found = first_brackets(values, levels, flat=flat)
+    return torch.lerp(steps[found.after - 1], steps[found.after], found.fraction), found.valid
 
 
 def upsample_crossings(depth: Tensor, valid: Tensor, side: int, target: int) -> tuple[Tensor, Tensor]:
@@ -178,18 +230,18 @@ class Crossings:
         return Crossings(pad("pixel", pixels), pad("depth", 1.0), pad("valid", 0), pad("uv", 0.0))
 
 
-class CrossingCache:
+class CrossingCache(Generic[Item]):
     """Crossings of cameras seen before, dropped oldest first beyond a memory budget.
 
     Training sets and tuning loops look through the same cameras again and again, and crossings depend on nothing
-    but the camera and the predictor.
+    but the camera and the predictor. An item is a dataclass of tensors.
     """
 
     def __init__(self, megabytes: int = 256) -> None:
         self.budget, self.used = megabytes * 2**20, 0
-        self.items: OrderedDict[Hashable, Crossings] = OrderedDict()
+        self.items: OrderedDict[Hashable, Item] = OrderedDict()
 
-    def get(self, key: Hashable, make: Callable[[], Crossings]) -> Crossings:
+    def get(self, key: Hashable, make: Callable[[], Item]) -> Item:
         """The entry of ``key``, made if it is missing."""
         if key in self.items:
             self.items.move_to_end(key)
@@ -201,10 +253,10 @@ class CrossingCache:
         return made
 
     @staticmethod
-    def _size(item: Crossings) -> int:
-        return sum(t.numel() * t.element_size() for t in (item.pixel, item.depth, item.valid, item.uv))
+    def _size(item: object) -> int:
+        return sum(t.numel() * t.element_size() for t in vars(item).values() if isinstance(t, Tensor))
 
-    def __deepcopy__(self, memo: object) -> CrossingCache:
+    def __deepcopy__(self, memo: object) -> CrossingCache[Item]:
         return CrossingCache(self.budget >> 20)  # a copy of the generator fills its own
 
 
@@ -213,7 +265,7 @@ def fit_predictor(
     points: Tensor,
     values: Tensor,
     *,
-    steps: int = 1500,
+    steps: int = 3000,
     batch: int = 4096,
     lr: float = 3e-3,
     generator: torch.Generator | None = None,
