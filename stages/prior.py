@@ -61,7 +61,7 @@ class PriorStage(Stage):
         views_per_step: views of each subject used in a step, drawn at random; all by default.
         clip: largest gradient norm of the generator.
         ema_images: half-life of the averaged generator.
-        fit_manifolds: fit the manifold predictor to the data's mean shape before training.
+        fit_manifolds: fit the manifold predictor to the data's ``manifold_field`` before training.
         channels_last: memory format; faster on CPUs.
         tested: the generator that ``test`` measures; the averaged one of a checkpoint by default.
         fit_subjects: held-out subjects that ``test`` fits latent codes to.
@@ -159,11 +159,11 @@ class PriorStage(Stage):
     def on_fit_start(self) -> None:
         predictor = getattr(self.generator, "predictor", None)
         if self.fit_manifolds and isinstance(predictor, ManifoldPredictor) and self.images_seen == 0:
-            points, values = self.trainer.datamodule.mean_shape()  # type: ignore[attr-defined]
+            points, values = self.trainer.datamodule.manifold_field()  # type: ignore[attr-defined]
             generator = torch.Generator().manual_seed(self.seed)
             with torch.enable_grad():
                 error = fit_predictor(predictor, points.to(self.device), values.to(self.device), generator=generator)
-            self.print(f"manifolds fitted to the mean shape: root mean square error {error:.4f} world units")
+            self.print(f"manifolds fitted to the data's surfaces: root mean square error {error:.4f}")
             self.average.predictor.load_state_dict(predictor.state_dict())  # type: ignore[union-attr]
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from datamodules.mannequins.dataset import CacheConfig, MannequinImages, Sample, build_cache
-from datamodules.mannequins.mean_shape import mean_shape
+from datamodules.mannequins.envelope import envelope_field
 from datamodules.mannequins.styles import PLAIN
 from datamodules.resumable import ResumableLoader
 
@@ -109,9 +109,9 @@ class MannequinDataModule(pl.LightningDataModule):
         """As the test set."""
         return self._loader("test")
 
-    def mean_shape(self) -> tuple[Tensor, Tensor]:
-        """Samples of the average head's signed distance, see :func:`mean_shape`."""
-        return mean_shape()
+    def manifold_field(self) -> tuple[Tensor, Tensor]:
+        """Samples of the field whose level sets suit these heads, see :func:`envelope_field`."""
+        return envelope_field()
 
     def _folder(self, split: str) -> Path:
         return build_cache(self.configs[split], self.cache_dir, self.draw_workers, self.compiled)

@@ -25,6 +25,8 @@ class HeadChart(Configurable):
         focus_u, focus_v: degrees in (0, 90); coordinates are sines that end at this angle, so that the middle is
             finer than the borders. Near 0 the chart is uniform.
         axis_z: where the axis passes, world units.
+        lean: how much the axis leans back above the crown. All azimuths meet on it: hair worn high on the back of
+            the head can only be painted when the axis passes through it.
     """
 
     def __init__(
@@ -36,18 +38,23 @@ class HeadChart(Configurable):
         focus_u: float = 85.0,
         focus_v: float = 65.0,
         axis_z: float = -0.1,
+        lean: float = 0.0,
     ) -> None:
         super().__init__()
         if not (0 < focus_u < 90 and 0 < focus_v < 90):
             raise ValueError(f"chart: focus_u and focus_v must lie in (0, 90) degrees, got {focus_u} and {focus_v}")
-        self.azimuth_max, self.crown, self.axis_z = math.radians(azimuth_max), crown, axis_z
+        self.azimuth_max, self.crown, self.axis_z, self.lean = math.radians(azimuth_max), crown, axis_z, lean
         self.focus_u, self.focus_v = math.radians(focus_u), math.radians(focus_v)
         self.low, self.high = bottom, top + max(top - crown, 0.0) ** 2
+
+    def _axis(self, y: Tensor) -> Tensor:
+        """z of the axis at height ``y``."""
+        return self.axis_z - self.lean * (y - self.crown).clamp_min(0)
 
     def forward(self, points: Tensor) -> Tensor:
         """World points (..., 3) -> (..., 2) chart coordinates, clamped where the chart ends."""
         x, y, z = points.unbind(-1)
-        u = torch.atan2(x, z - self.axis_z) / self.azimuth_max
+        u = torch.atan2(x, z - self._axis(y)) / self.azimuth_max
         height = y + (y - self.crown).clamp_min(0).square()
         v = 1 - 2 * (height - self.low) / (self.high - self.low)
         # The sine turns back beyond 90 degrees: clamp there.
@@ -57,8 +64,8 @@ class HeadChart(Configurable):
 
     def displace(self, points: Tensor, shift: Tensor) -> Tensor:
         """Move world points (..., 3) by a chart shift (..., 2): around the axis and along it."""
-        x, _, z = points.unbind(-1)
-        z = z - self.axis_z
+        x, y, z = points.unbind(-1)
+        z = z - self._axis(y)
         u, v = (self(points) + shift).unbind(-1)
         limit = 1 - 1e-6  # the slope of asin is infinite at 1
         u = torch.asin((u * math.sin(self.focus_u)).clamp(-limit, limit)) / self.focus_u
@@ -68,7 +75,7 @@ class HeadChart(Configurable):
         y = torch.where(above > 0, self.crown + ((1 + 4 * above).sqrt() - 1) / 2, height)
         radius = (x.square() + z.square()).clamp_min(1e-12).sqrt()
         azimuth = u * self.azimuth_max
-        return torch.stack([radius * azimuth.sin(), y, radius * azimuth.cos() + self.axis_z], -1)
+        return torch.stack([radius * azimuth.sin(), y, radius * azimuth.cos() + self._axis(y)], -1)
 
 
 class TextureStack(Configurable):

@@ -61,7 +61,7 @@ def weights(stage):
 def quick_manifolds(monkeypatch):
     """Fitting the average head takes seconds and is not what is tested here."""
     points = torch.randn(64, 3)
-    monkeypatch.setattr(MannequinDataModule, "mean_shape", lambda self: (points, points.norm(dim=-1) - 0.9))
+    monkeypatch.setattr(MannequinDataModule, "manifold_field", lambda self: (points, points.norm(dim=-1) - 0.9))
     monkeypatch.setattr("stages.prior.fit_predictor", lambda *_, **__: 0.0)
 
 
