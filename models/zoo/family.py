@@ -89,6 +89,16 @@ class Family:
     """Our modules back to the official file's layout (nested dict of tensors and plain values)."""
 
 
+def refuse_settings(settings: Mapping[str, Any], family: str) -> None:
+    """For families whose files tell everything.
+
+    Raises:
+        ZooError: naming the first setting.
+    """
+    for name in settings:
+        raise ZooError(f"{family} has no setting {name!r}, nor any other: its files tell everything")
+
+
 def take(state: State, renames: Mapping[str, str], where: str) -> State:
     """Rename official keys to ours, all of them.
 
@@ -108,7 +118,7 @@ def take(state: State, renames: Mapping[str, str], where: str) -> State:
 
 
 def fill(module: Configurable, state: State, where: str) -> Configurable:
-    """Load our keys into ``module``, strictly.
+    """Load our keys into ``module``, strictly. One built on the "meta" device takes the tensors themselves, uncopied.
 
     Raises:
         ZooError: naming the first key that is missing, extra or of another shape.
@@ -122,5 +132,6 @@ def fill(module: Configurable, state: State, where: str) -> Configurable:
     for key in state:
         if key not in own:
             raise ZooError(f"{where}: {key!r} has no place in {type(module).__name__}")
-    module.load_state_dict(state, strict=True)
+    state = {key: state[key].to(tensor.dtype) for key, tensor in own.items()}
+    module.load_state_dict(state, strict=True, assign=any(tensor.is_meta for tensor in own.values()))
     return module

@@ -91,6 +91,11 @@ class Fixture:
                 found.setdefault(case, []).append(f"{kind}/{name}")
         return found
 
+    def strided(self, name: str, full: Tensor) -> Tensor:
+        """Every k-th element of each axis of ``full``, with the k that gives the array CASE/KIND/NAME its shape."""
+        steps = (math.ceil(size / kept) for size, kept in zip(full.shape, self.arrays[name].shape, strict=True))
+        return full[tuple(slice(None, None, step) for step in steps)]
+
     def _tensor(
         self, key: str, shape: tuple[int, ...], dtype: str, rules: Sequence[Mapping[str, Any]], model: str
     ) -> NDArray[Any]:
@@ -103,7 +108,8 @@ class Fixture:
             return self.arrays[f"kept/{model}/{key}"].astype(np.float32).reshape(shape)
         if "const" in rule:
             return np.full(shape, rule["const"], dtype=np.float32)
-        seed = re.sub(*rule["seed_sub"], key) if "seed_sub" in rule else key
+        pattern, replacement = rule.get("seed_sub", ("", ""))
+        seed = re.sub(pattern, replacement, key)
         draws = np.random.Generator(np.random.PCG64(zlib.crc32((self.meta.get("salt", "") + seed).encode())))
         noise = np.asarray(draws.standard_normal(shape), dtype=np.float64).astype(np.float32)
         if rule.get("abs"):
