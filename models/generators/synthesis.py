@@ -1,0 +1,238 @@
+"""StyleGAN2 synthesis as EG3D uses it: filtered upsampling, per-pixel noise, clamped activations, skip outputs.
+
+Everything runs channels_last, which CPU convolutions and depthwise filters like best.
+
+Source: StyleGAN2 (Karras et al., 2020), Sec. 2-4; EG3D (Chan et al., 2022), Sec. 4.1 and 4.3.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.generators.fir import fir_kernel, upfirdn2d, upsample2x
+from models.generators.layers import EqualLinear, leaky
+
+Noise = torch.Generator | Literal["const", "none"]
+"""Where per-pixel noise comes from: drawn anew, the stored maps, or left out."""
+
+NOISE_MODES = ("none", "const", "random")
+
+
+def clamp_to(x: Tensor, limit: float | None) -> Tensor:
+    """x within [-limit, limit]; None is no limit."""
+    return x if limit is None else x.clamp(-limit, limit)
+
+
+def full_precision(x: Tensor) -> torch.autocast:
+    """Keep styles out of the caller's autocast: their squares underflow in half precision."""
+    return torch.autocast(x.device.type, enabled=False)
+
+
+class SynthesisLayer(nn.Module):
+    """3x3 modulated convolution, noise, bias and leaky ReLU (StyleGAN2, Fig. 2d).
+
+    Modulation scales what goes in and demodulation what comes out, so that the items of a batch share one weight.
+
+    Args:
+        side: of the output, pixels.
+        upsample: double the side, by a transposed convolution and the filter.
+        clamp: largest magnitude of an activation; None is no limit.
+    """
+
+    noise: Tensor
+
+    def __init__(
+        self, in_channels: int, out_channels: int, w_dim: int, side: int, *, upsample: bool, clamp: float | None
+    ) -> None:
+        super().__init__()
+        self.affine = EqualLinear(w_dim, in_channels, bias=1.0)
+        self.weight = nn.Parameter(torch.randn(out_channels, in_channels, 3, 3))
+        self.bias = nn.Parameter(torch.zeros(out_channels))
+        self.noise_strength = nn.Parameter(torch.zeros(()))
+        self.register_buffer("noise", torch.randn(side, side))
+        self.upsample, self.clamp = upsample, clamp
+
+    def forward(self, x: Tensor, w: Tensor, kernel: Tensor, noise: Noise) -> Tensor:
+        """x (B, in_channels, H, W), w (B, w_dim), filter (k, k) -> (B, out_channels, side, side)."""
+        weight = self.weight
+        with full_precision(x):
+            style = self.affine(w.to(weight.dtype))
+            demodulation = torch.rsqrt(style.square() @ weight.square().sum((2, 3)).T + 1e-8)  # Eq. 3
+        x = x * style[:, :, None, None].to(x.dtype)  # Eq. 1
+        if self.upsample:
+            x = F.conv_transpose2d(x, weight.transpose(0, 1), stride=2)
+            taps = len(kernel)
+            x = upfirdn2d(x, kernel, pad=((taps + 1) // 2 - 1, taps // 2 - 1), gain=4.0)
+        else:
+            x = F.conv2d(x, weight, padding=1)
+        x = x * demodulation[:, :, None, None].to(x.dtype)
+        if noise == "const":
+            x = x + (self.noise_strength * self.noise).to(x.dtype)
+        elif noise != "none":
+            drawn = torch.randn(len(x), 1, *x.shape[2:], generator=noise, device=noise.device)
+            x = x + (self.noise_strength * drawn.to(self.noise)).to(x.dtype)
+        return clamp_to(leaky(x + self.bias[:, None, None].to(x.dtype)), self.clamp)
+
+
+class ToImage(nn.Module):
+    """1x1 modulated convolution without demodulation (StyleGAN2, Sec. 4.1): one matrix product an item."""
+
+    def __init__(self, in_channels: int, out_channels: int, w_dim: int, *, clamp: float | None) -> None:
+        super().__init__()
+        self.affine = EqualLinear(w_dim, in_channels, bias=1.0)
+        self.weight = nn.Parameter(torch.randn(out_channels, in_channels, 1, 1))
+        self.bias = nn.Parameter(torch.zeros(out_channels))
+        self.scale, self.clamp = 1 / math.sqrt(in_channels), clamp
+
+    def forward(self, x: Tensor, w: Tensor) -> Tensor:
+        """x (B, in_channels, H, W), w (B, w_dim) -> (B, out_channels, H, W), fp32 under autocast."""
+        with full_precision(x):
+            style = self.affine(w.to(self.weight.dtype)) * self.scale
+            mixing = self.weight[:, :, 0, 0] * style[:, None]
+            pixels = x.permute(0, 2, 3, 1).flatten(1, 2).to(mixing.dtype)
+            image = torch.baddbmm(self.bias, pixels, mixing.mT)
+        return clamp_to(image.unflatten(1, x.shape[2:]).permute(0, 3, 1, 2), self.clamp)
+
+
+class SynthesisBlock(nn.Module):
+    """Two layers at one resolution, and what they add to the image (StyleGAN2, Fig. 7b).
+
+    Args:
+        in_channels: None for the first block, which starts from a learned constant and has one layer.
+        upsample: whether features and image arrive at half the side.
+    """
+
+    def __init__(
+        self, in_channels: int | None, out_channels: int, image_channels: int, w_dim: int, side: int, *,
+        upsample: bool = True, clamp: float | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.upsample = upsample
+        if in_channels is None:
+            self.const = nn.Parameter(torch.randn(out_channels, side, side))
+        else:
+            self.conv0 = SynthesisLayer(in_channels, out_channels, w_dim, side, upsample=upsample, clamp=clamp)
+        self.conv1 = SynthesisLayer(out_channels, out_channels, w_dim, side, upsample=False, clamp=clamp)
+        self.to_image = ToImage(out_channels, image_channels, w_dim, clamp=clamp)
+
+    @property
+    def layers(self) -> list[SynthesisLayer]:
+        """The convolutions, in order."""
+        return [layer for layer in self.children() if isinstance(layer, SynthesisLayer)]
+
+    def forward(
+        self, x: Tensor | None, image: Tensor | None, ws: Tensor, kernel: Tensor, noise: Noise
+    ) -> tuple[Tensor, Tensor]:
+        """Features and image of the previous block to those of this one.
+
+        Args:
+            ws: (B, layers + 1, w_dim), one code a layer and one for the image.
+        """
+        if x is None:
+            x = self.const.expand(len(ws), -1, -1, -1).contiguous(memory_format=torch.channels_last)
+        for layer, w in zip(self.layers, ws.unbind(1), strict=False):
+            x = layer(x, w, kernel, noise)
+        assert x is not None
+        added = self.to_image(x, ws[:, -1])
+        if image is None:
+            return x, added
+        return x, (upsample2x(image, kernel) if self.upsample else image) + added
+
+
+class SynthesisNetwork(nn.Module):
+    """Blocks of doubling side from a learned constant.
+
+    The block of side ``start`` uses codes 0 (layer) and 1 (image); block k uses 2k-1, 2k (layers) and 2k+1 (image):
+    neighbours share a code.
+
+    Args:
+        channels: of the features, from the smallest block to the largest.
+        image_channels: of the image.
+        taps: of the separable upsampling filter.
+        clamp: see :class:`SynthesisLayer`.
+    """
+
+    kernel: Tensor
+
+    def __init__(
+        self, w_dim: int, channels: Sequence[int], image_channels: int, *, start: int = 4,
+        taps: Sequence[float] = (1, 3, 3, 1), clamp: float | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.sides = [start * 2**k for k in range(len(channels))]
+        self.num_ws = 2 * len(channels)
+        self.blocks = nn.ModuleList(
+            SynthesisBlock(before, width, image_channels, w_dim, side, clamp=clamp)
+            for before, width, side in zip([None, *channels], channels, self.sides, strict=False)
+        )
+        self.register_buffer("kernel", fir_kernel(taps), persistent=False)
+
+    def forward(self, ws: Tensor, noise: Noise = "const") -> list[tuple[Tensor, Tensor]]:
+        """Codes (B, num_ws, w_dim) to features (B, C, S, S) and image so far (B, image_channels, S, S), a block each."""
+        found: list[tuple[Tensor, Tensor]] = []
+        x = image = None
+        for k, block in enumerate(self.blocks):
+            x, image = block(x, image, ws[:, max(2 * k - 1, 0) : 2 * k + 2], self.kernel, noise)
+            found.append((x, image))
+        return found
+
+
+class SuperResolution(nn.Module):
+    """Two blocks that turn a small picture and its features into a large one (EG3D, Sec. 4.3).
+
+    Args:
+        in_channels: of the rendered features.
+        channels: of the two blocks.
+        resolution: of the result, pixels.
+        factor: from the blocks' input to the result: 2 or 4, of which the second block does 2.
+        antialias: when the input is resized to the blocks' side.
+        noise: "none", "const" or "random": drawn wherever the caller draws.
+        taps, clamp: see :class:`SynthesisNetwork`.
+
+    Raises:
+        ValueError: for another factor or noise.
+    """
+
+    kernel: Tensor
+
+    def __init__(
+        self, w_dim: int, in_channels: int, *, channels: Sequence[int] = (256, 128), resolution: int = 512,
+        factor: int = 4, antialias: bool = True, noise: str = "none", taps: Sequence[float] = (1, 3, 3, 1),
+        clamp: float | None = 256.0,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        if factor not in (2, 4):
+            raise ValueError(f"superresolution.factor must be 2 or 4, got {factor}")
+        if noise not in NOISE_MODES:
+            raise ValueError(f"superresolution.noise must be one of {NOISE_MODES}, got {noise!r}")
+        first, second = channels
+        self.resolution, self.side = resolution, resolution // factor
+        self.antialias, self.noise = antialias, noise
+        small = SynthesisBlock(in_channels, first, 3, w_dim, resolution // 2, upsample=factor == 4, clamp=clamp)
+        self.blocks = nn.ModuleList([small, SynthesisBlock(first, second, 3, w_dim, resolution, clamp=clamp)])
+        self.register_buffer("kernel", fir_kernel(taps), persistent=False)
+
+    def forward(self, features: Tensor, w: Tensor, noise: Noise = "const") -> list[tuple[Tensor, Tensor]]:
+        """Features and image after each block.
+
+        Args:
+            features: (B, in_channels, h, w); the first three are the small picture.
+            w: (B, w_dim), for every layer.
+            noise: where ``random`` noise comes from.
+        """
+        if features.shape[-1] != self.side:
+            features = F.interpolate(
+                features, (self.side, self.side), mode="bilinear", align_corners=False, antialias=self.antialias
+            )
+        x, image, ws = features, features[:, :3], w[:, None].expand(-1, 3, -1)
+        found: list[tuple[Tensor, Tensor]] = []
+        for block in self.blocks:
+            x, image = block(x, image, ws, self.kernel, noise if self.noise == "random" else self.noise)
+            found.append((x, image))
+        return found
