@@ -9,11 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchvision.utils import make_grid
 
 from datamodules.mannequins import RIG, Scene, render
 from models.camera import Camera
 from models.generators.base import Discriminator, Generator, Rendering, Verdict
 from models.generators.painted import PaintedGenerator
+from models.image_io import write_image
 from models.inversion import fit_latents
 from models.losses.gan import discriminator_nonsaturating, generator_nonsaturating, r1_penalty
 from models.metrics.distribution import EmbeddedDistribution, InceptionDistribution, kid
@@ -66,6 +68,8 @@ class PriorStage(Stage):
         tested: the generator that ``test`` measures; the averaged one of a checkpoint by default.
         fit_subjects: held-out subjects that ``test`` fits latent codes to.
         kid_features: network for the kernel distance between samples and held-out pictures; none skips it.
+        neighbours: samples shown beside the nearest picture of the training set, the distance beside that of held-out
+            pictures; 0 skips it.
         seed: of all draws.
     """
 
@@ -102,6 +106,7 @@ class PriorStage(Stage):
         tested: ArtifactRef | None = None,
         fit_subjects: int = 32,
         kid_features: EmbeddedDistribution | InceptionDistribution | None = None,
+        neighbours: int = 0,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -118,6 +123,7 @@ class PriorStage(Stage):
         self.style_lr_scale = style_lr_scale
         self.ema_images, self.fit_manifolds, self.seed = ema_images, fit_manifolds, seed
         self.tested, self.fit_subjects, self.kid_features = tested, fit_subjects, kid_features
+        self.neighbours = neighbours
         self._records: list[Record] = []
         self._pictures: list[Tensor] = []
         self.register_buffer("images_seen", torch.zeros((), dtype=torch.int64))
@@ -394,6 +400,8 @@ class PriorStage(Stage):
         records = self._gather(self._records)
         if self.kid_features is not None:
             records += self._kernel_distances(self.kid_features.to(self.device))
+        if self.neighbours:
+            records += self._nearest_training_pictures()
         if not self.trainer.is_global_zero:
             return
         write_records(self.out / "metrics.csv", records)
@@ -417,15 +425,8 @@ class PriorStage(Stage):
         """KID of samples against one half of the held-out pictures, beside that of the two halves."""
         pictures = torch.cat(self._pictures)
         half = len(pictures) // 2
-        draws = torch.Generator().manual_seed(self.seed)
-        samples = []
-        for start in range(0, half, 16):
-            count = min(16, half - start)
-            z = self.average.sample_z(count, draws).to(self.device)
-            camera = self.average.rig.replace(distribution="uniform").random(count, draws).to(self.device)
-            samples.append(self.average.synthesis(self.average.mapping(z), camera).image.clamp(-1, 1).cpu())
         records = []
-        for variant, others in {"samples": torch.cat(samples), "real halves": pictures[half : 2 * half]}.items():
+        for variant, others in {"samples": self._samples(half), "real halves": pictures[half : 2 * half]}.items():
             metric = kid(features, subset_size=max(2, min(100, half // 2))).to(self.device)
             for part, real in ((others, False), (pictures[:half], True)):
                 for chunk in part.split(32):
@@ -435,3 +436,43 @@ class PriorStage(Stage):
             network = type(features).__name__
             records.append(Record("prior", "1", "test", "all", "", self.seed, variant, network, "kid", float(mean)))
         return records
+
+    def _samples(self, count: int) -> Tensor:
+        """Pictures (count, 3, R, R) of random codes from random views, on the CPU."""
+        draws = torch.Generator().manual_seed(self.seed)
+        samples = []
+        for chunk in torch.arange(count).split(16):
+            z = self.average.sample_z(len(chunk), draws).to(self.device)
+            camera = self.average.rig.replace(distribution="uniform").random(len(chunk), draws).to(self.device)
+            samples.append(self.average.synthesis(self.average.mapping(z), camera).image.clamp(-1, 1).cpu())
+        return torch.cat(samples)
+
+    def _nearest_training_pictures(self) -> list[Record]:
+        """How near samples, and as many held-out pictures, come to the training set; the former are shown."""
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        data.setup("fit")
+        training = data.datasets["train"]
+        asked = {"samples": self._samples(self.neighbours), "held out": torch.cat(self._pictures)[: self.neighbours]}
+        queries = torch.cat(list(asked.values())).flatten(1)
+        best = torch.full((len(queries),), math.inf)
+        nearest = torch.zeros_like(queries)
+        for index in range(len(training)):
+            views = training[index]["image"].flatten(1)
+            error = torch.cdist(queries, views).square().div_(queries.shape[1])
+            value, view = error.min(1)
+            closer = value < best
+            best[closer], nearest[closer] = value[closer], views[view[closer]]
+        # Rows of samples, each above the row of their neighbours.
+        rows = (
+            torch.stack([queries, nearest])[:, : self.neighbours].unflatten(2, asked["samples"].shape[1:]).split(12, 1)
+        )
+        picture = make_grid(torch.cat([pair.flatten(0, 1) for pair in rows]), nrow=rows[0].shape[1], pad_value=1.0)
+        write_image(self.out / "neighbours.png", picture)
+        psnrs = (-10 * (best / 4).log10()).split(self.neighbours)
+        return [
+            Record(
+                "prior", "1", "test", str(item), "", self.seed, variant, "", "psnr_to_nearest_training", float(value)
+            )
+            for variant, values in zip(asked, psnrs, strict=True)
+            for item, value in enumerate(values)
+        ]

@@ -13,6 +13,7 @@ from models.generators.discriminator import ImageDiscriminator
 from models.generators.manifold import ManifoldGenerator
 from models.inversion import fit_latents
 from models.metrics.distribution import EmbeddedDistribution
+from models.metrics.image import psnr
 from models.metrics.records import read_records
 from stages.prior import PriorStage
 
@@ -128,7 +129,7 @@ def test_plain_gan_needs_no_latents(tmp_path, data):
 
 def test_protocol_writes_every_score(tmp_path, data):
     torch.manual_seed(0)
-    module = stage(fit_subjects=1, kid_features=EmbeddedDistribution(weights=None))
+    module = stage(fit_subjects=1, kid_features=EmbeddedDistribution(weights=None), neighbours=3)
     trainer(tmp_path).test(module, datamodule=data, verbose=False)
     records = read_records(tmp_path / "metrics.csv")
     metrics = {(r.variant, r.metric) for r in records}
@@ -136,6 +137,15 @@ def test_protocol_writes_every_score(tmp_path, data):
         assert ("fitted", f"expression_{name}") in metrics
     assert {("fitted", "psnr"), ("fitted", "psnr_60"), ("known z", "depth_mae"), ("samples", "kid")} <= metrics
     assert len({r.item for r in records if r.metric == "psnr"}) == 1
+    near = {
+        v: [r.value for r in records if r.variant == v and r.metric == "psnr_to_nearest_training"]
+        for v in ("samples", "held out")
+    }
+    assert [len(values) for values in near.values()] == [3, 3]
+    training = torch.cat([data.datasets["train"][i]["image"] for i in range(len(data.datasets["train"]))])
+    real = data.datasets["test"][0]["image"][:1]
+    assert near["held out"][0] == pytest.approx(float(psnr(training, real.expand_as(training)).max()), abs=1e-3)
+    assert (tmp_path / "neighbours.png").exists()
 
 
 def test_fit_latents_recovers_a_sample():
