@@ -99,6 +99,19 @@ def refuse_settings(settings: Mapping[str, Any], family: str) -> None:
         raise ZooError(f"{family} has no setting {name!r}, nor any other: its files tell everything")
 
 
+def shape_of(state: State, key: str, dims: int, where: str) -> tuple[int, ...]:
+    """The shape of ``state[key]``, which must have ``dims`` dimensions.
+
+    Raises:
+        ZooError: naming the key.
+    """
+    if key not in state:
+        raise ZooError(f"{where}: the key {key!r} is missing")
+    if state[key].ndim != dims:
+        raise ZooError(f"{where}: {key!r} has shape {tuple(state[key].shape)}, expected {dims} dimensions")
+    return tuple(state[key].shape)
+
+
 def take(state: State, renames: Mapping[str, str], where: str) -> State:
     """Rename official keys to ours, all of them.
 
