@@ -13,25 +13,12 @@ from torch import Tensor, nn
 
 from models.configurable import Configurable
 from models.encoders.irse import ArcFace, IRTrunk, crop_face
-from models.zoo.family import Converted, Family, Official, State, ZooError, fill, refuse_settings, take
+from models.zoo.family import Converted, Family, Official, State, ZooError, fill, refuse_settings, shape_of, take
 from models.zoo.parity import Fixture
 
 ModuleT = TypeVar("ModuleT", bound=Configurable)
 
 INPUT, LINEAR = "input_layer.0.weight", "output_layer.3.weight"
-
-
-def shape_of(state: State, key: str, dims: int, where: str) -> tuple[int, ...]:
-    """The shape of ``state[key]``, which must have ``dims`` dimensions.
-
-    Raises:
-        ZooError: naming the key.
-    """
-    if key not in state:
-        raise ZooError(f"{where}: the key {key!r} is missing")
-    if state[key].ndim != dims:
-        raise ZooError(f"{where}: {key!r} has shape {tuple(state[key].shape)}, expected {dims} dimensions")
-    return tuple(state[key].shape)
 
 
 def trunk_settings(state: State, where: str) -> dict[str, Any]:
@@ -110,6 +97,12 @@ def official_state(module: nn.Module) -> State:
     return {key.removeprefix("trunk."): tensor for key, tensor in module.state_dict().items()}
 
 
+def picture(fixture: Fixture, case: str) -> Tensor:
+    """The one image that goes into the network, whatever size its name tells."""
+    (name,) = (name for name in fixture.arrays if name.startswith(f"{case}/in/image"))
+    return torch.from_numpy(fixture.arrays[name])
+
+
 @contextmanager
 def recorded(trunk: IRTrunk, fixture: Fixture, case: str) -> Iterator[dict[str, Tensor]]:
     """While this is open, outputs inside ``trunk`` are collected under the names of the fixture's "mid" arrays."""
@@ -144,7 +137,7 @@ def replay(fixture: Fixture, case: str) -> dict[str, Tensor]:
         official = Official({"": fixture.state("facenet")})
         fixture.memory["identity"] = convert(official, {}).modules["identity"]
     identity = cast(ArcFace, fixture.memory["identity"])
-    (face,) = (fixture.input(case, name) for name in ("image_112", "image_224", "image_256") if fixture.has(case, name))
+    face = picture(fixture, case)
     with recorded(identity.trunk, fixture, case) as results:
         if face.shape[-1] != identity.resolution:
             results["mid/pooled"] = face = crop_face(face, identity.resolution)
