@@ -173,9 +173,10 @@ class Rig:
     """How a generator is looked at: the only way to make an orbit or a random pose for it.
 
     Attributes:
-        radius: distance of the camera from the pivot, world units.
+        radius: distance of the camera from the centre of its sphere, world units.
         focal: normalised focal length (1 / (2 tan(fov / 2))).
         pivot: the point looked at.
+        centre: of the sphere of cameras; None is the pivot. EG3D's cameras look at a point before the centre.
         near, far: depth range that holds the subject.
         yaw_std, pitch_std: of the training poses, radians.
         distribution: "gaussian" (mean 0, truncated at ``yaw_max``/``pitch_max``) or "uniform".
@@ -192,9 +193,12 @@ class Rig:
     distribution: str = "gaussian"
     yaw_max: float = math.radians(60)
     pitch_max: float = math.radians(25)
+    centre: tuple[float, float, float] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "pivot", tuple(float(v) for v in self.pivot))
+        if self.centre is not None:
+            object.__setattr__(self, "centre", tuple(float(v) for v in self.centre))
         if self.distribution not in ("gaussian", "uniform"):
             raise ValueError(f"rig.distribution must be gaussian or uniform, got {self.distribution!r}")
         if not 0 < self.near < self.far:
@@ -207,8 +211,9 @@ class Rig:
             torch.as_tensor(pitch, dtype=torch.float32, device=device).reshape(-1),
         )
         pivot = torch.tensor(self.pivot, device=device)
+        centre = pivot if self.centre is None else torch.tensor(self.centre, device=device)
         offset = torch.stack([across.sin() * up.cos(), up.sin(), across.cos() * up.cos()], -1)
-        return Camera.look_at(pivot + self.radius * offset, pivot, self.focal)
+        return Camera.look_at(centre + self.radius * offset, pivot, self.focal)
 
     def random(self, count: int, generator: torch.Generator | None = None) -> Camera:
         """``count`` cameras from the training pose distribution, drawn on the CPU."""
