@@ -165,7 +165,7 @@ def inverse_cdf(edges: Tensor, weights: Tensor, quantiles: Tensor) -> Tensor:
 def field_gradient(
     field: Callable[[Tensor], Tensor], points: Tensor, *, create_graph: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """A scalar field and its spatial gradient, in fp32 whatever the caller's autocast or no_grad.
+    """A scalar field and its spatial gradient, in fp32 or more whatever the caller's autocast or no_grad.
 
     Args:
         field: (B, P, 3) -> (B, P, 1), each value depending on its own point alone.
@@ -177,7 +177,8 @@ def field_gradient(
         ``create_graph``.
     """
     with torch.enable_grad(), torch.autocast(points.device.type, enabled=False):
-        points = points.float() if create_graph else points.detach().float()
+        points = points.to(torch.promote_types(points.dtype, torch.float32))
+        points = points if create_graph else points.detach()
         if not points.requires_grad:
             points = points.requires_grad_()
         value = field(points)
