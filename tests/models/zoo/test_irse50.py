@@ -33,9 +33,10 @@ def test_configuration_is_read_off_the_file(settings):
     state = official(**settings)
     found = FAMILY.convert(Official({"": state}), {})
     network = found.modules["identity"]
+    assert FAMILY.export is irse50.export
     assert {key: network.init_args[key] for key in settings} == settings
     assert not network.training and "IR" in found.found
-    back = FAMILY.export(found.modules)
+    back = irse50.export(found.modules)
     assert back.keys() == state.keys() and all(torch.equal(back[key], state[key]) for key in state)
 
 
