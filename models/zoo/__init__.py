@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from models.zoo.family import Family, Official, ZooError
 
-FAMILIES = ("stylegan2", "eg3d", "stylesdf", "gram", "anifacegan", "psp", "e4e", "irse50", "e3dge")
+FAMILIES = tuple(
+    name
+    for name in ("stylegan2", "eg3d", "stylesdf", "gram", "anifacegan", "psp", "e4e", "irse50", "e3dge")
+    if Path(__file__).with_name(f"{name}.py").exists()
+)
 """Files of this folder, each with one ``FAMILY``."""
 
 
@@ -33,7 +38,7 @@ def recognise(official: Official) -> Family:
     if len(claims) == 1:
         return claims[0]
     if claims:
-        raise ZooError(f"the file could be any of {', '.join(f.name for f in claims)}: name one with --family")
+        raise ZooError(f"the file could be any of {', '.join(f.name for f in claims)}: name the family before the file")
     keys = [key for state in official.states.values() for key in state][:3]
     raise ZooError(f"no family has keys like {', '.join(keys) or 'those of this file (there are none)'}")
 

@@ -79,7 +79,7 @@ class Family:
     a file cannot tell (GRAM's centre, fields of view ...), by name; unknown names raise :class:`ZooError`, as does the
     first missing, extra or misshapen key."""
     replays: Callable[[Mapping[str, Any]], bool]
-    """Whether a fixture's ``meta.json`` is of this family."""
+    """Whether a fixture's ``meta.json`` is of this family. Cheap; never raises, whatever other families' hold."""
     replay: Callable[[Fixture, str], dict[str, Tensor]]
     """All arrays of one case, by their name without the case: "mid/w", "out/image". The official weights come from
     ``fixture.state(model)`` and go through the same conversion as a user's file."""

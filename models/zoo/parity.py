@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 import math
 import re
+import zipfile
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.zoo.family import State
+from models.errors import UserError, one_line
+from models.zoo.family import State, ZooError
 
 
 @dataclass
@@ -40,11 +42,27 @@ class Fixture:
 
     @staticmethod
     def load(folder: str | Path) -> Fixture:
-        """Read a fixture folder."""
+        """Read a fixture folder.
+
+        Raises:
+            ZooError: when it is not one, or incomplete.
+        """
         folder = Path(folder)
-        meta = json.loads((folder / "meta.json").read_text("utf-8"))
-        with np.load(folder / "io.npz", allow_pickle=False) as file:
-            return Fixture(folder, meta, {name: file[name] for name in file.files})
+        try:
+            meta = json.loads((folder / "meta.json").read_text("utf-8"))
+            with np.load(folder / "io.npz", allow_pickle=False) as file:
+                arrays = {name: file[name] for name in file.files}
+        except FileNotFoundError as error:
+            raise ZooError(f"{folder} is not a parity fixture: {Path(error.filename).name} is missing") from error
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+            raise ZooError(f"{folder} is a damaged parity fixture: {one_line(error)}") from error
+        for key in ("config", "models", "arrays"):
+            if not isinstance(meta, dict) or not isinstance(meta.get(key), dict):
+                raise ZooError(f"{folder} is a damaged parity fixture: meta.json has no {key!r}")
+        for name in meta["arrays"]:
+            if name not in arrays:
+                raise ZooError(f"{folder} is a damaged parity fixture: io.npz has no {name!r}")
+        return Fixture(folder, meta, arrays)
 
     @property
     def config(self) -> dict[str, Any]:
@@ -52,27 +70,53 @@ class Fixture:
         return self.meta["config"]
 
     def state(self, model: str) -> State:
-        """The official state dict of one model, rebuilt by recipe, in official order."""
-        entry = self.meta["models"][model]
-        return {
-            key: torch.from_numpy(self._tensor(key, tuple(shape), dtype, entry["rules"], model))
-            for key, shape, dtype in entry["state_dict"]
-        }
-
-    def checked_state(self, model: str) -> State:
-        """:meth:`state`, after comparing its sums with the recorded ones.
+        """The official state dict of one model, rebuilt by recipe, in official order.
 
         Raises:
-            ValueError: when the recipe is not being reproduced, in which case nothing else means anything.
+            ZooError: when its sums are not the recorded ones: the recipe is not being reproduced, and nothing else
+                means anything.
         """
-        state, check = self.state(model), self.meta["models"][model]["weights_check"]
+        entry = self.meta["models"][model]
+        state = {key: self._tensor(key, tuple(shape), dtype, model) for key, shape, dtype in entry["state_dict"]}
+        check = entry["weights_check"]
         for name, total in (
-            ("sum", sum(float(t.double().sum()) for t in state.values())),
-            ("sum_abs", sum(float(t.double().abs().sum()) for t in state.values())),
+            ("sum", sum(float(array.sum(dtype=np.float64)) for array in state.values())),
+            ("sum_abs", sum(float(np.abs(array).sum(dtype=np.float64)) for array in state.values())),
         ):
             if abs(total - check[name]) > 1e-6 * check["sum_abs"]:
-                raise ValueError(f"{self.folder}: {model}: weights by recipe have {name} {total}, not {check[name]}")
-        return state
+                raise ZooError(f"{self.folder}: {model}: weights by recipe have {name} {total}, not {check[name]}")
+        return {key: torch.from_numpy(array) for key, array in state.items()}
+
+    def checked_state(self, model: str) -> State:
+        """As :meth:`state`."""
+        return self.state(model)
+
+    def checkpoint(self, name: str) -> Any:
+        """What the official file holds that ``meta["checkpoint"][name]`` describes: nested dictionaries of tensors and
+        plain values, as ``torch.save`` takes them.
+
+        Raises:
+            ZooError: when the fixture has no such file, or does not say how it is laid out.
+        """
+        layout = self.meta.get("checkpoint", {}).get(name, {}).get("layout")
+        if layout is None:
+            raise ZooError(f"{self.folder} does not tell what a file {name!r} holds")
+        return self._laid_out(layout)
+
+    def _laid_out(self, node: Mapping[str, Any]) -> Any:
+        match node:
+            case {"model": model}:
+                return {node.get("prefix", "") + key: tensor for key, tensor in self.state(model).items()}
+            case {"list_of_params": model}:
+                state = self.state(model)
+                return [state[key] for key in self.meta["models"][model]["parameter_names"]]
+            case {"array": name}:
+                return torch.from_numpy(self.arrays[name])
+            case {"value": value}:
+                return value
+            case {"merge": parts}:
+                return {key: value for part in parts for key, value in self._laid_out(part).items()}
+        return {key: self._laid_out(child) for key, child in node.items()}
 
     def input(self, case: str, name: str) -> Tensor:
         """The array CASE/in/NAME."""
@@ -96,14 +140,13 @@ class Fixture:
         steps = (math.ceil(size / kept) for size, kept in zip(full.shape, self.arrays[name].shape, strict=True))
         return full[tuple(slice(None, None, step) for step in steps)]
 
-    def _tensor(
-        self, key: str, shape: tuple[int, ...], dtype: str, rules: Sequence[Mapping[str, Any]], model: str
-    ) -> NDArray[Any]:
+    def _tensor(self, key: str, shape: tuple[int, ...], dtype: str, model: str) -> NDArray[Any]:
         if not dtype.startswith("float"):
             return np.zeros(shape, dtype=dtype)
+        rules = self.meta["models"][model]["rules"]
         rule = next((rule for rule in rules if re.search(rule["match"], key)), None)
         if rule is None:
-            raise ValueError(f"{self.folder}: no rule makes the weight {key!r}")
+            raise ZooError(f"{self.folder}: no rule makes the weight {key!r}")
         if rule.get("keep"):
             return self.arrays[f"kept/{model}/{key}"].astype(np.float32).reshape(shape)
         if "const" in rule:
@@ -151,7 +194,9 @@ def compare(fixture: Fixture, name: str, got: Tensor | None) -> Comparison:
     equal = (np.isnan(value) & np.isnan(want)) | (np.isinf(want) & (value == want))
     error = np.where(equal, 0.0, np.abs(value - want))
     error = np.where(np.isnan(error), math.inf, error)
-    ratio = error / (limits["atol"] + limits["rtol"] * np.abs(np.where(np.isfinite(want), want, 0.0)))
+    tolerance = limits["atol"] + limits["rtol"] * np.abs(np.where(np.isfinite(want), want, 0.0))
+    with np.errstate(divide="ignore"):  # a tolerance of 0 asks for equality
+        ratio = np.divide(error, tolerance, out=np.zeros_like(error), where=error > 0)
     fraction = float((ratio <= 1).mean()) if ratio.size else 1.0
     passed = fraction >= limits.get("min_fraction", 1.0)
     return Comparison(name, passed, float(ratio.max(initial=0.0)), fraction)
@@ -171,3 +216,36 @@ def replay(fixture: Fixture) -> Iterator[Comparison]:
             results = family.replay(fixture, case)
         for name in names:
             yield compare(fixture, f"{case}/{name}", results.get(name))
+
+
+@dataclass(frozen=True)
+class Report:
+    """The parity of one fixture folder."""
+
+    name: str
+    comparisons: tuple[Comparison, ...]
+    failure: str = ""
+    """What kept it from being replayed to the end."""
+
+    @property
+    def passed(self) -> bool:
+        """Whether every array was compared, and passed."""
+        return not self.failure and bool(self.comparisons) and all(c.passed for c in self.comparisons)
+
+    @property
+    def worst(self) -> Comparison | None:
+        """A failed comparison if there is one, of those the one with the largest error over its tolerance."""
+        return max(self.comparisons, key=lambda c: (not c.passed, c.worst), default=None)
+
+
+def report(folder: str | Path) -> Report:
+    """Replay one fixture folder; whatever goes wrong is part of the report."""
+    done: list[Comparison] = []
+    failure = ""
+    try:
+        done.extend(replay(Fixture.load(folder)))
+    except UserError as error:
+        failure = one_line(error)
+    except Exception as error:  # one fixture that fails must not keep the others from being looked at
+        failure = f"{type(error).__name__}: {one_line(error)}"
+    return Report(Path(folder).resolve().name, tuple(done), failure)
