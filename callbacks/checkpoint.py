@@ -35,6 +35,6 @@ class LastCheckpoint(pl.Callback):
         path = Path(trainer.default_root_dir) / "checkpoints" / "last.ckpt"
         if trainer.is_global_zero:
             with atomic_write(path) as temporary:
-                trainer.save_checkpoint(temporary)
+                trainer.save_checkpoint(temporary, weights_only=False)
         else:  # gathering the state is collective; rank 0 alone writes
-            trainer.save_checkpoint(path)
+            trainer.save_checkpoint(path, weights_only=False)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +13,7 @@ from pathlib import Path
 from models.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]  # holds models/, stages/, configs/, assets/
+_TEMPORARY = re.compile(r"\..+\.\d+\.(tmp|old)(\.\w+)?")  # of atomic_write and models.artifact
 
 
 def resolve(path: str | os.PathLike[str]) -> Path:
@@ -60,3 +63,15 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def sweep(folder: str | os.PathLike[str]) -> None:
+    """Remove what killed processes left half-written below ``folder``; none may be writing there.
+
+    Raises:
+        UserError: when something cannot be removed.
+    """
+    with os_errors(folder, "clean"):
+        for path in sorted(Path(folder).rglob(".*")):
+            if _TEMPORARY.fullmatch(path.name):
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)

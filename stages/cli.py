@@ -16,6 +16,7 @@ import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
+from pytorch_lightning.utilities import rank_zero_only
 
 from callbacks.artifact import ExportArtifact
 from callbacks.checkpoint import LastCheckpoint
@@ -23,7 +24,7 @@ from callbacks.guard import FiniteGuard
 from callbacks.media import MediaPanels
 from callbacks.progress import progress
 from models.errors import UserError, one_line
-from models.files import ROOT, atomic_write
+from models.files import ROOT, atomic_write, sweep
 from stages.base import IndependentRanks, PerArtworkStage, Stage
 from stages.hashing import step_hash
 
@@ -66,8 +67,8 @@ class SaveConfig(SaveConfigCallback):
 class GalateaCLI(LightningCLI):
     """``galatea STAGE fit|validate|test|predict``.
 
-    Options beyond Lightning's: ``--out``, ``--wandb``, ``--threads``, ``--step_hash``. A CSV log, the artifact
-    export, the progress display, panels and the guard against NaN are always there.
+    Options beyond Lightning's: ``--out``, ``--wandb``, ``--threads``. A CSV log, the artifact export, the
+    progress display, panels and the guard against NaN are always there.
     """
 
     model: Stage
@@ -107,9 +108,6 @@ class GalateaCLI(LightningCLI):
             help="log to Weights & Biases, to this project; offline when WANDB_API_KEY is not set",
         )
         parser.add_argument("--threads", type=int | None, default=None, help="CPU threads per process")
-        parser.add_argument(
-            "--step_hash", type=str | None, default=None, help="set by galatea run; computed when not given"
-        )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         self.config = parser.parse_args(args)
@@ -121,13 +119,12 @@ class GalateaCLI(LightningCLI):
         if (threads := self._option("threads")) is not None:
             torch.set_num_threads(threads)
         super().instantiate_classes()
-        self.model.step_hash = self._option("step_hash") or step_hash(
-            self.name, self.subcommand, self.config[self.subcommand].as_dict()
-        )
+        self.model.step_hash = step_hash(self.name, self.subcommand, self.config[self.subcommand].as_dict())
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         given = self.config_init[self.subcommand]["trainer"]
         out = Path(self._option("out")).absolute()
+        rank_zero_only(sweep)(out)  # no rank writes before all have met
         kwargs |= {
             # LastCheckpoint does it; Lightning's own is for those who ask for best-of-k copies.
             "enable_checkpointing": any(isinstance(c, ModelCheckpoint) for c in _as_list(given["callbacks"])),

@@ -35,7 +35,7 @@ import yaml
 
 from models.artifact import MANIFEST, manifest_id, read_manifest
 from models.errors import UserError, one_line
-from models.files import ROOT, atomic_write, os_errors, resolve
+from models.files import ROOT, atomic_write, os_errors, resolve, sweep
 from stages.arguments import Parser
 from stages.hashing import step_hash
 from stages.table import STAGES
@@ -253,7 +253,7 @@ def run(
         UserError: when a step fails, or another run is working in ``out``.
     """
     fresh = False
-    with _lock(out, dry_run):
+    with _lock(out, dry_run) as lock:
         for number, step in enumerate(pipeline.steps, 1):
             folder = out / step.name
             overrides = {**step.overrides, **settings.get(step.name, {})}
@@ -266,7 +266,7 @@ def run(
             if state == "done":
                 print(f"{title}: up to date", flush=True)
                 continue
-            command = _command(step, folder, overrides, inputs, digest)
+            command = _command(step, folder, overrides, inputs)
             if dry_run:
                 print(f"{title}: {'would resume' if state == 'unfinished' else 'would run'}: {shlex.join(command)}")
                 fresh = True
@@ -274,7 +274,7 @@ def run(
             print(f"{title}: {'resuming' if state == 'unfinished' else 'running'}", flush=True)
             if state != "unfinished":
                 _clear(folder)
-            _execute(step, folder, command, digest)
+            _execute(step, folder, command, digest, lock)
             fresh = True
         if not dry_run:
             print(f"result: {out / pipeline.steps[-1].name}", flush=True)
@@ -319,15 +319,11 @@ def _artifact_id(folder: Path) -> str | None:
     return manifest_id(read_manifest(folder / "artifact"))
 
 
-def _command(
-    step: Step, folder: Path, overrides: Mapping[str, Any], inputs: Mapping[str, str], digest: str
-) -> list[str]:
+def _command(step: Step, folder: Path, overrides: Mapping[str, Any], inputs: Mapping[str, str]) -> list[str]:
     command = [*PROGRAM, step.stage, step.command]
     command += [f"--config={resolve(config)}" for config in step.configs]
     command += [f"--{key}={_text(value)}" for key, value in {**overrides, **inputs}.items()]
     command += [f"--out={folder}"]
-    if digest:  # not known yet in a dry run behind a step that would run
-        command.append(f"--step_hash={digest}")
     if (checkpoint := folder / "checkpoints" / "last.ckpt").exists() and step.command == "fit":
         command.append(f"--ckpt_path={checkpoint}")
     return command
@@ -338,18 +334,22 @@ def _text(value: Any) -> str:
 
 
 def _clear(folder: Path) -> None:
+    sweep(folder.parent)
     if folder.exists():
         if not (folder / "status.json").exists() and any(folder.iterdir()):
             raise UserError(f"{folder} holds files of something else: choose another --out folder")
+        # Renamed first: killed here, the rest of a folder without its status would look like somebody else's.
+        old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
         with os_errors(folder, "remove"):
-            shutil.rmtree(folder)
+            os.rename(folder, old)
+            shutil.rmtree(old)
 
 
-def _execute(step: Step, folder: Path, command: Sequence[str], digest: str) -> None:
+def _execute(step: Step, folder: Path, command: Sequence[str], digest: str, lock: int) -> None:
     status: dict[str, Any] = {"state": "running", "hash": digest, "stage": step.stage, "command": step.command}
     _write_status(folder, status)
     log, begin = folder / "log.txt", time.monotonic()
-    code = _stream(command, log)
+    code = _stream(command, log, lock)
     status |= {"state": "done" if code == 0 else "failed", "exit_code": code}
     status |= {"seconds": round(time.monotonic() - begin, 1), "artifact": _artifact_id(folder)}
     _write_status(folder, status)
@@ -363,13 +363,18 @@ def _write_status(folder: Path, status: Mapping[str, Any]) -> None:
         file.write_text(json.dumps(status, indent=1) + "\n")
 
 
-def _stream(command: Sequence[str], log: Path) -> int:
-    """Run ``command``, passing what it prints on as it comes and appending it to ``log``."""
+def _stream(command: Sequence[str], log: Path, lock: int) -> int:
+    """Run ``command``, passing what it prints on as it comes and appending it to ``log``.
+
+    The command holds ``lock`` as well: should we be killed, it may live on, and nobody else must write meanwhile.
+    """
     environment = {**os.environ, "PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1"}
     # Ours first: the current folder may hold another repository's `models`.
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     with os_errors(log), open(log, "ab") as file:
-        process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(
+            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, pass_fds=(lock,)
+        )
         assert process.stdout is not None
         try:
             while chunk := os.read(process.stdout.fileno(), 65536):
@@ -385,9 +390,9 @@ def _stream(command: Sequence[str], log: Path) -> int:
 
 
 @contextmanager
-def _lock(out: Path, dry_run: bool) -> Iterator[None]:
+def _lock(out: Path, dry_run: bool) -> Iterator[int]:
     if dry_run:
-        yield
+        yield -1
         return
     with os_errors(out):
         out.mkdir(parents=True, exist_ok=True)
@@ -397,4 +402,4 @@ def _lock(out: Path, dry_run: bool) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise UserError(f"another galatea run is working in {out}") from error
-        yield
+        yield file.fileno()

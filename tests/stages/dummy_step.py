@@ -26,8 +26,8 @@ for mark in range(done, int(options.get("work", 1))):
         file.write(f"{os.getpid()}\n")
     print("mark", mark, flush=True)
 seen = {k: Path(v).joinpath("manifest.json").read_text() if k.startswith("input") else v for k, v in options.items()}
-extra = {k: v for k, v in seen.items() if k not in ("out", "step_hash", "die_at")}
+extra = {k: v for k, v in seen.items() if k not in ("out", "die_at")}
 manifest = {"format": 1, "stage": stage, "modules": {}, "files": {}, "parents": {}, "licences": [], "metrics": {}}
-manifest |= {"step_hash": options["step_hash"], "extra": extra}
+manifest |= {"step_hash": None, "extra": extra}
 (out / "artifact").mkdir(exist_ok=True)
 (out / "artifact" / "manifest.json").write_text(json.dumps(manifest))
