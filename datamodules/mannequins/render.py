@@ -15,8 +15,9 @@ from torch.nn import functional as F
 from datamodules.mannequins import shapes
 from datamodules.mannequins.scene import Palette, Scene, harmonics
 from datamodules.mannequins.styles import PLAIN, Style, Surface, get_style
-from datamodules.mannequins.textures import SEGMENTS, paint_head
+from datamodules.mannequins.textures import paint_head
 from models.camera import Camera, Rig
+from models.features.embedded import SEGMENTS
 
 RIG = Rig()  # radius 7, field of view 23.5 degrees, looking at (0, -0.06, 0)
 

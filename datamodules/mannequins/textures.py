@@ -13,20 +13,8 @@ from torch import Tensor
 
 from datamodules.mannequins.scene import Palette
 from datamodules.mannequins.shapes import EYE_HEIGHT, Knobs, head_space, mouth, smooth_step
+from models.features.embedded import SEGMENTS
 
-SEGMENTS = (
-    "background",
-    "skin",
-    "eye_white",
-    "iris",
-    "lips",
-    "mouth",
-    "brow",
-    "beard",
-    "hair",
-    "cloth",
-    "glasses",
-)
 SEGMENT = {name: index for index, name in enumerate(SEGMENTS)}
 _MATERIAL_SEGMENTS = tuple(SEGMENT[name] for name in ("skin", "hair", "cloth", "glasses"))
 
