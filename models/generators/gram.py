@@ -18,6 +18,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from models.camera import Camera, Rig
 from models.generators.base import Edit, FieldSample, Latents, RadianceGenerator, Rendering
+from models.generators.pointwise import affine
 from models.rendering.compositing import EMPTY, density_alpha, depth_normals, layer_weights
 from models.rendering.manifolds import CrossingCache, first_crossings, weights_version
 
@@ -25,10 +26,10 @@ BOX = 0.24  # side of the cube, world units, that the scalar field and the defor
 PLANE = -0.12  # z of the background plane, world units
 FLAT = 0.05  # samples whose scalars differ by no more are not interpolated
 WIDENING = 0.001  # how far colours reach beyond [0, 1], so that black and white are within reach
-CPU_POINTS, GPU_POINTS = 2**12, 2**19  # evaluated at once: on a CPU the activations should stay in its caches
+CPU_NUMBERS, GPU_NUMBERS = 2**19, 2**28  # in an activation: a CPU's caches and allocator like small ones
 
 Affine = tuple[Tensor, Tensor]
-"""Weight (B, in, out) and bias (B, 1, out) of each code."""
+"""Weight (B, out, in) and bias (B, 1, out) of each code."""
 
 
 def grid_focal(fov: float, side: int) -> float:
@@ -59,9 +60,10 @@ def unit_rays(camera: Camera, side: int) -> tuple[Tensor, Tensor, Tensor]:
     return origins, directions / length[..., None], length
 
 
-def in_chunks(function: Callable[[Tensor], Tensor], points: Tensor) -> Tensor:
-    """``function`` of (B, P, 3), some points at a time."""
-    size = CPU_POINTS if points.device.type == "cpu" else GPU_POINTS
+def in_chunks(function: Callable[[Tensor], Tensor], points: Tensor, width: int) -> Tensor:
+    """``function`` of (B, P, ...), some points at a time; ``width`` numbers per point in an activation."""
+    numbers = CPU_NUMBERS if points.device.type == "cpu" else GPU_NUMBERS
+    size = max(numbers // (len(points) * width), 16)
     return torch.cat([function(part) for part in points.split(size, 1)], 1)
 
 
@@ -88,10 +90,13 @@ class ScalarField(nn.Module):
 
     def forward(self, points: Tensor) -> Tensor:
         """(..., 3) world points -> (...)."""
+        return in_chunks(self._at, points.reshape(1, -1, 3), self.last.in_features).reshape(points.shape[:-1])
+
+    def _at(self, points: Tensor) -> Tensor:
         x = points * (2 / BOX) - self.centre
         for layer in self.hidden:
-            x = F.relu(layer(x))
-        return self.last(x)[..., 0]
+            x = F.relu(affine(x, layer.weight[None], layer.bias[None, None]))  # type: ignore[index]
+        return self.last(x)
 
 
 class FiLMLayer(nn.Linear):
@@ -108,7 +113,7 @@ class FiLMLayer(nn.Linear):
     def modulated(self, style: Tensor) -> Affine:
         """The affine map before the sine."""
         gain, phase = self.gain(style), style.chunk(2, -1)[1]
-        return (gain[..., None] * self.weight).mT, (gain * self.bias + phase)[:, None]
+        return gain[..., None] * self.weight, (gain * self.bias + phase)[:, None]
 
 
 class FiLMStack(nn.ModuleList):
@@ -120,11 +125,6 @@ class FiLMStack(nn.ModuleList):
     def modulated(self, styles: Tensor) -> list[Affine]:
         """Of styles (B, layers, 2 width)."""
         return [layer.modulated(style) for layer, style in zip(self, styles.unbind(1), strict=True)]  # type: ignore[operator]
-
-
-def affine(x: Tensor, layer: Affine) -> Tensor:
-    """(B, P, in) -> (B, P, out)."""
-    return torch.baddbmm(layer[1], x, layer[0])
 
 
 def siren_init(layers: Sequence[nn.Linear]) -> None:
@@ -209,20 +209,20 @@ class RadianceField(nn.Module):
             trunk,
             list(torch.cat([colour, density], 1).mT),
             torch.cat(biases),
-            (view[:, 3:], bias),
-            view[:, :3],
+            (view[..., 3:], bias),
+            view[..., :3].mT,
             FiLMLayer.gain(ws[:, -1])[:, None],
         )
 
     def trunk(self, code: Modulated, points: Tensor) -> tuple[Tensor, Tensor]:
         """What needs no direction, at points (B, P, 3): (B, P, 4) logits so far and (B, P, width) of the view layer."""
         first, *others = code.trunk
-        x = affine(points, first).sin()
+        x = affine(points, *first).sin()
         logits = code.bias
         for layer, head in zip(others, code.heads, strict=True):
-            x = affine(x, layer).sin()
+            x = affine(x, *layer).sin()
             logits = logits + x @ head
-        return logits, affine(x, code.last)
+        return logits, affine(x, *code.last)
 
     def seen(self, logits: Tensor, view: Tensor) -> Tensor:
         """(B, P, 4) colour and density logits from those so far and the view layer before its sine."""
@@ -269,6 +269,8 @@ class Traced(NamedTuple):
     """(C, P, 3) in [-1, 1], background and all."""
     weights: Tensor
     """(C, P, N) visibility of each surface."""
+    missed: Tensor
+    """(C, P) of a ray that no surface stops."""
 
 
 class GRAMGenerator(RadianceGenerator):
@@ -401,9 +403,7 @@ class GRAMGenerator(RadianceGenerator):
     def decode(self, features: Tensor, directions: Tensor | None = None) -> FieldSample:
         """As :meth:`RadianceGenerator.decode`; without directions, seen along -z."""
         logits, view, gain = features.split([4, self.field.width, self.field.width], -1)
-        if directions is None or self.lock_view:
-            directions = features.new_tensor([0.0, 0.0, -1.0]).expand(*features.shape[:-1], 3)
-        offset = gain * F.linear(directions, self.field.view.weight[:, :3])
+        offset = gain * F.linear(self.view(directions), self.field.view.weight[:, :3])
         return self.activate(self.field.seen(logits, view + offset))
 
     def activate(self, logits: Tensor) -> FieldSample:
@@ -416,6 +416,11 @@ class GRAMGenerator(RadianceGenerator):
         if self.density_clamp != "none":
             density = F.softplus(density) if self.density_clamp == "softplus" else F.relu(density)
         return FieldSample(colour, density, occupancy=density_alpha(density, density.new_tensor(self.delta)))
+
+    def view(self, directions: Tensor | None) -> Tensor:
+        """Unit directions (..., 3) along which colours are looked at; -z without any, and where they are locked."""
+        ahead = self.mean.new_tensor([0.0, 0.0, -1.0])
+        return ahead if directions is None else ahead.expand_as(directions) if self.lock_view else directions
 
     # -- rendering -----------------------------------------------------------------------------------------------------
 
@@ -431,8 +436,8 @@ class GRAMGenerator(RadianceGenerator):
             distance (C, P, L), valid (C, P, L), and the shift (C, P, L, 3) of :class:`Surfaces`.
         """
         distance, valid = first_crossings(
-            lambda x: in_chunks(self.predictor, x.reshape(1, -1, 3)).reshape(x.shape[:-1]),
-            origins, directions, self.levels, near=self.near, far=self.far, samples=self.samples, flat=FLAT,
+            self.predictor, origins, directions, self.levels,
+            near=self.near, far=self.far, samples=self.samples, flat=FLAT,
         )  # fmt: skip
         return distance, valid, None
 
@@ -480,15 +485,13 @@ class GRAMGenerator(RadianceGenerator):
         needed = needed.reshape(rows, -1)
         index = pad_sequence([row.nonzero()[:, 0] for row in needed], batch_first=True, padding_value=needed.shape[1])
         points = surfaces.points(origins, directions).reshape(rows, -1, 3)
-        directions = directions.reshape(rows, -1, 3)
+        directions = self.view(directions).reshape(rows, -1, 3)
         code = self.field.modulate(ws.groups["ws"])
 
         def radiance(part: Tensor) -> Tensor:
             part = part.clamp_max(needed.shape[1] - 1)  # padding looks anywhere
             x = points.gather(1, part.expand(-1, -1, 3))
             seen = directions.gather(1, torch.div(part, layers, rounding_mode="floor").expand(-1, -1, 3))
-            if self.lock_view:
-                seen = seen.new_tensor([0.0, 0.0, -1.0]).expand_as(seen)
             if edit is None:
                 found = self.activate(self.field(code, x, seen))
             else:
@@ -496,7 +499,7 @@ class GRAMGenerator(RadianceGenerator):
             assert found.density is not None
             return torch.cat([found.colour, found.density], -1)
 
-        found = in_chunks(radiance, index[..., None])
+        found = in_chunks(radiance, index[..., None], self.field.width)
         sample = found.new_zeros(rows, needed.shape[1] + 1, 4).scatter(1, index[..., None].expand_as(found), found)
         colour, density = sample[:, :-1].reshape(*shape, 4).split([3, 1], -1)
         if self.white_plane:
@@ -509,7 +512,7 @@ class GRAMGenerator(RadianceGenerator):
         if self.last_back:
             weights = weights + F.pad(missed[:, :, None], (0, 0, layers - 1, 0))
             backdrop += 1.0  # white comes on top of it, as released
-        return Traced((weights * colour).sum(2) + backdrop * missed, weights[..., 0])
+        return Traced((weights * colour).sum(2) + backdrop * missed, weights[..., 0], missed[..., 0])
 
     def synthesis(
         self,
@@ -530,7 +533,7 @@ class GRAMGenerator(RadianceGenerator):
             ws = ws.to(self.mean.dtype)
             surfaces = self._surfaces(ws, camera, side, expression)
             origins, directions, length = unit_rays(camera, side)
-            colour, weights = self.trace(ws, origins, directions, surfaces, edit)
+            colour, weights, _ = self.trace(ws, origins, directions, surfaces, edit)
             subject = weights * ~surfaces.plane
             alpha = subject.sum(-1)
             share = subject / alpha.clamp_min(EMPTY)[..., None]
