@@ -16,10 +16,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.generators.fir import fir_kernel, upfirdn2d, upsample2x
-from models.generators.layers import EqualLinear, leaky
+from models.generators.layers import LEAKY_GAIN, LEAKY_SLOPE, EqualLinear
 
-Noise = torch.Generator | Literal["const", "none"]
-"""Where per-pixel noise comes from: drawn anew, the stored maps, or left out."""
+LayerNoise = torch.Generator | Tensor | Literal["const", "none"]
+"""A layer's per-pixel noise: drawn anew, a map (B or 1, 1, side, side), the stored map, or left out."""
+
+Noise = torch.Generator | list[Tensor] | Literal["const", "none"]
+"""The same for several layers, with one map a layer."""
 
 NOISE_MODES = ("none", "const", "random")
 
@@ -58,7 +61,7 @@ class SynthesisLayer(nn.Module):
         self.register_buffer("noise", torch.randn(side, side))
         self.upsample, self.clamp = upsample, clamp
 
-    def forward(self, x: Tensor, w: Tensor, kernel: Tensor, noise: Noise) -> Tensor:
+    def forward(self, x: Tensor, w: Tensor, kernel: Tensor, noise: LayerNoise) -> Tensor:
         """x (B, in_channels, H, W), w (B, w_dim), filter (k, k) -> (B, out_channels, side, side)."""
         weight = self.weight
         with full_precision(x):
@@ -71,13 +74,20 @@ class SynthesisLayer(nn.Module):
             x = upfirdn2d(x, kernel, pad=((taps + 1) // 2 - 1, taps // 2 - 1), gain=4.0)
         else:
             x = F.conv2d(x, weight, padding=1)
-        x = x * demodulation[:, :, None, None].to(x.dtype)
-        if noise == "const":
-            x = x + (self.noise_strength * self.noise).to(x.dtype)
-        elif noise != "none":
-            drawn = torch.randn(len(x), 1, *x.shape[2:], generator=noise, device=noise.device)
-            x = x + (self.noise_strength * drawn.to(self.noise)).to(x.dtype)
-        return clamp_to(leaky(x + self.bias[:, None, None].to(x.dtype)), self.clamp)
+        # In place, since memory bounds large images. leaky(a x) = a leaky(x) for a > 0: its gain goes into the factors.
+        x.mul_((demodulation * LEAKY_GAIN)[:, :, None, None].to(x.dtype))
+        if (pixels := self.noise_map(noise, len(x))) is not None:
+            x.add_((self.noise_strength * LEAKY_GAIN * pixels).to(x.dtype))
+        x.add_((self.bias * LEAKY_GAIN)[:, None, None].to(x.dtype))
+        return clamp_to(F.leaky_relu_(x, LEAKY_SLOPE), self.clamp)
+
+    def noise_map(self, noise: LayerNoise, batch: int) -> Tensor | None:
+        """The map that ``noise`` means, (side, side) or (B or 1, 1, side, side)."""
+        if isinstance(noise, torch.Generator):
+            return torch.randn(batch, 1, *self.noise.shape, generator=noise, device=noise.device).to(self.noise)
+        if isinstance(noise, str):
+            return self.noise if noise == "const" else None
+        return noise
 
 
 class ToImage(nn.Module):
@@ -134,15 +144,17 @@ class SynthesisBlock(nn.Module):
         Args:
             ws: (B, layers + 1, w_dim), one code a layer and one for the image.
         """
+        noises = noise if isinstance(noise, list) else [noise] * len(self.layers)
         if x is None:
             x = self.const.expand(len(ws), -1, -1, -1).contiguous(memory_format=torch.channels_last)
-        for layer, w in zip(self.layers, ws.unbind(1), strict=False):
-            x = layer(x, w, kernel, noise)
+        for layer, w, given in zip(self.layers, ws.unbind(1), noises, strict=False):
+            x = layer(x, w, kernel, given)
         assert x is not None
         added = self.to_image(x, ws[:, -1])
         if image is None:
             return x, added
-        return x, (upsample2x(image, kernel) if self.upsample else image) + added
+        with full_precision(x):
+            return x, (upsample2x(image, kernel) if self.upsample else image) + added
 
 
 class SynthesisNetwork(nn.Module):
@@ -174,11 +186,13 @@ class SynthesisNetwork(nn.Module):
         self.register_buffer("kernel", fir_kernel(taps), persistent=False)
 
     def forward(self, ws: Tensor, noise: Noise = "const") -> list[tuple[Tensor, Tensor]]:
-        """Codes (B, num_ws, w_dim) to features (B, C, S, S) and image so far (B, image_channels, S, S), a block each."""
+        """Codes (B, num_ws, w_dim) to each block's features (B, C, S, S) and image (B, image_channels, S, S)."""
         found: list[tuple[Tensor, Tensor]] = []
         x = image = None
         for k, block in enumerate(self.blocks):
-            x, image = block(x, image, ws[:, max(2 * k - 1, 0) : 2 * k + 2], self.kernel, noise)
+            first = max(2 * k - 1, 0)
+            given = noise[first : 2 * k + 1] if isinstance(noise, list) else noise
+            x, image = block(x, image, ws[:, first : 2 * k + 2], self.kernel, given)
             found.append((x, image))
         return found
 
