@@ -32,8 +32,8 @@ from models.rendering.compositing import (
 RELEASED: Axes = ((0, 1), (0, 2), (2, 0))
 """xy, xz, zx: no plane holds yz. The official weights were trained with this slip and depend on it."""
 
-RIG = {"radius": 2.7, "focal": 4.2647, "pivot": (0.0, 0.0, 0.2), "near": 2.25, "far": 3.3}
-"""FFHQ's."""
+RIG = {"radius": 2.7, "focal": 4.2647, "pivot": (0.0, 0.0, 0.2), "centre": (0.0, 0.0, 0.0), "near": 2.25, "far": 3.3}
+"""FFHQ's: cameras on a sphere around the origin look at a point before it."""
 
 
 class Samples(NamedTuple):
