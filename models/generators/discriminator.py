@@ -48,7 +48,7 @@ def minibatch_std(x: Tensor, group: int) -> Tensor:
     """
     batch, _, height, width = x.shape
     group = max(size for size in range(1, group + 1) if batch % size == 0)
-    grouped = x.float().unflatten(0, (group, batch // group))
+    grouped = x.to(torch.promote_types(x.dtype, torch.float32)).unflatten(0, (group, batch // group))
     deviation = (grouped.var(0, unbiased=False) + 1e-8).sqrt().mean((1, 2, 3))
     channel = deviation.repeat(group)[:, None, None, None].expand(batch, 1, height, width)
     return torch.cat([x, channel.to(x.dtype)], 1)

@@ -40,18 +40,27 @@ class EqualLinear(nn.Module):
 
 
 class EqualConv2d(nn.Module):
-    """Convolution with an equalised learning rate and "same" padding."""
+    """Convolution with an equalised learning rate.
 
-    def __init__(self, in_channels: int, out_channels: int, kernel: int, *, stride: int = 1, bias: bool = True) -> None:
+    Args:
+        padding: "same" by default.
+        gain: factor on the result, folded into weight and bias.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel: int, *, stride: int = 1, bias: bool = True,
+        padding: int | None = None, gain: float = 1.0,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.weight = nn.Parameter(torch.randn(out_channels, in_channels, kernel, kernel))
         self.bias = nn.Parameter(torch.zeros(out_channels)) if bias else None
-        self.scale = 1 / math.sqrt(in_channels * kernel * kernel)
-        self.stride, self.padding = stride, kernel // 2
+        self.scale, self.gain = gain / math.sqrt(in_channels * kernel * kernel), gain
+        self.stride, self.padding = stride, kernel // 2 if padding is None else padding
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_channels, H, W) -> (B, out_channels, H / stride, W / stride)."""
-        return F.conv2d(x, self.weight * self.scale, self.bias, stride=self.stride, padding=self.padding)
+        bias = None if self.bias is None else self.bias * self.gain
+        return F.conv2d(x, self.weight * self.scale, bias, stride=self.stride, padding=self.padding)
 
 
 class ModulatedConv2d(nn.Module):

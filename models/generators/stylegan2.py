@@ -1,0 +1,225 @@
+"""StyleGAN2: a constant painted into an image by style-modulated convolutions, and the critic it is trained against.
+
+Source: "Analyzing and Improving the Image Quality of StyleGAN" (Karras et al., 2020).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.camera import Camera, Rig
+from models.generators.base import Discriminator, Edit, Generator, Latents, Rendering, Verdict
+from models.generators.discriminator import minibatch_std
+from models.generators.fir import blur, downsample2x, fir_kernel
+from models.generators.layers import LEAKY_GAIN, LEAKY_SLOPE, EqualConv2d, EqualLinear, MappingNetwork, leaky
+from models.generators.synthesis import Noise, SynthesisNetwork
+
+
+def stylegan2_channels(resolution: int, multiplier: float = 2) -> tuple[int, ...]:
+    """The paper's feature channels from side 4 to ``resolution``; multiplier 2 is config F, 1 halves large sides.
+
+    Raises:
+        ValueError: when the resolution is no power of two of at least 8.
+    """
+    if resolution < 8 or resolution & (resolution - 1):
+        raise ValueError(f"resolution must be a power of two of at least 8, got {resolution}")
+    sides = (4 << k for k in range(resolution.bit_length() - 2))
+    return tuple(512 if side <= 32 else int(multiplier * 16384 / side) for side in sides)
+
+
+class StyleGAN2Generator(Generator):
+    """StyleGAN2's generator with skip outputs (Fig. 7b).
+
+    Args:
+        channels: of the features, from side 4 up; the resolution is 4 * 2**(len - 1). See :func:`stylegan2_channels`.
+        style_dim: size of z and w.
+        mapping_layers: layers from z to w.
+        mapping_lr: learning rate of these layers, relative to the others.
+        taps: of the separable upsampling filter.
+    """
+
+    is_3d = False
+    w_avg: Tensor
+
+    def __init__(
+        self,
+        channels: Sequence[int] = stylegan2_channels(256),
+        *,
+        style_dim: int = 512,
+        mapping_layers: int = 8,
+        mapping_lr: float = 0.01,
+        taps: Sequence[float] = (1, 3, 3, 1),
+    ) -> None:
+        super().__init__()
+        self.z_dim = self.w_dim = style_dim
+        self.rig = Rig()
+        self.map_network = MappingNetwork(style_dim, style_dim, layers=mapping_layers, lr_multiplier=mapping_lr)
+        self.backbone = SynthesisNetwork(style_dim, channels, 3, taps=taps)
+        self.num_ws, self.resolution = self.backbone.num_ws, self.backbone.sides[-1]
+        self.register_buffer("w_avg", torch.zeros(style_dim))
+
+    # -- codes ---------------------------------------------------------------------------------------------------
+
+    def mapping(
+        self, z: Tensor, *, camera: Camera | None = None, truncation: float = 1.0, cutoff: int | None = None
+    ) -> Latents:
+        self._refuse_camera(camera)
+        if z.shape[1:] not in ((self.z_dim,), (self.num_ws, self.z_dim)):
+            raise ValueError(f"z must be (B, {self.z_dim}) or (B, {self.num_ws}, {self.z_dim}), got {tuple(z.shape)}")
+        w = self.map_network(z)
+        latents = Latents({"ws": w if w.ndim == 3 else w[:, None].expand(-1, self.num_ws, -1)})
+        return latents if truncation == 1 else latents.truncate(self.mean_latents, truncation, cutoff)
+
+    @property
+    def mean_latents(self) -> Latents:
+        return Latents({"ws": self.w_avg.expand(1, self.num_ws, -1)})
+
+    @torch.no_grad()
+    def update_mean(self, count: int = 10_000, seed: int = 0) -> None:
+        """Set the mean code from ``count`` random z."""
+        z = self.sample_z(count, torch.Generator().manual_seed(seed)).to(self.w_avg)
+        self.w_avg.copy_(self.map_network(z).mean(0))
+
+    def affine_weights(self, layers: Sequence[int] | None = None) -> Tensor:
+        """As :meth:`Generator.affine_weights`, of the 3x3 convolutions: layer i reads code i."""
+        found = [layer.affine for block in self.backbone.blocks for layer in block.layers]  # type: ignore[union-attr]
+        chosen = found if layers is None else [found[i] for i in layers]
+        return torch.cat([affine.weight * affine.scale for affine in chosen])
+
+    # -- images --------------------------------------------------------------------------------------------------
+
+    @property
+    def tap_names(self) -> tuple[str, ...]:
+        """Each block's features, and the image so far."""
+        return tuple(f"{kind}{side}" for side in self.backbone.sides for kind in ("block", "image"))
+
+    @property
+    def noise_sides(self) -> list[int]:
+        """Sides of the noise maps, one a convolution."""
+        return [len(layer.noise) for block in self.backbone.blocks for layer in block.layers]  # type: ignore[union-attr]
+
+    def synthesis(
+        self,
+        ws: Latents,
+        camera: Camera | None = None,
+        *,
+        expression: Tensor | None = None,
+        edit: Edit | None = None,
+        randomness: torch.Generator | Tensor | Sequence[Tensor] | None = None,
+        taps: Sequence[str] = (),
+        resolution: int | None = None,
+    ) -> Rendering:
+        """As :meth:`Generator.synthesis`, at the native resolution. Nothing clamps the image.
+
+        Args:
+            randomness: per-pixel noise: a generator draws it anew; maps (B or 1, 1, side, side), one for each of
+                ``noise_sides``, or all of them flattened end to end in one tensor (B or 1, P); None takes the stored
+                maps.
+
+        Raises:
+            ValueError: for what a 2D generator cannot use, codes or noise of another shape, unknown taps.
+        """
+        self._refuse_camera(camera)
+        self.check_taps(taps)
+        self.check_expression(expression, len(ws))
+        if edit is not None:
+            raise ValueError("a 2D generator has no radiance field to edit")
+        if resolution not in (None, self.resolution):
+            raise ValueError(f"the resolution is {self.resolution}, not {resolution}")
+        if ws.ws.shape[1:] != (self.num_ws, self.w_dim):
+            raise ValueError(f"codes must be (B, {self.num_ws}, {self.w_dim}), got {tuple(ws.ws.shape)}")
+        found = {}
+        for side, (x, image) in zip(self.backbone.sides, self.backbone(ws.ws, self._noise(randomness)), strict=True):
+            found |= {f"block{side}": x, f"image{side}": image}
+        return Rendering(found[f"image{self.resolution}"], taps={name: found[name] for name in taps})
+
+    def _noise(self, randomness: torch.Generator | Tensor | Sequence[Tensor] | None) -> Noise:
+        if randomness is None or isinstance(randomness, torch.Generator):
+            return "const" if randomness is None else randomness
+        sides = self.noise_sides
+        if isinstance(randomness, Tensor):
+            if randomness.ndim != 2 or randomness.shape[1] != sum(side**2 for side in sides):
+                raise ValueError(f"noise must be (B, {sum(side**2 for side in sides)}), got {tuple(randomness.shape)}")
+            flat = randomness.split([side**2 for side in sides], 1)
+            randomness = [maps.unflatten(1, (1, side, side)) for maps, side in zip(flat, sides, strict=True)]
+        if [tuple(maps.shape[1:]) for maps in randomness] != [(1, side, side) for side in sides]:
+            raise ValueError(f"noise must be {len(sides)} maps (B, 1, side, side) of sides {sides}")
+        return list(randomness)
+
+    @staticmethod
+    def _refuse_camera(camera: Camera | None) -> None:
+        if camera is not None:
+            raise ValueError("a 2D generator takes no camera")
+
+
+class ResidualBlock(nn.Module):
+    """Two convolutions and a skip, both filtered before they halve the side (Fig. 7c)."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        # The sum is divided by sqrt(2) to keep its variance, which cancels the gain of the activation before it.
+        self.first = EqualConv2d(in_channels, in_channels, 3, gain=LEAKY_GAIN)
+        self.second = EqualConv2d(in_channels, out_channels, 3, stride=2, padding=0)
+        self.skip = EqualConv2d(in_channels, out_channels, 1, bias=False, gain=1 / math.sqrt(2))
+
+    def forward(self, x: Tensor, kernel: Tensor) -> Tensor:
+        """(B, C, H, W), filter (k, k) -> (B, C', H/2, W/2)."""
+        skip = self.skip(downsample2x(x, kernel))
+        x = F.leaky_relu_(self.first(x), LEAKY_SLOPE)
+        size = len(kernel)
+        x = blur(x, kernel, ((size + 1) // 2, size // 2))
+        return skip.add_(F.leaky_relu_(self.second(x), LEAKY_SLOPE))
+
+
+class StyleGAN2Discriminator(Discriminator):
+    """StyleGAN2's residual discriminator.
+
+    Args:
+        channels: of the features, from the full resolution down to side 4.
+        minibatch_group: items compared with one another by :func:`minibatch_std`.
+        taps: of the separable downsampling filter.
+    """
+
+    kernel: Tensor
+
+    def __init__(
+        self,
+        channels: Sequence[int] = stylegan2_channels(256)[::-1],
+        *,
+        minibatch_group: int = 4,
+        taps: Sequence[float] = (1, 3, 3, 1),
+    ) -> None:
+        super().__init__()
+        self.resolution, self.minibatch_group = 4 * 2 ** (len(channels) - 1), minibatch_group
+        width = channels[-1]
+        self.stem = EqualConv2d(3, channels[0], 1, gain=LEAKY_GAIN)
+        self.blocks = nn.ModuleList(ResidualBlock(a, b) for a, b in pairwise(channels))
+        self.conv = EqualConv2d(width + 1, width, 3, gain=LEAKY_GAIN)
+        self.dense = EqualLinear(width * 16, width)
+        self.logit = EqualLinear(width, 1)
+        self.register_buffer("kernel", fir_kernel(taps), persistent=False)
+
+    def forward(self, image: Tensor, camera: Camera | None = None) -> Verdict:
+        """Judge images (B, 3, resolution, resolution) in [-1, 1].
+
+        Raises:
+            ValueError: when the size is wrong, or a camera would be ignored.
+        """
+        if camera is not None:
+            raise ValueError("this discriminator takes no camera")
+        if image.shape[1:] != (3, self.resolution, self.resolution):
+            raise ValueError(f"images must be (B, 3, {self.resolution}, {self.resolution}), got {tuple(image.shape)}")
+        x = F.leaky_relu_(self.stem(image.contiguous(memory_format=torch.channels_last)), LEAKY_SLOPE)
+        features = []
+        for block in self.blocks:
+            x = block(x, self.kernel)
+            features.append(x)
+        x = F.leaky_relu_(self.conv(minibatch_std(x, self.minibatch_group)), LEAKY_SLOPE)
+        logits = self.logit(leaky(self.dense(x.flatten(1))))
+        return Verdict(logits.to(torch.promote_types(logits.dtype, torch.float32)), features=tuple(features))
