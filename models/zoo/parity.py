@@ -130,9 +130,9 @@ class Fixture:
         """Names of the recorded results ("mid/w", "out/image") by case, in recorded order."""
         found: dict[str, list[str]] = {}
         for array in self.meta["arrays"]:
-            case, kind, name = array.split("/", 2)
-            if kind in ("mid", "out"):
-                found.setdefault(case, []).append(f"{kind}/{name}")
+            case, _, result = array.partition("/")
+            if result.startswith(("mid/", "out/")):
+                found.setdefault(case, []).append(result)
         return found
 
     def strided(self, name: str, full: Tensor) -> Tensor:
