@@ -12,5 +12,6 @@ VERBS = {
     "run": ("stages.orchestrator:main", "run a pipeline: galatea run configs/pipelines/artform.yaml"),
     "view": ("stages.view:main", "look at an artifact live in the browser"),
     "table": ("stages.results:main", "join metrics.csv files: means, paired differences, intervals"),
+    "zoo": ("stages.zoo:main", "official checkpoint files to artifacts and back"),
     "world": ("stages.world:main", "render samples of the embedded world"),
 }
