@@ -252,9 +252,8 @@ class Surfaces:
     shift: Tensor | None = None
 
     def points(self, origins: Tensor, directions: Tensor) -> Tensor:
-        """(C, P, N, 3) where the radiance is asked."""
-        points = origins[:, :, None] + self.distance[..., None] * directions[:, :, None]
-        return points if self.shift is None else points + self.shift
+        """(C, P, N, 3) in the world."""
+        return origins[:, :, None] + self.distance[..., None] * directions[:, :, None]
 
     @staticmethod
     def cat(items: Sequence[Surfaces]) -> Surfaces:
@@ -484,18 +483,21 @@ class GRAMGenerator(RadianceGenerator):
         # What nobody sees is not evaluated.
         needed = needed.reshape(rows, -1)
         index = pad_sequence([row.nonzero()[:, 0] for row in needed], batch_first=True, padding_value=needed.shape[1])
-        points = surfaces.points(origins, directions).reshape(rows, -1, 3)
+        points = surfaces.points(origins, directions)
+        asked = (points if surfaces.shift is None else points + surfaces.shift).reshape(rows, -1, 3)
+        points = points.reshape(rows, -1, 3)
         directions = self.view(directions).reshape(rows, -1, 3)
         code = self.field.modulate(ws.groups["ws"])
 
         def radiance(part: Tensor) -> Tensor:
             part = part.clamp_max(needed.shape[1] - 1)  # padding looks anywhere
-            x = points.gather(1, part.expand(-1, -1, 3))
-            seen = directions.gather(1, torch.div(part, layers, rounding_mode="floor").expand(-1, -1, 3))
+            xyz = part.expand(-1, -1, 3)
+            x = asked.gather(1, xyz)
+            seen = directions.gather(1, torch.div(xyz, layers, rounding_mode="floor"))
             if edit is None:
                 found = self.activate(self.field(code, x, seen))
             else:
-                found = self.decode(edit(x, self._features(code, x)), seen)
+                found = self.decode(edit(points.gather(1, xyz), self._features(code, x)), seen)
             assert found.density is not None
             return torch.cat([found.colour, found.density], -1)
 
