@@ -172,12 +172,20 @@ def _devices(trainer: Any) -> int:
     return int(devices)
 
 
+def commands(stage_class: type[Stage]) -> list[str]:
+    """Those of fit, validate, test and predict that a stage has: it writes their step itself."""
+    steps = {"fit": "training_step", "validate": "validation_step", "test": "test_step", "predict": "predict_step"}
+    return [c for c, step in steps.items() if getattr(stage_class, step) is not getattr(pl.LightningModule, step)]
+
+
 def run(name: str, stage_class: type[Stage], arguments: Sequence[str]) -> None:
     """Parse ``arguments`` for the stage and run it.
 
     Raises:
         UserError: for anything the user can put right.
     """
+    if arguments and arguments[0] in GalateaCLI.subcommands() and arguments[0] not in commands(stage_class):
+        raise UserError(f"stage {name} has no command {arguments[0]!r}, it has: {', '.join(commands(stage_class))}")
     # Repeated by Lightning on every run, and nothing the user can act on.
     logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(lambda r: "litlogger" not in r.getMessage())
     warnings.filterwarnings("ignore", ".*LeafSpec.*")

@@ -12,7 +12,7 @@ from torch import Generator, Tensor
 from torch.nn import functional as F
 from torchmetrics.functional.image import structural_similarity_index_measure
 
-from models.features.base import IdentityEmbedding, PerceptualDistance
+from models.features.base import PerceptualDistance
 
 
 def masked_mean(value: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -81,7 +81,7 @@ def crop_to_mask(mask: Tensor, *images: Tensor, size: int, margin: float = 0.1) 
     return tuple(F.grid_sample(i, grid.to(i), padding_mode="border", align_corners=False) for i in images)
 
 
-def identity_similarity(network: IdentityEmbedding, image: Tensor, truth: Tensor) -> Tensor:
+def identity_similarity(network: Callable[[Tensor], Tensor], image: Tensor, truth: Tensor) -> Tensor:
     """Cosine of the identity embeddings: (B,) in [-1, 1]."""
     return F.cosine_similarity(network(image), network(truth), dim=1)
 

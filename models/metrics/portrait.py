@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from models.camera import Camera
-from models.features.base import IdentityEmbedding, PerceptualDistance
+from models.features.base import PerceptualDistance
 from models.features.embedded import SEGMENTS
 from models.generators.base import Rendering
 from models.metrics.geometry import depth_mae, eroded, normal_error
@@ -63,7 +63,7 @@ def compare_views(
     truth: ViewTruth,
     source: ViewTruth,
     perceptual: PerceptualDistance,
-    identity: IdentityEmbedding | None = None,
+    identity: Callable[[Tensor], Tensor] | None = None,
 ) -> list[Score]:
     """Score each of B views.
 

@@ -56,6 +56,9 @@ class TestHelp:
     [
         (["paint"], "unknown stage or verb 'paint', there are: features, prior"),
         (["prior", "paint"], "unknown command 'paint' of stage prior, it has: fit, validate, test, predict"),
+        (["present", "fit"], "stage present has no command 'fit', it has: predict"),
+        (["prior", "predict", "--help"], "stage prior has no command 'predict', it has: fit, validate, test"),
+        (["anchor", "test"], "stage anchor has no command 'test', it has: fit"),
     ],
 )
 def test_unknown_words(arguments, match):
@@ -170,6 +173,7 @@ SHIPPED = sorted([*(ROOT / "configs" / "stages").glob("*.yaml"), *(ROOT / "confi
 @pytest.mark.parametrize("file", SHIPPED, ids=lambda f: f"{f.parent.name}-{f.stem}")
 def test_shipped_stage_configs_are_parsed(file, capsys):
     name = file.stem.split("_")[0]  # stylize_pti.yaml varies stylize.yaml
+    stage = __main__.find(STAGES[name][0], name)
     with pytest.raises(SystemExit) as stop:
-        cli.run(name, __main__.find(STAGES[name][0], name), ["fit", f"--config={file}", "--print_config"])
+        cli.run(name, stage, [cli.commands(stage)[0], f"--config={file}", "--print_config"])
     assert stop.value.code == 0
