@@ -91,9 +91,9 @@ class GradualStyleEncoder(Encoder):
         found = []
         for i, style in enumerate(self.styles[:count]):
             if i == MEDIUM:
-                level = _upsample_add(level, self.latlayer1(medium))
+                level = upsample_add(level, self.latlayer1(medium))
             elif i == FINE:
-                level = _upsample_add(level, self.latlayer2(fine))
+                level = upsample_add(level, self.latlayer2(fine))
             found.append(style(level))
         return torch.stack(found, 1)
 
@@ -125,5 +125,6 @@ class Encoder4Editing(GradualStyleEncoder):
         return Latents({"ws": found[:, :1] + deltas})
 
 
-def _upsample_add(coarse: Tensor, lateral: Tensor) -> Tensor:
+def upsample_add(coarse: Tensor, lateral: Tensor) -> Tensor:
+    """``coarse`` (B, C, h, w) at the size of ``lateral`` (B, C, H, W), added to it."""
     return F.interpolate(coarse, lateral.shape[-2:], mode="bilinear", align_corners=True) + lateral

@@ -78,8 +78,8 @@ class SDFField(nn.Module):
         super().__init__()
         self.trunk = nn.ModuleList(FiLMSiren(width if i else 3, width, w_dim, first=i == 0) for i in range(depth))
         self.view = FiLMSiren(width + 3, width, w_dim)
-        self.distance, self.colour = nn.Linear(width, 1), nn.Linear(width, 3)
-        for head in (self.distance, self.colour):
+        self.colour, self.distance = nn.Linear(width, 3), nn.Linear(width, 1)
+        for head in (self.colour, self.distance):
             bound = math.sqrt(6 / width) / 25
             nn.init.uniform_(head.weight, -bound, bound)
 

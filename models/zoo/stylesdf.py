@@ -62,6 +62,13 @@ Layout = dict[str, Place]
 """Official key -> place."""
 
 
+def field_key(key: str) -> str:
+    """The official name of a tensor of :class:`models.generators.stylesdf.SDFField`."""
+    part, _, rest = key.partition(".")
+    parts = {"trunk": "pts_linears", "view": "views_linears", "colour": "rgb_linear", "distance": "sigma_linear"}
+    return f"{parts[part]}.{rest}"
+
+
 def generator_layout(generator: StyleSDF) -> Layout:
     """How an official file holds this generator."""
     own, layout = generator.state_dict(), Layout()
@@ -95,12 +102,8 @@ def generator_layout(generator: StyleSDF) -> Layout:
         linear(f"style.{i}", f"map_network.{2 * i}")
     if generator.beta is not None:
         put("renderer.sigmoid_beta", "beta", (1,))
-    layers = {f"trunk.{i}": f"pts_linears.{i}" for i in range(len(generator.field.trunk))} | {"view": "views_linears"}
-    for ours, official in layers.items():
-        for part in ("", ".gamma", ".beta"):
-            linear(f"{NETWORK}.{official}{part}", f"field.{ours}{part}")
-    linear(f"{NETWORK}.rgb_linear", "field.colour")
-    linear(f"{NETWORK}.sigma_linear", "field.distance")
+    for key in generator.field.state_dict():
+        put(f"{NETWORK}.{field_key(key)}", f"field.{key}")
     if generator.decoder is not None:
         kernel = Place(None, generator.decoder.kernel * 4)
         for i in range(len(generator.decoder.map_network.layers)):
