@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from models.camera import LABEL_SIZE, Camera, Rig
 from models.generators.base import Edit, FieldSample, Latents, RadianceGenerator, Rendering
 from models.generators.layers import EqualLinear, MappingNetwork
-from models.generators.synthesis import SuperResolution, SynthesisNetwork
+from models.generators.synthesis import SuperResolution, SynthesisNetwork, full_precision
 from models.generators.triplane import Axes, sample_planes
 from models.rendering.compositing import (
     EMPTY,
@@ -348,17 +348,18 @@ def integrate(passes: Sequence[Samples]) -> Pixels:
     A piece has its ends' mean colour, so that a sample counts by half the weight of its two pieces: colours need not
     be sorted.
     """
-    distance, order = torch.cat([samples.distance for samples in passes], -1).sort(-1)
-    sigma = torch.cat([samples.sigma for samples in passes], -1).gather(-1, order)
-    weights = segment_weights(distance, sigma)
-    alpha = weights.sum(-1)
-    expected = (weights * (distance[..., 1:] + distance[..., :-1]) / 2).sum(-1) / alpha.clamp_min(EMPTY)
-    shares = (F.pad(weights, (1, 0)) + F.pad(weights, (0, 1))) / 2
-    shares = torch.zeros_like(shares).scatter(-1, order, shares)
-    counts = [samples.distance.shape[-1] for samples in passes]
-    colour = sum(
-        (share[..., None, :] @ samples.colour)[..., 0, :]
-        for share, samples in zip(shares.split(counts, -1), passes, strict=True)
-    )
-    assert isinstance(colour, Tensor)
-    return Pixels(colour, alpha, expected)
+    with full_precision(passes[0].distance):
+        distance, order = torch.cat([samples.distance for samples in passes], -1).sort(-1)
+        sigma = torch.cat([samples.sigma for samples in passes], -1).gather(-1, order)
+        weights = segment_weights(distance, sigma)
+        alpha = weights.sum(-1)
+        expected = (weights * (distance[..., 1:] + distance[..., :-1]) / 2).sum(-1) / alpha.clamp_min(EMPTY)
+        shares = (F.pad(weights, (1, 0)) + F.pad(weights, (0, 1))) / 2
+        shares = torch.zeros_like(shares).scatter(-1, order, shares)
+        counts = [samples.distance.shape[-1] for samples in passes]
+        colour = sum(
+            (share[..., None, :] @ samples.colour)[..., 0, :]
+            for share, samples in zip(shares.split(counts, -1), passes, strict=True)
+        )
+        assert isinstance(colour, Tensor)
+        return Pixels(colour, alpha, expected)

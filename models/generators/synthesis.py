@@ -33,7 +33,7 @@ def clamp_to(x: Tensor, limit: float | None) -> Tensor:
 
 
 def full_precision(x: Tensor) -> torch.autocast:
-    """Keep styles out of the caller's autocast: their squares underflow in half precision."""
+    """Keep what follows out of the caller's autocast: squares of styles underflow in half precision."""
     return torch.autocast(x.device.type, enabled=False)
 
 
@@ -178,7 +178,7 @@ class SynthesisNetwork(nn.Module):
     ) -> None:  # fmt: skip
         super().__init__()
         self.sides = [start * 2**k for k in range(len(channels))]
-        self.num_ws = 2 * len(channels)
+        self.num_ws, self.clamp = 2 * len(channels), clamp
         self.blocks = nn.ModuleList(
             SynthesisBlock(before, width, image_channels, w_dim, side, clamp=clamp)
             for before, width, side in zip([None, *channels], channels, self.sides, strict=False)
@@ -225,9 +225,9 @@ class SuperResolution(nn.Module):
             raise ValueError(f"superresolution.factor must be 2 or 4, got {factor}")
         if noise not in NOISE_MODES:
             raise ValueError(f"superresolution.noise must be one of {NOISE_MODES}, got {noise!r}")
-        first, second = channels
+        self.channels = first, second = int(channels[0]), int(channels[1])
         self.resolution, self.side = resolution, resolution // factor
-        self.antialias, self.noise = antialias, noise
+        self.antialias, self.noise, self.clamp = antialias, noise, clamp
         small = SynthesisBlock(in_channels, first, 3, w_dim, resolution // 2, upsample=factor == 4, clamp=clamp)
         self.blocks = nn.ModuleList([small, SynthesisBlock(first, second, 3, w_dim, resolution, clamp=clamp)])
         self.register_buffer("kernel", fir_kernel(taps), persistent=False)

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from models.camera import Camera, Rig
 from models.configurable import Configurable
+from models.errors import one_line
 from models.generators.base import Latents
 from models.generators.eg3d import RELEASED, EG3DGenerator
 from models.generators.triplane import sample_planes
@@ -123,69 +124,72 @@ def build(state: State, options: Mapping[str, Any], where: str) -> EG3DGenerator
         ZooError: naming the first key or option that does not fit.
     """
 
-    def shape(key: str) -> torch.Size:
+    def shape(key: str, axes: int | None = None) -> torch.Size:
         if key not in state:
             raise ZooError(f"{where}: the key {key!r} is missing")
+        if axes not in (None, state[key].ndim):
+            raise ZooError(f"{where}: {key!r} has shape {tuple(state[key].shape)}, expected {axes} axes")
         return state[key].shape
 
-    kept = re.escape("backbone.synthesis.b") + r"(\d+)" + re.escape(".torgb.weight")
-    sides = sorted(int(found[1]) for key in state if (found := re.fullmatch(kept, key)))
-    if not sides:
-        raise ZooError(f"{where}: the key 'backbone.synthesis.b4.torgb.weight' is missing")
+    found = [re.fullmatch(r"backbone\.synthesis\.b(\d+)\.torgb\.weight", key) for key in state]
+    largest = max((int(match[1]) for match in found if match), default=4)
+    sides = [4 << k for k in range(max(largest.bit_length() - 2, 1))]
     layers = sum(bool(re.fullmatch(r"backbone\.mapping\.fc\d+\.weight", key)) for key in state)
     label, embedding = 0, 0
     if "backbone.mapping.embed.weight" in state:
-        embedding, label = shape("backbone.mapping.embed.weight")
+        embedding, label = shape("backbone.mapping.embed.weight", 2)
     if label not in (0, 25):
         raise ZooError(f"{where}: conditioned on {label} numbers, a camera label has 25")
-    hidden, planes_width = shape("decoder.net.0.weight")
-    w_dim = shape("backbone.mapping.w_avg")[0]
-    widths = tuple(shape(f"superresolution.block{k}.conv1.weight")[0] for k in range(2))
-    resolution = shape("superresolution.block1.conv1.noise_const")[0]
+    hidden, planes_width = shape("decoder.net.0.weight", 2)
+    w_dim = shape("backbone.mapping.w_avg", 1)[0]
+    widths = tuple(shape(f"superresolution.block{k}.conv1.weight", 4)[0] for k in range(2))
+    resolution = shape("superresolution.block1.conv1.noise_const", 2)[0]
     if (resolution, widths) not in HEADS:
         raise ZooError(f"{where}: no official super-resolution makes {resolution} px with channels {widths}")
     _check(options, where)
-    start = f"backbone.synthesis.b{sides[0]}"
-    if len({*shape(f"{start}.resample_filter")}) != 1 or state[f"{start}.resample_filter"].ndim != 2:
-        raise ZooError(f"{where}: '{start}.resample_filter' is not a square filter")
-    generator = EG3DGenerator(
-        z_dim=shape("backbone.mapping.fc0.weight")[1] - embedding,
-        w_dim=w_dim,
-        mapping={
-            "label": label,
-            "embedding": embedding or None,
-            "layers": layers,
-            "hidden": shape("backbone.mapping.fc0.weight")[0],
-            "lr_multiplier": options["lr_multiplier"],
-        },
-        label_scale=0.0 if options["c_gen_conditioning_zero"] else options["c_scale"],
-        channels=[shape(f"backbone.synthesis.b{side}.torgb.weight")[1] for side in sides],
-        plane_features=planes_width,
-        taps=state[f"{start}.resample_filter"].sum(0).tolist(),
-        clamp=options["conv_clamp"],
-        box=options["box_warp"],
-        decoder={"hidden": hidden, "lr_multiplier": options["decoder_lr_mul"]},
-        render_resolution=options["neural_rendering_resolution"],
-        coarse=options["depth_resolution"],
-        fine=options["depth_resolution_importance"],
-        disparity=options["disparity_space_sampling"],
-        white_back=options["white_back"],
-        superresolution={
-            "channels": widths,
-            "resolution": resolution,
-            "factor": 4 if resolution == 512 else 2,
-            "antialias": options["sr_antialias"],
-            "noise": options["superresolution_noise_mode"],
-            "clamp": 256.0 if options["sr_num_fp16_res"] > 0 else None,
-        },
-        rig={
-            "radius": options["avg_camera_radius"],
-            "pivot": options["avg_camera_pivot"],
-            "near": options["ray_start"],
-            "far": options["ray_end"],
-            "focal": options["focal"],
-        },
-    )
+    fir, dense = "backbone.synthesis.b4.resample_filter", "backbone.mapping.fc0.weight"
+    shape(fir, 2)
+    try:
+        generator = EG3DGenerator(
+            z_dim=shape(dense, 2)[1] - embedding,
+            w_dim=w_dim,
+            mapping={
+                "label": label,
+                "embedding": embedding or None,
+                "layers": layers,
+                "hidden": shape(dense, 2)[0],
+                "lr_multiplier": options["lr_multiplier"],
+            },
+            label_scale=0.0 if options["c_gen_conditioning_zero"] else options["c_scale"],
+            channels=[shape(f"backbone.synthesis.b{side}.torgb.weight", 4)[1] for side in sides],
+            plane_features=planes_width,
+            taps=state[fir].sum(0).tolist(),
+            clamp=options["conv_clamp"],
+            box=options["box_warp"],
+            decoder={"hidden": hidden, "lr_multiplier": options["decoder_lr_mul"]},
+            render_resolution=options["neural_rendering_resolution"],
+            coarse=options["depth_resolution"],
+            fine=options["depth_resolution_importance"],
+            disparity=options["disparity_space_sampling"],
+            white_back=options["white_back"],
+            superresolution={
+                "channels": widths,
+                "resolution": resolution,
+                "factor": 4 if resolution == 512 else 2,
+                "antialias": options["sr_antialias"],
+                "noise": options["superresolution_noise_mode"],
+                "clamp": 256.0 if options["sr_num_fp16_res"] > 0 else None,
+            },
+            rig={
+                "radius": options["avg_camera_radius"],
+                "pivot": options["avg_camera_pivot"],
+                "near": options["ray_start"],
+                "far": options["ray_end"],
+                "focal": options["focal"],
+            },
+        )
+    except (TypeError, ValueError) as error:
+        raise ZooError(f"{where}: {one_line(error)}") from error
     own, names = generator.state_dict(), dict(layout(generator))
     for key, ours in names.items():
         expected = generator.backbone.kernel if ours is None else own[ours]
@@ -211,8 +215,7 @@ def _check(options: Mapping[str, Any], where: str) -> None:
 
 
 def _head(generator: EG3DGenerator) -> str:
-    first, second = generator.init_args["superresolution"]["channels"]
-    return HEADS[generator.resolution, (first, second)]
+    return HEADS[generator.resolution, generator.superresolution.channels]
 
 
 def layout(generator: EG3DGenerator) -> Iterator[tuple[str, str | None]]:
@@ -263,7 +266,7 @@ def export(modules: Mapping[str, Configurable]) -> dict[str, Any]:
     if not isinstance(generator, EG3DGenerator):
         raise ZooError("eg3d exports an EG3DGenerator named generator")
     own, kernel = generator.state_dict(), generator.backbone.kernel
-    arguments, rig, enlarge = generator.init_args, generator.rig, generator.superresolution
+    rig, enlarge, network = generator.rig, generator.superresolution, generator.map_network.network
     return {
         "G_ema": {key: kernel.clone() if ours is None else own[ours] for key, ours in layout(generator)},
         "init_kwargs": {
@@ -272,11 +275,11 @@ def export(modules: Mapping[str, Configurable]) -> dict[str, Any]:
             "w_dim": generator.w_dim,
             "img_resolution": generator.resolution,
             "img_channels": 3,
-            "conv_clamp": arguments["clamp"],
-            "sr_num_fp16_res": 0 if arguments["superresolution"]["clamp"] is None else 4,
+            "conv_clamp": generator.backbone.clamp,
+            "sr_num_fp16_res": 0 if enlarge.clamp is None else 4,
             "mapping_kwargs": {
-                "num_layers": len(generator.map_network.network.layers),
-                "lr_multiplier": arguments["mapping"]["lr_multiplier"],
+                "num_layers": len(network.layers),
+                "lr_multiplier": network.layers[0].lr_multiplier,
             },
             "rendering_kwargs": {
                 "superresolution_module": f"training.superresolution.{_head(generator)}",
@@ -294,7 +297,7 @@ def export(modules: Mapping[str, Configurable]) -> dict[str, Any]:
                 "c_scale": generator.label_scale,
                 "c_gen_conditioning_zero": generator.label_scale == 0,
                 "clamp_mode": "softplus",
-                "decoder_lr_mul": arguments["decoder"]["lr_multiplier"],
+                "decoder_lr_mul": generator.decoder.hidden.lr_multiplier,
             },
         },
         "attributes": {"neural_rendering_resolution": generator.render_resolution},
@@ -425,13 +428,8 @@ def _replay_rendering(
         "out/feature_image": rendering.features,
         "out/image": image,
     }
-    shapes = {name: fixture.meta["arrays"][f"{case}/{name}"]["shape"] for name in fixture.targets()[case]}
-    return {name: _thinned(results[name], shape) for name, shape in shapes.items() if name in results}
-
-
-def _thinned(x: Tensor, shape: list[int]) -> Tensor:
-    """Every n-th element along each axis, such that the recorded number is left."""
-    return x[tuple(slice(None, None, -(-size // kept)) for size, kept in zip(x.shape, shape, strict=True))]
+    kept = [name for name in fixture.targets()[case] if name in results]
+    return {name: fixture.strided(f"{case}/{name}", results[name]) for name in kept}
 
 
 FAMILY = Family(
