@@ -479,7 +479,7 @@ class GRAMGenerator(RadianceGenerator):
         rows, shape, layers = len(ws), surfaces.valid.shape, surfaces.valid.shape[-1]
         final = surfaces.plane.clone()
         final[..., -1] = True
-        needed = surfaces.valid if not self.last_back else surfaces.valid | (final & ~surfaces.plane)
+        needed = surfaces.valid | final if self.last_back else surfaces.valid
         # What nobody sees is not evaluated.
         needed = needed.reshape(rows, -1)
         index = pad_sequence([row.nonzero()[:, 0] for row in needed], batch_first=True, padding_value=needed.shape[1])

@@ -138,6 +138,11 @@ def scalar_width(state: State, prefixes: Mapping[str, str], where: str) -> int:
     return shape_of(state, prefixes["predictor"] + "output_layer.weight", 2, where)[1]
 
 
+def count(state: State, stem: str, step: int = 1) -> int:
+    """How many keys there are like ``stem``, numbered from 0 in steps."""
+    return next(i for i in range(len(state) + 1) if stem.format(i * step) not in state)
+
+
 def sizes(state: State, prefixes: Mapping[str, str], where: str) -> dict[str, int]:
     """Constructor arguments that shapes tell.
 
@@ -145,22 +150,19 @@ def sizes(state: State, prefixes: Mapping[str, str], where: str) -> dict[str, in
         ZooError: naming the first key that is missing or misshapen.
     """
 
-    def count(stem: str) -> int:
-        return next(i for i in range(len(state) + 1) if stem.format(i) not in state)
-
     def shape(key: str) -> tuple[int, ...]:
         return shape_of(state, key, 2, where)
 
-    mapping, predictor = prefixes["field"] + "mapping_network.network.{}.weight", prefixes["predictor"]
+    mapping = prefixes["field"] + "mapping_network.network.{}.weight"
     mapping_width, z_dim = shape(mapping.format(0))
     return {
         "z_dim": z_dim,
         "width": shape(prefixes["field"] + "network.0.layer.weight")[0],
-        "layers": count(prefixes["field"] + "network.{}.layer.weight"),
+        "layers": count(state, prefixes["field"] + "network.{}.layer.weight"),
         "mapping_width": mapping_width,
-        "mapping_layers": next(i for i in range(len(state)) if mapping.format(2 * (i + 1)) not in state),
+        "mapping_layers": count(state, mapping, 2) - 1,
         "predictor_width": scalar_width(state, prefixes, where),
-        "predictor_layers": next(i for i in range(len(state)) if f"{predictor}network.{2 * i}.weight" not in state),
+        "predictor_layers": count(state, prefixes["predictor"] + "network.{}.weight", 2),
     }
 
 
@@ -223,7 +225,12 @@ def layout(generator: GRAMGenerator, prefixes: Mapping[str, str]) -> dict[str, s
     }
     for i in range(len(generator.field.density)):
         modules |= {f"field.density.{i}": f"{field}output_sigma.{i}", f"field.colour.{i}": f"{field}output_color.{i}"}
-    return {f"{ours}.{p}": f"{theirs}.{p}" for ours, theirs in modules.items() for p in ("weight", "bias")}
+    return both(modules)
+
+
+def both(modules: Mapping[str, str]) -> dict[str, str]:
+    """The weight and the bias of modules."""
+    return {f"{ours}.{p}": f"{official}.{p}" for ours, official in modules.items() for p in ("weight", "bias")}
 
 
 def export(modules: Mapping[str, Configurable]) -> dict[str, Any]:
@@ -236,7 +243,7 @@ def export(modules: Mapping[str, Configurable]) -> dict[str, Any]:
 
 
 def replays(meta: Mapping[str, Any]) -> bool:
-    return meta["source"]["repo"] == "microsoft/GRAM"
+    return meta.get("source", {}).get("repo") == FAMILY.origin
 
 
 def replay(fixture: Fixture, case: str) -> dict[str, Tensor]:
