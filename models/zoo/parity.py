@@ -169,6 +169,12 @@ def _fan_factor(shape: tuple[int, ...], fan: str | None) -> float:
     return 1 / math.sqrt(max(1, math.prod(shape[1:]) if fan == "in" else shape[0]))
 
 
+def repositories(meta: Mapping[str, Any]) -> list[str]:
+    """The repositories, owner/name, that a fixture was recorded from; ``source`` is one or a list of them."""
+    source = meta.get("source", [])
+    return [entry["repo"] for entry in (source if isinstance(source, list) else [source]) if "repo" in entry]
+
+
 @dataclass(frozen=True)
 class Comparison:
     """One array compared."""

@@ -13,7 +13,8 @@ from torch import Tensor
 from models.configurable import Configurable
 from models.encoders.pyramid import Encoder4Editing, GradualStyleEncoder
 from models.generators.base import Latents
-from models.zoo import irse50
+from models.generators.stylegan2 import StyleGAN2Generator
+from models.zoo import irse50, stylegan2
 from models.zoo.family import Converted, Family, Official, State, ZooError, refuse_settings, shape_of
 from models.zoo.parity import Fixture
 
@@ -65,11 +66,17 @@ def convert(official: Official, settings: Mapping[str, Any], *, cls: EncoderType
     size = f"{encoder.resolution} px, {encoder.num_ws} codes of {encoder.w_dim}"
     if not parts["decoder"]:
         return Converted({"encoder": encoder}, f"{family} encoder, {size}")
-    from models.zoo.stylegan2 import FAMILY as stylegan2  # only files with a decoder need it
-
-    mean = {} if average is None else {"latent_avg": encoder.latent_avg.mean(0)}
-    decoder = stylegan2.convert(Official({"g_ema": parts["decoder"]}, mean), {})
-    return Converted({"encoder": encoder, **decoder.modules}, f"{family} encoder, {size}, with {decoder.found}")
+    generator = stylegan2.build_generator(parts["decoder"], f"{family} decoder")
+    if (sizes := (generator.num_ws, generator.w_dim)) != (encoder.num_ws, encoder.w_dim):
+        raise ZooError(f"{family}: the decoder takes {sizes[0]} codes of {sizes[1]}, the encoder gives {size}")
+    if average is None:
+        generator.update_mean()
+    else:
+        generator.w_avg.copy_(encoder.latent_avg.mean(0))
+    return Converted(
+        {"encoder": encoder, "generator": generator},
+        f"{family} encoder, {size}, with its StyleGAN2 of {generator.resolution} px",
+    )
 
 
 def build(cls: EncoderType, state: State, latent_avg: Tensor | None, where: str) -> GradualStyleEncoder:
@@ -101,12 +108,8 @@ def export(modules: Mapping[str, Configurable]) -> dict[str, Any]:
     encoder = cast(GradualStyleEncoder, modules["encoder"])
     state = {f"encoder.{key}": tensor for key, tensor in irse50.official_state(encoder).items()}
     average = state.pop("encoder.latent_avg")
-    if "generator" in modules:
-        from models.zoo.stylegan2 import FAMILY as stylegan2
-
-        assert stylegan2.export is not None
-        decoder = stylegan2.export({"generator": modules["generator"]})["g_ema"]
-        state |= {f"decoder.{key}": tensor for key, tensor in decoder.items()}
+    if isinstance(generator := modules.get("generator"), StyleGAN2Generator):
+        state |= {f"decoder.{key}": tensor for key, tensor in stylegan2.official_generator(generator).items()}
     size = 2 ** (encoder.num_ws // 2 + 1)  # num_ws = 2 log2(size) - 2
     options = {
         "encoder_type": type(encoder).__name__,

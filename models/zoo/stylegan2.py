@@ -18,7 +18,7 @@ from models.configurable import Configurable
 from models.generators.base import Latents
 from models.generators.stylegan2 import StyleGAN2Discriminator, StyleGAN2Generator
 from models.zoo.family import Converted, Family, Official, State, ZooError, shape_of
-from models.zoo.parity import Fixture
+from models.zoo.parity import Fixture, repositories
 
 GENERATOR_MARKS = ("style.1.weight", "input.input", "to_rgb1.conv.weight")
 DISCRIMINATOR_MARKS = ("convs.0.0.weight", "final_conv.0.weight", "final_linear.1.weight")
@@ -207,8 +207,8 @@ def export(modules: Mapping[str, Configurable]) -> dict[str, Any]:
 
 
 def replays(meta: Mapping[str, Any]) -> bool:
-    source = meta.get("source", {}).get("repo", "")
-    return source == FAMILY.origin and meta.get("models", {}).get("generator", {}).get("class") == "model.Generator"
+    generator = meta.get("models", {}).get("generator", {})
+    return FAMILY.origin in repositories(meta) and generator.get("class") == "model.Generator"
 
 
 def replay(fixture: Fixture, case: str) -> dict[str, Tensor]:

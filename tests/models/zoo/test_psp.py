@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from models.encoders.pyramid import Encoder4Editing, GradualStyleEncoder
+from models.generators.stylegan2 import StyleGAN2Generator
 from models.zoo import family
 from models.zoo.family import Official, ZooError
 from models.zoo.parity import Fixture, replay
@@ -61,6 +62,34 @@ def test_configuration_is_read_off_the_file(name, settings):
     assert back["opts"] == file.values["opts"] and torch.equal(back["latent_avg"], file.values["latent_avg"])
     assert back["state_dict"].keys() == file.states["state_dict"].keys()
     assert all(torch.equal(back["state_dict"][key], value) for key, value in file.states["state_dict"].items())
+
+
+@torch.no_grad()
+def test_decoder():
+    torch.manual_seed(0)
+    generator = StyleGAN2Generator((4, 4, 4, 4), style_dim=6, mapping_layers=2)  # 32 px, 8 codes
+    ours = encoder()
+    file = export({"encoder": ours, "generator": generator})
+    states = Official({"state_dict": file.pop("state_dict")}, file)
+    found = family("psp").convert(states, {})
+    again = found.modules["generator"]
+    assert isinstance(again, StyleGAN2Generator) and "StyleGAN2 of 32 px" in found.found
+    torch.testing.assert_close(again.w_avg, ours.latent_avg.mean(0))
+    codes = ours.codes(torch.rand(1, 3, 32, 32))
+    torch.testing.assert_close(again.synthesis(codes).image, generator.synthesis(codes).image)
+    back = export(found.modules)["state_dict"]
+    assert back.keys() == states.states["state_dict"].keys()
+    assert all(torch.equal(back[key], value) for key, value in states.states["state_dict"].items())
+
+    states.values["opts"]["start_from_latent_avg"] = False
+    estimated = family("psp").convert(states, {}).modules["generator"]
+    generator.update_mean()
+    assert isinstance(estimated, StyleGAN2Generator)
+    torch.testing.assert_close(estimated.w_avg, generator.w_avg)
+
+    wrong = export({"encoder": encoder(num_ws=10), "generator": generator})
+    with pytest.raises(ZooError, match="psp: the decoder takes 8 codes of 6, the encoder gives 32 px, 10 codes of 6"):
+        family("psp").convert(Official({"state_dict": wrong.pop("state_dict")}, wrong), {})
 
 
 def mean_code(file):
