@@ -18,6 +18,7 @@ from models.zoo.parity import Fixture
 from models.zoo.reading import read
 from stages.__main__ import dispatch
 from tests.models.zoo.fixtures import fixture_folder
+from tests.models.zoo.pickling import Asks, dumps, network
 
 
 def zoo(*arguments):
@@ -188,8 +189,8 @@ class TestParity:
 FILES = [
     ("stylegan2", "stylegan2_rosinality_64", {"converted_pt": "stylegan2-ffhq-config-f.pt"}),
     ("stylegan2", "stylegan2_rosinality_256", {"converted_pt": "256.pt"}),
-    ("eg3d", "eg3d_sr128", {"network_snapshot_pkl": "ffhq512-128.pt"}),
-    ("eg3d", "eg3d_sr512", {"network_snapshot_pkl": "ffhq512-128.pt"}),
+    ("eg3d", "eg3d_sr128", {"network_snapshot_pkl": "ffhq512-128.pkl"}),
+    ("eg3d", "eg3d_sr512", {"network_snapshot_pkl": "ffhq512-128.pkl"}),
     ("stylesdf", "stylesdf_t32_s64", {"full_pipeline": "ffhq1024x1024.pt"}),
     ("gram", "gram_face_like", {"generator_pth": "generator.pth", "ema_pth": "ema.pth"}),
     ("gram", "gram_carla_like", {"generator_pth": "generator.pth"}),
@@ -208,30 +209,36 @@ FILES = [
 ]  # fmt: skip
 
 
-def tensors(value, name=""):
-    """All tensors in a nested file, by path."""
-    if isinstance(value, torch.Tensor):
-        return {name: value}
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list | tuple) else ()
-    return {path: t for key, child in items for path, t in tensors(child, f"{name}/{key}").items()}
+def write(file, content, config):
+    """As the official code writes it."""
+    if file.name == "ema.pth" and "collected_params" not in content:
+        content = Asks("torch_ema.ema", "ExponentialMovingAverage", (), content)
+        file.write_bytes(dumps(content))
+    elif file.suffix == ".pkl":
+        attributes = {name: config[name] for name in ("neural_rendering_resolution",)}
+        attributes["rendering_kwargs"] = config["G_kwargs"]["rendering_kwargs"]
+        networks = {
+            name: network("TriPlaneGenerator", s, config["G_kwargs"], attributes) for name, s in content.items()
+        }
+        file.write_bytes(dumps({"training_set_kwargs": None, "G": None, "D": None, **networks}, 4))
+    else:
+        torch.save(content, file)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "fixture", "files"), FILES, ids=[fixture for _, fixture, _ in FILES])
 def test_files_as_users_have_them(here, name, fixture, files, capsys):
     recorded = Fixture.load(fixture_folder(fixture))
-    contents = {}
     for layout, file in files.items():
         (here / file).parent.mkdir(exist_ok=True)
-        contents[file] = recorded.checkpoint(layout)
-        torch.save(contents[file], here / file)
-    zoo("import", *files, "--out", "imported")
+        write(here / file, recorded.checkpoint(layout), recorded.config)
+    zoo("import", *files.values(), "--out", "imported")
     assert f"{name}: " in capsys.readouterr().out
     zoo("verify", "imported")
     assert "ok: imported" in capsys.readouterr().out
     assert artifact.load("imported").extra["family"] == name
-    if family(name).export is None:
-        return
+    if family(name).export is None or sum((here / file).stat().st_size for file in files.values()) > 150e6:
+        return  # the way back of large networks is tested at a small size, with their families
     zoo("export", "imported", "--out", "back.pt")
     zoo("import", name, "back.pt", "--out", "again")
     for module in artifact.load("imported").manifest["modules"]:

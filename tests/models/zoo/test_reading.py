@@ -20,6 +20,7 @@ from torch import nn
 from models.errors import UserError
 from models.zoo.family import ZooError
 from models.zoo.reading import read
+from tests.models.zoo.pickling import Asks, dumps, persistent
 
 WEIGHT = torch.arange(12.0).reshape(3, 4)
 
@@ -68,7 +69,7 @@ class TestTorchFiles:
             "g_ema": state,
             "latent_avg": WEIGHT[0],
             "args": argparse.Namespace(size=64, betas=(0, 0.99), name="ffhq"),
-            "g_optim": torch.optim.Adam(nn.Linear(2, 2).parameters()).state_dict(),
+            "g_optim": {"state": {0: {"step": 1, "exp_avg": WEIGHT}}, "param_groups": [{"lr": 0.001, "params": [0]}]},
         }
         official = read(save(content, tmp_path / "a.pt", old))
         assert list(official.states) == ["g_ema"]
@@ -179,7 +180,7 @@ class TestNetworksPickledWhole:
     def test_a_network_that_holds_itself(self, tmp_path, monkeypatch):
         monkeypatch.setattr("models.zoo.reading._TOO_MANY", 1000)
         modules: dict = {"_parameters": {}, "_buffers": {}, "_modules": {}}
-        content = {"g": _Asks("torch.nn.modules.container", "Sequential", (), modules)}
+        content = {"g": Asks("torch.nn.modules.container", "Sequential", (), modules)}
         modules["_modules"]["again"] = content["g"]
         (tmp_path / "a.pkl").write_bytes(dumps(content))
         with pytest.raises(ZooError, match="a network in it holds itself"):
@@ -217,42 +218,6 @@ def test_safetensors(tmp_path):
 # ------------------------------------------------------------------------------------------------------- poison
 
 
-class _Asks:
-    """Pickled as: call MODULE.NAME with arguments, then set the state."""
-
-    def __init__(self, module, name, arguments, state=None):
-        self.module, self.name, self.arguments, self.state = module, name, arguments, state
-
-
-class _Pickler(pickle._Pickler):
-    """Writes the call, whether or not there is such a thing in this process."""
-
-    def save(self, value, save_persistent_id=True):
-        if isinstance(value, _Name):
-            self.write(pickle.GLOBAL + f"{value.module}\n{value.name}\n".encode())
-        elif isinstance(value, _Asks) and id(value) not in self.memo:
-            self.save(_Name(value.module, value.name))
-            self.save(tuple(value.arguments))
-            self.write(pickle.REDUCE)
-            self.memoize(value)
-            if value.state is not None:
-                self.save(value.state)
-                self.write(pickle.BUILD)
-        else:
-            super().save(value, save_persistent_id)
-
-
-class _Name(_Asks):
-    def __init__(self, module, name):
-        super().__init__(module, name, ())
-
-
-def dumps(content, protocol=2):
-    stream = io.BytesIO()
-    _Pickler(stream, protocol).dump(content)
-    return stream.getvalue()
-
-
 def zipped(content):
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w") as archive:
@@ -267,11 +232,6 @@ def legacy(content, place=3):
     return b"".join(dumps(part) for part in parts)
 
 
-def persistent(content):
-    meta = {"type": "class", "version": 6, "module_src": "", "class_name": "G", "state": content}
-    return {"G_ema": _Asks("torch_utils.persistence", "_reconstruct_persistent_obj", [meta])}
-
-
 CONTAINERS = {
     "zip": lambda call: zipped(dumps({"w": call})),
     "legacy": lambda call: legacy({"w": call}),
@@ -279,13 +239,13 @@ CONTAINERS = {
     "legacy_keys": lambda call: legacy(call, 4),
     "pickle": lambda call: dumps({"w": call}),
     "pickle_protocol_0": lambda call: b"\x80\x02" + dumps({"w": call}, 0),
-    "persistence": lambda call: dumps(persistent({"_parameters": call})),
-    "persistence_meta": lambda call: dumps(_Asks("torch_utils.persistence", "_reconstruct_persistent_obj", [call])),
-    "namespace": lambda call: zipped(dumps({"args": _Asks("argparse", "Namespace", (), {"size": call})})),
-    "storage": lambda call: dumps({"w": _Asks("torch.storage", "_load_from_bytes", [zipped(dumps(call))])}),
-    "legacy_storage": lambda call: dumps({"w": _Asks("torch.storage", "_load_from_bytes", [legacy(call)])}),
-    "tensor_of_type": lambda call: dumps({"w": _Asks("torch._tensor", "_rebuild_from_type_v2", [call, 0, (), 0])}),
-    "key": lambda call: dumps(_Asks("collections", "OrderedDict", [[[call, 1]]])),
+    "persistence": lambda call: dumps({"G_ema": persistent("G", {"_parameters": call})}),
+    "persistence_meta": lambda call: dumps(Asks("torch_utils.persistence", "_reconstruct_persistent_obj", [call])),
+    "namespace": lambda call: zipped(dumps({"args": Asks("argparse", "Namespace", (), {"size": call})})),
+    "storage": lambda call: dumps({"w": Asks("torch.storage", "_load_from_bytes", [zipped(dumps(call))])}),
+    "legacy_storage": lambda call: dumps({"w": Asks("torch.storage", "_load_from_bytes", [legacy(call)])}),
+    "tensor_of_type": lambda call: dumps({"w": Asks("torch._tensor", "_rebuild_from_type_v2", [call, 0, (), 0])}),
+    "key": lambda call: dumps(Asks("collections", "OrderedDict", [[[call, 1]]])),
 }
 
 
@@ -311,7 +271,7 @@ class TestPoison:
         else:
             argument = argument.format(str(marker))
         file = tmp_path / "a.pt"
-        file.write_bytes(CONTAINERS[container](_Asks(module, name, [argument])))
+        file.write_bytes(CONTAINERS[container](Asks(module, name, [argument])))
         with pytest.raises(ZooError, match="which is not data: nothing of it was run") as caught:
             read(file)
         message = str(caught.value)
@@ -321,7 +281,7 @@ class TestPoison:
     def test_the_poison_works(self, tmp_path):
         """Of the same bytes, Python's own reader runs the command: the tests above test something."""
         marker = tmp_path / "ran"
-        pickle.loads(dumps({"w": _Asks("os", "system", [f"touch {marker}"])}))
+        pickle.loads(dumps({"w": Asks("os", "system", [f"touch {marker}"])}))
         assert marker.exists()
 
     @pytest.mark.parametrize("protocol", [2, 4])
@@ -340,7 +300,7 @@ class TestPoison:
 
     @pytest.mark.parametrize("name", ["getattr", "__import__", "type", "open", "compile", "globals"])
     def test_builtins(self, tmp_path, name):
-        (tmp_path / "a.pkl").write_bytes(dumps({"w": _Asks("builtins", name, ["os"])}))
+        (tmp_path / "a.pkl").write_bytes(dumps({"w": Asks("builtins", name, ["os"])}))
         with pytest.raises(ZooError, match=f"asks for 'builtins.{name}'"):
             read(tmp_path / "a.pkl")
 
@@ -372,10 +332,10 @@ class TestPoison:
 
 
 def tensor_call(storage, size, stride, offset=0):
-    return _Asks("torch._utils", "_rebuild_tensor_v2", [storage, offset, size, stride, False, {}])
+    return Asks("torch._utils", "_rebuild_tensor_v2", [storage, offset, size, stride, False, {}])
 
 
-SMALL = _Asks("torch.storage", "_load_from_bytes", [b""])
+SMALL = Asks("torch.storage", "_load_from_bytes", [b""])
 
 
 def storage_bytes(elements, claimed):
@@ -399,12 +359,12 @@ class TestBombs:
             (b"\x80\x02}" + b")" + b"\x85" * 200_000 + b"K\x01s.", "uses a tuple as a key"),
             (b"\x80\x04\x8f(" + b")" + b"\x85" * 200_000 + b"\x90.", "uses a tuple as a key"),
             (b"\x80\x04(" + b")" + b"\x85" * 200_000 + b"\x91.", "uses a tuple as a key"),
-            (dumps(_Asks("builtins", "bytearray", [1 << 40])), "damaged or cut short"),
-            (dumps(_Asks("builtins", "set", [range(3)])), "asks for 'builtins.(x?range)'"),
+            (dumps(Asks("builtins", "bytearray", [1 << 40])), "damaged or cut short"),
+            (dumps(Asks("builtins", "set", [range(3)])), "asks for 'builtins.(x?range)'"),
             (dumps({"w": tensor_call(SMALL, (1 << 40,), (0,))}), "damaged or cut short"),
-            (dumps({"w": _Asks("numpy", "dtype", ["O"])}), "only numbers are read"),
-            (dumps({"w": _Asks("numpy", "dtype", ["V8"])}), "only numbers are read"),
-            (dumps({"w": _Asks("_codecs", "encode", ["x", "punycode"])}), "another encoding"),
+            (dumps({"w": Asks("numpy", "dtype", ["O"])}), "only numbers are read"),
+            (dumps({"w": Asks("numpy", "dtype", ["V8"])}), "only numbers are read"),
+            (dumps({"w": Asks("_codecs", "encode", ["x", "punycode"])}), "another encoding"),
         ],
         ids=range(15),
     )
@@ -421,7 +381,7 @@ class TestBombs:
 
     def test_copies(self, tmp_path):
         text = "x" * 500_000
-        calls = [_Asks("_codecs", "encode", [text, "latin1"]) for _ in range(10)]
+        calls = [Asks("_codecs", "encode", [text, "latin1"]) for _ in range(10)]
         (tmp_path / "a.pkl").write_bytes(dumps({"w": calls}))
         with pytest.raises(ZooError, match="copies its parts over and over"):
             read(tmp_path / "a.pkl")
@@ -443,7 +403,7 @@ class TestBombs:
         ],
     )
     def test_tensors(self, tmp_path, size, stride, offset, match):
-        storage = _Asks("torch.storage", "_load_from_bytes", [storage_bytes(3, 3)])
+        storage = Asks("torch.storage", "_load_from_bytes", [storage_bytes(3, 3)])
         (tmp_path / "a.pkl").write_bytes(dumps({"w": tensor_call(storage, (3,), (1,))}, 4))
         assert read(tmp_path / "a.pkl").states[""]["w"].tolist() == [0, 0, 0]
         (tmp_path / "a.pkl").write_bytes(dumps({"w": tensor_call(storage, size, stride, offset)}, 4))
