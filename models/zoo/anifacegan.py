@@ -16,7 +16,7 @@ from models.generators.base import Latents
 from models.generators.gram import BOX, PLANE, sphere_camera, unit_rays
 from models.zoo import gram
 from models.zoo.family import Converted, Family, Official, State, ZooError, fill, shape_of, take
-from models.zoo.parity import Fixture
+from models.zoo.parity import Fixture, repositories
 
 PREFIXES = {"predictor": "model_sample.", "field": "siren.", "view": "siren.color_layer_sine.0.layer"}
 """Where the generator's state dict keeps what."""
@@ -170,7 +170,7 @@ def export(modules: Mapping[str, Configurable]) -> dict[str, Any]:
 
 
 def replays(meta: Mapping[str, Any]) -> bool:
-    return meta.get("source", {}).get("repo") == FAMILY.origin
+    return FAMILY.origin in repositories(meta)
 
 
 def replay(fixture: Fixture, case: str) -> dict[str, Tensor]:

@@ -16,7 +16,7 @@ from models.generators.gram import FLAT, GRAMGenerator, sphere_camera, unit_rays
 from models.generators.pointwise import affine
 from models.rendering.manifolds import first_brackets
 from models.zoo.family import Converted, Family, Official, State, ZooError, fill, shape_of, take
-from models.zoo.parity import Fixture
+from models.zoo.parity import Fixture, repositories
 
 PREFIXES = {
     "predictor": "representation.sample_network.",
@@ -243,7 +243,7 @@ def export(modules: Mapping[str, Configurable]) -> dict[str, Any]:
 
 
 def replays(meta: Mapping[str, Any]) -> bool:
-    return meta.get("source", {}).get("repo") == FAMILY.origin
+    return FAMILY.origin in repositories(meta)
 
 
 def replay(fixture: Fixture, case: str) -> dict[str, Tensor]:
