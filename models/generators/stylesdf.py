@@ -25,6 +25,7 @@ from models.generators.synthesis import Noise, SynthesisBlock, SynthesisLayer, T
 from models.rendering.compositing import EMPTY, Randomness, field_gradient, uniform
 
 GAMMA, GAMMA_SCALE, BETA_SCALE = 30.0, 15.0, 0.25  # frequencies near 30, as SIREN's first layer
+PORTION = {"cpu": 2**13}  # points shaded at once: activations that stay in the cache; elsewhere 2^20
 OPAQUE = 1e10  # length of the last interval of a ray, so that any density at its end is seen
 
 RIG = Rig(
@@ -108,9 +109,8 @@ class SDFField(nn.Module):
 
 
 def portions(rows: int, rays: int, samples: int, device: torch.device) -> list[slice]:
-    """Slices of the rays, so that activations of a portion of all rows' samples stay in a CPU's cache."""
-    points = 2**13 if device.type == "cpu" else 2**20
-    step = max(points // (rows * samples) // IMAGES, 1) * IMAGES
+    """Slices of the rays such that all rows' samples on a slice are one ``PORTION``."""
+    step = max(PORTION.get(device.type, 2**20) // (rows * samples) // IMAGES, 1) * IMAGES
     return [slice(start, start + step) for start in range(0, rays, step)]
 
 
@@ -197,7 +197,6 @@ class StyleSDF(RadianceGenerator):
         rig: of the training poses; its near and far bound the rays.
     """
 
-    VOLUME_TAPS = ("depths", "raw", "weights")
     renderer_mean: Tensor
     decoder_mean: Tensor
 
@@ -350,9 +349,8 @@ class StyleSDF(RadianceGenerator):
 
     @property
     def tap_names(self) -> tuple[str, ...]:
-        return self.VOLUME_TAPS + tuple(
-            f"{kind}{side}" for side in (self.decoder.sides if self.decoder else ()) for kind in ("block", "image")
-        )
+        sides = self.decoder.sides if self.decoder is not None else ()
+        return ("field", "weights", *(f"{kind}{side}" for side in sides for kind in ("block", "image")))
 
     def synthesis(
         self,
@@ -369,8 +367,8 @@ class StyleSDF(RadianceGenerator):
 
         ``randomness`` moves the samples along each ray, and a generator also draws the decoder's noise. Given as a
         tensor it holds uniform numbers: (cameras, side, side) with offset sampling, else (cameras, side, side,
-        samples). ``edit`` is called once, with the points of all views of a code in one row. The taps "depths", "raw"
-        and "weights" are (cameras, samples, side, side): depth of the samples, the field there, their visibility.
+        samples). ``edit`` is called once, with the points of all views of a code in one row. The taps "field" and
+        "weights" are (cameras, samples, side, side): the field at the samples, and their visibility.
         """
         self.check_taps(taps)
         camera, rows = self.check_views(ws, camera, expression)
@@ -400,8 +398,7 @@ class StyleSDF(RadianceGenerator):
             normals = self._normals(film, origins, directions, depth) * (alpha > 0)
 
         raw, features = by_view(volume.colour), by_view(volume.features)
-        along = (depths, volume.raw, volume.weights)
-        found = {name: by_view(t) for name, t in zip(self.VOLUME_TAPS, along, strict=True)}
+        found = {"field": by_view(volume.raw), "weights": by_view(volume.weights)}
         image = raw
         if self.decoder is not None:
             noise = randomness if isinstance(randomness, torch.Generator) else "const"

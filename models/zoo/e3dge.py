@@ -70,7 +70,7 @@ def local_layout(encoder: LocalEncoder) -> Layout:
     layout = {local_key(key, depth): Place(key, tensor) for key, tensor in own.items()}
     for name, block in encoder.named_modules():
         if isinstance(block, ConvBlock):
-            shared = next(block.downsample.children(), block.bn1)
+            shared = next(iter(block.downsample), block.bn1)
             for kind, tensor in shared.state_dict().items():
                 layout[local_key(f"{name}.bn4.{kind}", depth)] = Place(None, tensor)
     return layout
@@ -108,7 +108,7 @@ def build_global(state: State, where: str = "E3DGE encoder") -> GlobalEncoder:
         "decoder_heads": decoder_heads,
         "channels": shape_of(state, irse50.INPUT, 4, where)[1],
     }
-    if (stages := len(settings["depths"])) != 4:
+    if (stages := len(cast(list[int], settings["depths"]))) != 4:
         raise ZooError(f"{where}: its trunk has {stages} stages, expected 4")
     if decoder_heads:
         settings["decoder_dim"] = shape_of(state, "styles_stylegan.0.linear.weight", 2, where)[0]

@@ -358,7 +358,7 @@ def replay(fixture: Fixture, case: str) -> dict[str, Tensor]:
     rendering = generator.synthesis(ws, camera, randomness=jitter, taps=generator.tap_names)
     assert rendering.features is not None and rendering.alpha is not None
     maps = rendering.taps
-    weights, depths = maps["weights"][:, None], maps["depths"][:, None]
+    depths = generator.sample_depths(len(camera), side, jitter, camera.device).permute(0, 3, 1, 2)[:, None]
     origins, directions = (t.permute(0, 3, 1, 2)[:, :, None] for t in (origins, directions))
     results = {
         "mid/renderer_latent": ws.groups["renderer"][:, 0],
@@ -368,9 +368,9 @@ def replay(fixture: Fixture, case: str) -> dict[str, Tensor]:
             1, (side, side)
         ),
         "mid/features": rendering.features,
-        "mid/sdf_along_rays": maps["raw"].permute(0, 2, 3, 1)[..., None],
+        "mid/sdf_along_rays": maps["field"].permute(0, 2, 3, 1)[..., None],
         "out/thumb_rgb": rendering.image if rendering.raw is None else rendering.raw,
-        "out/xyz": (weights * (origins + depths * directions)).sum(2),
+        "out/xyz": (maps["weights"][:, None] * (origins + depths * directions)).sum(2),
         "out/mask": 1 - rendering.alpha,
     }
     if generator.decoder is not None:
