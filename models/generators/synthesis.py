@@ -66,10 +66,12 @@ class SynthesisLayer(nn.Module):
         weight = self.weight
         with full_precision(x):
             style = self.affine(w.to(weight.dtype))
-            demodulation = torch.rsqrt(style.square() @ weight.square().sum((2, 3)).T + 1e-8)  # Eq. 3
+            # Eq. 3. Summing over the 3x3 taps within the product is faster than before it.
+            energy = style.square().repeat_interleave(9, 1) @ weight.square().flatten(1).T
+            demodulation = torch.rsqrt(energy + 1e-8)
         x = x * style[:, :, None, None].to(x.dtype)  # Eq. 1
         if self.upsample:
-            x = F.conv_transpose2d(x, weight.transpose(0, 1), stride=2)
+            x = F.conv_transpose2d(x, weight.transpose(0, 1).contiguous(), stride=2)  # a strided weight is slower
             taps = len(kernel)
             x = upfirdn2d(x, kernel, pad=((taps + 1) // 2 - 1, taps // 2 - 1), gain=4.0)
         else:
