@@ -4,16 +4,11 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from models.zoo.family import Family, Official, ZooError
 
-FAMILIES = tuple(
-    name
-    for name in ("stylegan2", "eg3d", "stylesdf", "gram", "anifacegan", "psp", "e4e", "irse50", "e3dge")
-    if Path(__file__).with_name(f"{name}.py").exists()
-)
+FAMILIES = ("stylegan2", "eg3d", "stylesdf", "gram", "anifacegan", "psp", "e4e", "irse50", "e3dge")
 """Files of this folder, each with one ``FAMILY``."""
 
 
