@@ -179,8 +179,9 @@ class Rig:
         centre: of the sphere of cameras; None is the pivot. EG3D's cameras look at a point before the centre.
         near, far: depth range that holds the subject.
         yaw_std, pitch_std: of the training poses, radians.
-        distribution: "gaussian" (mean 0, truncated at ``yaw_max``/``pitch_max``) or "uniform".
-        yaw_max, pitch_max: largest angles the generator was trained for, radians.
+        distribution: "gaussian" (truncated at ``yaw_max``/``pitch_max`` from the mean) or "uniform" up to there.
+        yaw_max, pitch_max: largest angles from the mean that the generator was trained for, radians.
+        yaw_mean, pitch_mean: of the training poses, radians.
     """
 
     radius: float = 7.0
@@ -194,6 +195,8 @@ class Rig:
     yaw_max: float = math.radians(60)
     pitch_max: float = math.radians(25)
     centre: tuple[float, float, float] | None = None
+    yaw_mean: float = 0.0
+    pitch_mean: float = 0.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "pivot", tuple(float(v) for v in self.pivot))
@@ -223,7 +226,8 @@ class Rig:
         else:
             yaw, pitch = torch.rand(2, count, generator=generator) * 2 - 1
             yaw, pitch = yaw * self.yaw_max, pitch * self.pitch_max
-        return self.camera(yaw.clamp(-self.yaw_max, self.yaw_max), pitch.clamp(-self.pitch_max, self.pitch_max))
+        yaw, pitch = yaw.clamp(-self.yaw_max, self.yaw_max), pitch.clamp(-self.pitch_max, self.pitch_max)
+        return self.camera(self.yaw_mean + yaw, self.pitch_mean + pitch)
 
     def orbit(self, count: int, yaw_max: float = math.radians(36), pitch: float = 0.0) -> Camera:
         """``count`` cameras from -``yaw_max`` to +``yaw_max`` at constant pitch, end points included."""

@@ -455,8 +455,9 @@ class GRAMGenerator(RadianceGenerator):
         )
 
     def _surfaces(self, ws: Latents, camera: Camera, side: int, expression: Tensor | None) -> Surfaces:
-        """:meth:`surfaces` of whole images, cached unless the scalar field learns."""
-        if torch.is_grad_enabled() and any(p.requires_grad for p in self.predictor.parameters()):
+        """:meth:`surfaces` of whole images, cached unless the scalar field or the camera learns."""
+        learning = (camera.cam2world, camera.intrinsics, *self.predictor.parameters())
+        if torch.is_grad_enabled() and any(x.requires_grad for x in learning):
             return self.surfaces(ws, *unit_rays(camera, side)[:2])
         state = (weights_version(self.predictor), side)
         keys = [bytes(label) for label in camera.label().detach().float().cpu().numpy()]

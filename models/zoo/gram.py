@@ -49,7 +49,7 @@ SETTINGS = {
     "h_stddev": "spread of the yaw, radians",
     "v_mean": "mean pitch of the training poses, radians from above",
     "v_stddev": "spread of the pitch, radians",
-    "sample_dist": "gaussian, uniform or spherical_uniform",
+    "sample_dist": "gaussian, uniform or spherical_uniform, which is taken for uniform in the angles",
 }
 
 FFHQ: dict[str, Any] = {
@@ -190,6 +190,8 @@ def arguments(options: Mapping[str, Any]) -> dict[str, Any]:
         "lock_view": options["lock_view_dependence"],
         "rig": {
             "distribution": "gaussian" if gaussian else "uniform",
+            "yaw_mean": math.pi / 2 - options["h_mean"],
+            "pitch_mean": math.pi / 2 - options["v_mean"],
             "yaw_std": options["h_stddev"],
             "pitch_std": options["v_stddev"],
             "yaw_max": reach * options["h_stddev"],

@@ -154,6 +154,12 @@ def test_random_poses_follow_the_rig():
     assert torch.equal(camera.cam2world, again.cam2world)
 
 
+def test_random_poses_are_around_their_mean():
+    camera = RIG.replace(yaw_mean=0.4, pitch_mean=-0.2, pitch_max=0.1).random(4000, torch.Generator().manual_seed(0))
+    assert abs(camera.yaw.mean() - 0.4) < 0.02 and abs(camera.pitch.mean() + 0.2) < 0.01
+    assert camera.pitch.min() > -0.3001 and camera.pitch.max() < -0.0999
+
+
 @pytest.mark.parametrize("distribution", ["gaussian", "uniform"])
 def test_random_poses_stay_within_the_limits(distribution):
     rig = RIG.replace(distribution=distribution, yaw_max=0.2, pitch_max=0.1)

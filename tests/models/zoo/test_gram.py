@@ -1,5 +1,7 @@
 """GRAM against the official numbers, and its files."""
 
+import math
+
 import pytest
 import torch
 from torch.testing import assert_close
@@ -67,6 +69,7 @@ def test_settings(state):
     generator = gram.convert(official, {"preset": "carla", "levels_start": 30, "v_stddev": 0.2}).modules["generator"]
     assert generator.levels[0] == 30 and len(generator.levels) == 48 and generator.white_back
     assert generator.rig.distribution == "uniform" and generator.rig.pitch_max == 0.2
+    assert generator.rig.pitch_mean == pytest.approx(math.radians(47.5))  # cars are seen from above
     with pytest.raises(ZooError, match="no setting 'colour', but: preset"):
         gram.convert(official, {"colour": 1})
     with pytest.raises(ZooError, match="no preset 'dogs', but: ffhq"):
