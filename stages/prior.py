@@ -172,6 +172,10 @@ class PriorStage(Stage):
             self.print(f"manifolds fitted to the data's surfaces: root mean square error {error:.4f}")
             self.average.predictor.load_state_dict(predictor.state_dict())  # type: ignore[union-attr]
 
+    def on_train_start(self) -> None:
+        # Resumed from the last step of all, there is nothing left but to export.
+        self.trainer.should_stop = int(self.images_seen) >= self.total_images
+
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         step = int(self.steps_done)
         draws = torch.Generator().manual_seed((self.seed * 1_000_003 + step) * 1009 + self.global_rank)
