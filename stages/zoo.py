@@ -33,14 +33,20 @@ def main(arguments: Sequence[str]) -> None:
         command.set_defaults(run=run)
         return command
 
-    add("list", _list, "the families of official files, their licences and settings")
+    command = add("list", _list, "the families of official files and their licences; of one family, its settings")
+    command.add_argument("family", nargs="?")
     command = add("import", _import, "official files to an artifact; nothing in them is run")
     command.add_argument(
         "words", nargs="+", metavar="[FAMILY] FILE", help="files of one model, after their family (default: auto)"
     )
     command.add_argument("--out", type=Path, required=True, help="the artifact folder to write")
     command.add_argument(
-        "--set", nargs="+", action="extend", default=[], metavar="NAME=VALUE", help="what a file cannot tell, see list"
+        "--set",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="NAME=VALUE",
+        help="what files cannot tell: list FAMILY",
     )
     command = add("verify", _verify, "check an artifact's hashes, rebuild its modules and run its generator once")
     command.add_argument("artifact", type=Path, metavar="DIR")
@@ -53,12 +59,16 @@ def main(arguments: Sequence[str]) -> None:
     options.run(options)
 
 
-def _list(_options: Namespace) -> None:
+def _list(options: Namespace) -> None:
     from models.zoo import FAMILIES, family
 
-    families = [family(name) for name in FAMILIES]
-    _print(("family", "files", "from", "licence"), ([f.name, f.files, f.origin, f.licence] for f in families))
-    _print(("family", "--set", "meaning"), ((f.name, *item) for f in families for item in f.settings.items()))
+    if options.family is None:
+        families = map(family, FAMILIES)
+        _print(("family", "files", "from", "licence"), ([f.name, f.files, f.origin, f.licence] for f in families))
+    elif settings := family(options.family).settings:
+        _print(("--set", "meaning"), settings.items())
+    else:
+        print(f"{options.family} has no settings: its files tell everything")
 
 
 def _import(options: Namespace) -> None:
@@ -187,8 +197,8 @@ def _parity(options: Namespace) -> None:
 
 def _print_modules(written: Artifact, modules: dict[str, Any]) -> None:
     def row(name: str, module: nn.Module) -> list[str]:
-        parameters = sum(p.numel() for p in module.parameters()) / 1e6
-        return [name, type(module).__name__, f"{parameters:.2f} M", written.manifest["modules"][name]["file"]]
+        parameters = sum(p.numel() for p in module.parameters())
+        return [name, type(module).__name__, f"{parameters:,}", written.manifest["modules"][name]["file"]]
 
     _print(("module", "class", "parameters", "file"), (row(name, module) for name, module in modules.items()))
 

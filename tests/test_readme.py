@@ -7,9 +7,14 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from models.files import ROOT
+from models.generators.stylegan2 import StyleGAN2Generator
+from models.zoo.parity import Fixture
+from models.zoo.stylegan2 import FAMILY as stylegan2
 from stages import __main__ as galatea
+from tests.models.zoo.fixtures import fixture_folder
 
 TINY = ["--trainer.enable_model_summary", "false"]
 FIT = ["--model.steps", "2", *TINY]
@@ -47,6 +52,13 @@ EXTRA = {
     "galatea run configs/pipelines/artform_test.yaml --out runs/artform_test": ["--dry_run"],
     "galatea table runs/artform_test --baseline full": None,  # after hours; tests/stages/test_results.py
     "galatea present predict --model.result.path runs/demo/stylize --out runs/gallery": None,  # as runs/present
+    "galatea zoo list": [],
+    "galatea zoo list gram": [],
+    "galatea zoo import stylegan2-ffhq-config-f.pt --out runs/stylegan2": [],
+    "galatea zoo import gram generator.pth ema.pth --set preset=cats img_size=64 --out runs/gram": [],
+    "galatea zoo verify runs/stylegan2": [],
+    "galatea zoo export runs/stylegan2 --out stylegan2.pt": [],
+    "galatea zoo parity tests/fixtures/parity/gram_face_like tests/fixtures/parity/stylesdf_t32_s64": [],
 }  # fmt: skip
 
 
@@ -72,6 +84,8 @@ def test_make_targets_exist():
 def test_galatea_commands_run(tmp_path):
     (tmp_path / "assets").symlink_to(ROOT / "assets")
     (tmp_path / "configs").symlink_to(ROOT / "configs")
+    (tmp_path / "tests").symlink_to(ROOT / "tests")
+    write_official_files(tmp_path)
     for command, extra in EXTRA.items():
         if extra is None:
             continue
@@ -80,6 +94,14 @@ def test_galatea_commands_run(tmp_path):
         assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
     assert (tmp_path / "runs/toon/present/artifact/media/index.html").exists()
     assert (tmp_path / "runs/world.png").stat().st_size > 1000
+
+
+def write_official_files(folder):
+    generator = StyleGAN2Generator(channels=(8, 8), style_dim=8)
+    torch.save(stylegan2.export({"generator": generator}), folder / "stylegan2-ffhq-config-f.pt")
+    fixture = Fixture.load(fixture_folder("gram_face_like"))
+    torch.save(fixture.checkpoint("generator_pth"), folder / "generator.pth")
+    torch.save(fixture.checkpoint("ema_pth"), folder / "ema.pth")
 
 
 def environment(cache):
@@ -97,4 +119,4 @@ def test_python_snippet_of_the_readme(monkeypatch):
 def test_help_names_every_stage(capsys):
     galatea.dispatch(["--help"])
     text = capsys.readouterr().out
-    assert all(name in text for name in ("features", "prior", "anchor", "stylize", "present", "run", "view"))
+    assert all(name in text for name in ("features", "prior", "anchor", "stylize", "present", "run", "view", "zoo"))

@@ -60,7 +60,13 @@ def test_list(capsys):
     zoo("list")
     text = capsys.readouterr().out
     assert all(name in text for name in FAMILIES)
+    zoo("list", "gram")
+    text = capsys.readouterr().out
     assert all(name in text for name in family("gram").settings)
+    zoo("list", "irse50")
+    assert "no settings" in capsys.readouterr().out
+    with pytest.raises(UserError, match="unknown family 'x', there are: stylegan2"):
+        zoo("list", "x")
 
 
 class TestImport:
