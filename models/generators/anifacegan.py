@@ -203,8 +203,10 @@ class AniFaceGANGenerator(GRAMGenerator):
     def crossings(
         self, ws: Latents, origins: Tensor, directions: Tensor, expression: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        found, distance, shift = self.search(ws, origins, directions, expression)
-        return torch.where(found.valid, found.at(distance)[..., 0], BEYOND), found.valid, found.at(shift)
+        found, distances, shifts = self.search(ws, origins, directions, expression)
+        seen = found.at(distances)[..., 0]
+        distance = torch.where(found.valid, seen, BEYOND)
+        return distance, found.valid, found.at(shifts) + (seen - distance)[..., None] * directions[:, :, None]
 
     def _surfaces(self, ws: Latents, camera: Camera, side: int, expression: Tensor | None) -> Surfaces:
         return self.surfaces(ws, *unit_rays(camera, side)[:2], expression)

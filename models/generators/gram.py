@@ -60,6 +60,11 @@ def unit_rays(camera: Camera, side: int) -> tuple[Tensor, Tensor, Tensor]:
     return origins, directions / length[..., None], length
 
 
+def full_precision(x: Tensor) -> torch.autocast:
+    """Not under the caller's autocast: sines of large numbers need all their digits."""
+    return torch.autocast(x.device.type, enabled=False)
+
+
 def in_chunks(function: Callable[[Tensor], Tensor], points: Tensor, width: int) -> Tensor:
     """``function`` of (B, P, ...), some points at a time; ``width`` numbers per point in an activation."""
     numbers = CPU_NUMBERS if points.device.type == "cpu" else GPU_NUMBERS
@@ -366,7 +371,8 @@ class GRAMGenerator(RadianceGenerator):
     ) -> Latents:
         if z.shape[1:] not in ((self.z_dim,), (self.num_ws, self.z_dim)):
             raise ValueError(f"z must be (B, {self.z_dim}) or (B, {self.num_ws}, {self.z_dim}), got {tuple(z.shape)}")
-        latents = self.codes(z)
+        with full_precision(z):
+            latents = self.codes(z)
         return latents if truncation == 1 else latents.truncate(self.mean_latents, truncation, cutoff)
 
     def codes(self, z: Tensor) -> Latents:
@@ -393,7 +399,8 @@ class GRAMGenerator(RadianceGenerator):
 
     def features(self, ws: Latents, points: Tensor, expression: Tensor | None = None) -> Tensor:
         """(B, P, 4 + 2 width): the logits so far, the view layer before direction and sine, and its gain."""
-        return self._features(self.field.modulate(ws.groups["ws"]), self.canonical(ws, points, expression))
+        with full_precision(points):
+            return self._features(self.field.modulate(ws.groups["ws"]), self.canonical(ws, points, expression))
 
     def _features(self, code: Modulated, points: Tensor) -> Tensor:
         logits, view = self.field.trunk(code, points)
@@ -402,8 +409,9 @@ class GRAMGenerator(RadianceGenerator):
     def decode(self, features: Tensor, directions: Tensor | None = None) -> FieldSample:
         """As :meth:`RadianceGenerator.decode`; without directions, seen along -z."""
         logits, view, gain = features.split([4, self.field.width, self.field.width], -1)
-        offset = gain * F.linear(self.view(directions), self.field.view.weight[:, :3])
-        return self.activate(self.field.seen(logits, view + offset))
+        with full_precision(features):
+            offset = gain * F.linear(self.view(directions), self.field.view.weight[:, :3])
+            return self.activate(self.field.seen(logits, view + offset))
 
     def activate(self, logits: Tensor) -> FieldSample:
         """Colour in [-1, 1], density and the opacity of a manifold from (B, P, 4) logits."""
@@ -532,7 +540,7 @@ class GRAMGenerator(RadianceGenerator):
         camera, rows = self.check_views(ws, camera, expression)
         side = resolution or self.resolution
         ws = ws.repeat_interleave(rows // len(ws))
-        with torch.autocast(camera.device.type, enabled=False):  # sines of large numbers need all their digits
+        with full_precision(camera.cam2world):
             ws = ws.to(self.mean.dtype)
             surfaces = self._surfaces(ws, camera, side, expression)
             origins, directions, length = unit_rays(camera, side)

@@ -109,7 +109,8 @@ def build(parts: Mapping[str, State], options: Mapping[str, Any]) -> AniFaceGANG
     vae_width, identity = size("identity", "encoder.0.0.weight")
     deform_width, channels = size("deformation", "network.0.layer.weight")
     arguments = gram.arguments(options)
-    generator = AniFaceGANGenerator(
+    generator = gram.constructed(
+        AniFaceGANGenerator,
         identity=identity,
         expression=size("expression", "encoder.0.0.weight")[1],
         noise=sizes.pop("z_dim") - identity,

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from models.camera import Camera
 from models.configurable import Configurable
+from models.errors import one_line
 from models.generators.base import Latents
 from models.generators.gram import FLAT, GRAMGenerator, sphere_camera, unit_rays
 from models.generators.pointwise import affine
 from models.rendering.manifolds import first_brackets
 from models.zoo.family import Converted, Family, Official, State, ZooError, fill, shape_of, take
 from models.zoo.parity import Fixture, repositories
+
+GeneratorT = TypeVar("GeneratorT", bound=GRAMGenerator)
 
 PREFIXES = {
     "predictor": "representation.sample_network.",
@@ -200,6 +203,18 @@ def arguments(options: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def constructed(cls: type[GeneratorT], **arguments: Any) -> GeneratorT:
+    """The generator.
+
+    Raises:
+        ZooError: when it refuses a setting.
+    """
+    try:
+        return cls(**arguments)
+    except (TypeError, ValueError) as error:
+        raise ZooError(f"a setting is wrong: {one_line(error)}") from error
+
+
 def build(state: State, options: Mapping[str, Any], where: str) -> GRAMGenerator:
     """The generator of an official state dict.
 
@@ -209,7 +224,7 @@ def build(state: State, options: Mapping[str, Any], where: str) -> GRAMGenerator
     Raises:
         ZooError: naming the first key that is missing, unknown or misshapen.
     """
-    generator = GRAMGenerator(**sizes(state, PREFIXES, where), **arguments(options))
+    generator = constructed(GRAMGenerator, **sizes(state, PREFIXES, where), **arguments(options))
     ours = take(state, {official: key for key, official in layout(generator, PREFIXES).items()}, where)
     fill(generator, {**ours, "mean": generator.mean}, where)
     generator.update_mean()  # official code estimates it anew each time

@@ -140,6 +140,20 @@ def test_crossings_are_cached_until_the_scalar_field_changes():
 
 
 @torch.no_grad()
+def test_autocast_leaves_the_field_alone():
+    generator, z, points = small(), torch.randn(1, 8), torch.rand(1, 5, 3) * 0.1
+
+    def asked():
+        ws = generator.mapping(z)
+        features = generator.features(ws, points)
+        return ws.ws, features, generator.decode(features, points).colour
+
+    expected = asked()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert all(torch.equal(a, b) for a, b in zip(asked(), expected, strict=True))
+
+
+@torch.no_grad()
 def test_locked_view_is_along_z():
     free, locked = small(), small(lock_view=True)
     sample = free.features(free.mapping(torch.randn(1, 8)), torch.zeros(1, 3, 3))

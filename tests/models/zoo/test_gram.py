@@ -74,6 +74,8 @@ def test_settings(state):
         gram.convert(official, {"colour": 1})
     with pytest.raises(ZooError, match="no preset 'dogs', but: ffhq"):
         gram.convert(official, {"preset": "dogs"})
+    with pytest.raises(ZooError, match="a setting is wrong: colour_clamp must be"):
+        gram.convert(official, {"rgb_clamp_mode": "tanh"})
 
 
 def test_the_mean_code_is_estimated(state):
