@@ -32,7 +32,10 @@ def find(official: Official, marks: Sequence[str]) -> str | None:
 
 
 def matches(official: Official) -> bool:
-    return any(find(official, marks) is not None for marks in (GENERATOR_MARKS, DISCRIMINATOR_MARKS))
+    # Other families have such a discriminator beside their own generator.
+    if not official.states or find(official, GENERATOR_MARKS) is not None:
+        return bool(official.states)
+    return all(mark in state for state in official.states.values() for mark in DISCRIMINATOR_MARKS)
 
 
 def convert(official: Official, settings: Mapping[str, Any]) -> Converted:

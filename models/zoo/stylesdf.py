@@ -18,15 +18,17 @@ from torch import Tensor
 from models.camera import Camera, Rig
 from models.configurable import Configurable
 from models.generators.base import Latents
+from models.generators.stylegan2 import StyleGAN2Discriminator
 from models.generators.stylesdf import StyleSDF, VolumeDiscriminator, camera_directions
 from models.rendering.compositing import field_gradient
+from models.zoo import stylegan2
 from models.zoo.family import Converted, Family, Official, State, ZooError, shape_of
 from models.zoo.parity import Fixture
 
 ModuleT = TypeVar("ModuleT", bound=Configurable)
 
 NETWORK = "renderer.network"
-GENERATOR, VOLUME, IMAGE = f"{NETWORK}.sigma_linear.weight", "final_conv.conv.weight", "final_linear.1.weight"
+GENERATOR, VOLUME = f"{NETWORK}.sigma_linear.weight", "final_conv.conv.weight"
 WHERE = "StyleSDF"
 
 SETTINGS = {
@@ -80,7 +82,7 @@ def generator_layout(generator: StyleSDF) -> Layout:
         put(f"{official}.weight", f"{ours}.weight")
         put(f"{official}.bias", f"{ours}.bias")
 
-    def styled(official: str, ours: str, index: int, up: bool = False) -> None:
+    def styled(official: str, ours: str, up: bool = False) -> None:
         out, inside, *_ = own[f"{ours}.weight"].shape
         layout[f"{official}.bias"] = Place(None, torch.zeros(1, out, 1, 1))
         put(f"{official}.conv.weight", f"{ours}.weight", (1, out, inside, 3, 3))
@@ -89,7 +91,6 @@ def generator_layout(generator: StyleSDF) -> Layout:
         linear(f"{official}.conv.modulation", f"{ours}.affine")
         put(f"{official}.noise.weight", f"{ours}.noise_strength", (1,))
         put(f"{official}.activate.bias", f"{ours}.bias")
-        put(f"decoder.noises.noise_{index}", f"{ours}.noise", (1, 1, *own[f"{ours}.noise"].shape))
 
     def to_rgb(official: str, ours: str, up: bool = True) -> None:
         put(f"{official}.bias", f"{ours}.bias", (1, 3, 1, 1))
@@ -108,12 +109,16 @@ def generator_layout(generator: StyleSDF) -> Layout:
         kernel = Place(None, generator.decoder.kernel * 4)
         for i in range(len(generator.decoder.map_network.layers)):
             linear(f"decoder.style.{i + 1}", f"decoder.map_network.layers.{i}")
-        styled("decoder.conv1", "decoder.stem", 0)
+        blocks = [f"decoder.blocks.{k}" for k in range(len(generator.decoder.blocks))]
+        convs = [f"{block}.{conv}" for block in blocks for conv in ("conv0", "conv1")]
+        styled("decoder.conv1", "decoder.stem")
         to_rgb("decoder.to_rgb1", "decoder.to_image", up=False)
-        for k in range(len(generator.decoder.blocks)):
-            styled(f"decoder.convs.{2 * k}", f"decoder.blocks.{k}.conv0", 2 * k + 1, up=True)
-            styled(f"decoder.convs.{2 * k + 1}", f"decoder.blocks.{k}.conv1", 2 * k + 2)
-            to_rgb(f"decoder.to_rgbs.{k}", f"decoder.blocks.{k}.to_image")
+        for i, conv in enumerate(convs):
+            styled(f"decoder.convs.{i}", conv, up=i % 2 == 0)
+        for i, block in enumerate(blocks):
+            to_rgb(f"decoder.to_rgbs.{i}", f"{block}.to_image")
+        for i, conv in enumerate(["decoder.stem", *convs]):
+            put(f"decoder.noises.noise_{i}", f"{conv}.noise", (1, 1, *own[f"{conv}.noise"].shape))
     return layout
 
 
@@ -243,15 +248,17 @@ def matches(official: Official) -> bool:
 
 
 def convert(official: Official, settings: Mapping[str, Any]) -> Converted:
-    """The averaged generator, and the volume discriminator of renderer files. See :class:`Family`."""
+    """The averaged generator, and the discriminator: of rendered pictures in files of the renderer alone, else
+    StyleGAN2's. See :class:`Family`."""
     state = find(official, GENERATOR, "g_ema", "g")
     if state is None:
         raise ZooError(f"{WHERE}: the key {GENERATOR!r} is missing")
     generator = build_generator(state, settings)
     modules: dict[str, Configurable] = {"generator": generator}
-    judge = find(official, VOLUME, "d")
-    if judge is not None:
+    if (judge := find(official, VOLUME, "d")) is not None:
         modules["discriminator"] = build_discriminator(judge)
+    elif (judge := find(official, stylegan2.DISCRIMINATOR_MARKS[-1], "d")) is not None:
+        modules["discriminator"] = stylegan2.build_discriminator(judge, f"{WHERE} discriminator").eval()
     raw, size = generator.raw_resolution, generator.resolution
     sizes = f"{size} px from {raw} px features" if generator.decoder is not None else f"{raw} px, renderer alone"
     network = generator.init_args
@@ -259,11 +266,20 @@ def convert(official: Official, settings: Mapping[str, Any]) -> Converted:
 
 
 def export(modules: Mapping[str, Configurable]) -> dict[str, Any]:
-    """``g_ema``, and ``d`` where there is a volume discriminator."""
-    layouts = {"g_ema": generator_layout(cast(StyleSDF, modules["generator"]))}
-    if isinstance(judge := modules.get("discriminator"), VolumeDiscriminator):
-        layouts["d"] = discriminator_layout(judge)
-    return {name: {key: p.official.clone() for key, p in layout.items()} for name, layout in layouts.items()}
+    """``g_ema``, and ``d`` where there is a discriminator.
+
+    Raises:
+        ZooError: without a StyleSDF generator.
+    """
+    generator, judge = modules.get("generator"), modules.get("discriminator")
+    if not isinstance(generator, StyleSDF):
+        raise ZooError(f"stylesdf exports a StyleSDF generator, not {type(generator).__name__}")
+    file = {"g_ema": {key: place.official.clone() for key, place in generator_layout(generator).items()}}
+    if isinstance(judge, VolumeDiscriminator):
+        file["d"] = {key: place.official.clone() for key, place in discriminator_layout(judge).items()}
+    elif isinstance(judge, StyleGAN2Discriminator):
+        file["d"] = stylegan2.official_discriminator(judge)
+    return file
 
 
 # -- parity ------------------------------------------------------------------------------------------------------------

@@ -1,0 +1,131 @@
+"""E3DGE: official numbers, files that are not what they should be, and back to the official layout."""
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from models.camera import Rig
+from models.encoders.e3dge import AlignmentFusion, GlobalEncoder, LocalEncoder, TextureFusion
+from models.zoo import family, recognise
+from models.zoo.e3dge import official_camera
+from models.zoo.family import Official, ZooError
+from models.zoo.parity import Fixture, replay
+from tests.models.generators.protocol import awaken
+from tests.models.zoo.fixtures import fixture_folder
+
+FAMILY = family("e3dge")
+TRUNK = {"widths": (4, 6, 8, 10), "depths": (1, 2, 1, 1), "reduction": 2}
+GLOBAL = {"w_dim": 5, "decoder_dim": 7, **TRUNK}
+LOCAL = {"stem": 4, "features": 6, "channels": 128, "stacks": 2, "depth": 2}
+
+
+def test_numbers_of_the_official_network():
+    fixture = Fixture.load(fixture_folder("e3dge"))
+    results = list(replay(fixture))
+    assert len(results) == sum(map(len, fixture.targets().values()))
+    assert [result for result in results if not result.passed] == []
+
+
+def networks(encoder=None, local=None, fusion=None, visibility=True):
+    torch.manual_seed(0)
+    modules = {
+        "encoder": GlobalEncoder(**(GLOBAL | (encoder or {}))),
+        "local_encoder": LocalEncoder(**(LOCAL | (local or {}))),
+        "texture_fusion": TextureFusion(**({"width": 5, "channels": 6, "frequencies": 3} | (fusion or {}))),
+        "alignment_fusion": AlignmentFusion(6, visibility=visibility),
+    }
+    return {name: awaken(module).eval() for name, module in modules.items()}
+
+
+def official(part="netLocal", *, drop=(), add=None, **changes):
+    """A small file."""
+    file = FAMILY.export(networks(**changes))
+    states = {name: state for name, state in file.items() if name != "iter"}
+    states[part] = {key: value for key, value in (states[part] | (add or {})).items() if key not in drop}
+    return Official(states, {"iter": 0})
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"encoder": {"decoder_heads": 0}},
+        {"encoder": {"decoder_heads": 10, "texture_side": 32, "geometry_side": 64, "reduction": None}},
+        {"local": {"depth": 3, "stacks": 1}},
+        {"local": {"norm": "batch", "strided": 64, "depth": 1}},
+        {"fusion": {"frequencies": None}, "visibility": False},
+    ],
+    ids=str,
+)
+def test_configuration_is_read_off_the_file_and_written_back(changes):
+    ours, file = networks(**changes), official(**changes)
+    assert recognise(file) is FAMILY
+    found = FAMILY.convert(file, {})
+    assert found.modules.keys() == ours.keys()
+    for name, module in found.modules.items():
+        assert not module.training
+        expected = ours[name].state_dict()
+        assert module.state_dict().keys() == expected.keys()
+        assert all(torch.equal(value, expected[key]) for key, value in module.state_dict().items())
+    shared = {"geometry_side", "decoder_dim"}  # says nothing without heads, or is the default's equal
+    for name, module in found.modules.items():
+        settings = changes.get({"encoder": "encoder", "local_encoder": "local"}.get(name, ""), {})
+        assert all(module.init_args[key] == value for key, value in settings.items() if key not in shared)
+    back = FAMILY.export(found.modules)
+    for name, state in file.states.items():
+        assert back[name].keys() == state.keys()
+        assert all(torch.equal(back[name][key], value) for key, value in state.items())
+
+
+def test_parts_and_prefixes():
+    file = official()
+    file.states["encoder"] = {f"module.{key}": value for key, value in file.states["encoder"].items()}
+    file.states["grid_align"] = {"conv.weight": torch.zeros(1)}
+    file.states["netLocal"]["downsample_channel_conv.conv.bias"] = torch.zeros(3)
+    found = FAMILY.convert(file, {})
+    assert list(found.modules) == ["encoder", "local_encoder", "texture_fusion", "alignment_fusion"]
+    assert "alignment network is left out" in found.found
+    only = Official({"encoder": file.states["encoder"]})
+    assert FAMILY.matches(only) and list(FAMILY.convert(only, {}).modules) == ["encoder"]
+    assert not FAMILY.matches(Official({"": {"a": torch.zeros(1)}}))
+
+
+@pytest.mark.parametrize(
+    ("part", "changes", "message"),
+    [
+        ("encoder", {"drop": ["styles_pigan.7.linear.bias"]}, r"the key 'styles_pigan\.7\.linear\.bias' is missing"),
+        ("encoder", {"add": {"extra": torch.zeros(1)}}, r"the key 'extra' is not known"),
+        ("netLocal", {"drop": ["image_filter.m1.b2_plus_1.bn2.bias"]}, r"'image_filter\.m1\.b2_plus_1\.bn2\.bias' is"),
+        ("netLocal", {"drop": ["image_filter.conv2.bn4.bias"]}, r"the key 'image_filter\.conv2\.bn4\.bias' is missing"),
+        ("netLocal", {"add": {"image_filter.tmp": torch.zeros(1)}}, r"the key 'image_filter\.tmp' is not known"),
+        ("netLocal", {"add": {"image_filter.al0.bias": torch.zeros(3)}}, r"'image_filter\.al0\.bias' has shape \(3,\)"),
+        (
+            "netLocal",
+            {"drop": ["local_feat_to_tex_modulations_linear.shortcut.weight"]},
+            r"'local_feat_to_tex_modulations_linear\.shortcut\.weight' is missing",
+        ),
+        ("Fuse_sft_block", {"drop": ["shift.2.bias"]}, r"Fuse_sft_block: the key 'shift\.2\.bias' is missing"),
+    ],
+)
+def test_first_mismatch_is_named(part, changes, message):
+    with pytest.raises(ZooError, match=message) as error:
+        FAMILY.convert(official(part, **changes), {})
+    assert "\n" not in str(error.value)
+
+
+def test_what_is_no_such_file():
+    with pytest.raises(ZooError, match="e3dge has no setting 'size'"):
+        FAMILY.convert(official(), {"size": 1})
+    with pytest.raises(ZooError, match="there is neither a key"):
+        FAMILY.convert(Official({"": {}}), {})
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_official_cameras(sign):
+    """Rows are x, y up and z, the last backward or forward, as the first point tells."""
+    expected = Rig(radius=1.0, focal=4.7, pivot=(0, 0, 0), near=0.8, far=1.2).camera(torch.tensor([0.3, -0.2]), 0.1)
+    world2cam = torch.linalg.inv(expected.cam2world)
+    calibs = world2cam * torch.tensor([2 * 4.7, -2 * 4.7, sign, 1.0])[:, None]
+    found = official_camera(calibs, torch.zeros(2, 3, 1))
+    assert_close(found.cam2world, expected.cam2world)
+    assert_close(found.intrinsics, expected.intrinsics)
