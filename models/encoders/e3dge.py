@@ -146,14 +146,15 @@ class Stack(nn.Module):
         self.top = ConvBlock(channels, channels, norm)
         self.mix = nn.Sequential(nn.Conv2d(channels, channels, 1), make_norm(norm, channels), nn.ReLU())
         self.out = nn.Conv2d(channels, features, 1)
+        self.last = last
         if not last:
             self.back, self.back_out = nn.Conv2d(channels, channels, 1), nn.Conv2d(features, channels, 1)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """A map to what it says (B, features, H, W), and the next hourglass's input."""
+        """A map to what the hourglass says (B, features, H, W), and the next one's input, itself after the last."""
         mixed = self.mix(self.top(self.hourglass(x)))
         out = self.out(mixed)
-        return out, x + self.back(mixed) + self.back_out(out) if hasattr(self, "back") else x
+        return out, x if self.last else x + self.back(mixed) + self.back_out(out)
 
 
 class ReflectBlock(nn.Module):

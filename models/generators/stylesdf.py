@@ -34,7 +34,7 @@ RIG = Rig(
 
 
 class FiLMSiren(nn.Linear):
-    """sin(gamma(w) * (W x + b) + beta(w)) (Sec. 3.1)."""
+    """sin(gamma(w) * (W x + b) + beta(w)) (Sec. 3.2)."""
 
     def __init__(self, in_features: int, out_features: int, w_dim: int, *, first: bool = False) -> None:
         super().__init__(in_features, out_features)
@@ -49,7 +49,7 @@ class FiLMSiren(nn.Linear):
         return (GAMMA + GAMMA_SCALE * self.gamma(w))[:, None], (BETA_SCALE * self.beta(w))[:, None]
 
     def fused(self, w: Tensor) -> tuple[Tensor, Tensor]:
-        """The layer's affine map for each code, gamma * W and gamma * b + beta: one product per point instead of three.
+        """The layer's affine map for each code, gamma * W and gamma * b + beta: no further products at the points.
 
         Returns:
             weight (B, out_features, in_features) and bias (B, 1, out_features).
@@ -334,7 +334,7 @@ class StyleSDF(RadianceGenerator):
         return FieldSample(colour, density=self.density(raw), sdf=raw if self.beta is not None else None)
 
     def density(self, raw: Tensor) -> Tensor:
-        """Volume density, 1 / world unit, of what the field says: sigmoid(-d / beta) / beta (Eq. 2)."""
+        """Volume density, 1 / world unit, of what the field says: sigmoid(-d / beta) / beta (Sec. 3.2)."""
         return F.softplus(raw) if self.beta is None else torch.sigmoid(-raw / self.beta) / self.beta
 
     def surface(self, ws: Latents, points: Tensor) -> Tensor:
@@ -367,8 +367,9 @@ class StyleSDF(RadianceGenerator):
 
         ``randomness`` moves the samples along each ray, and a generator also draws the decoder's noise. Given as a
         tensor it holds uniform numbers: (cameras, side, side) with offset sampling, else (cameras, side, side,
-        samples). ``edit`` is called once, with the points of all views of a code in one row. The taps "field" and
-        "weights" are (cameras, samples, side, side): the field at the samples, and their visibility.
+        samples). ``edit`` is called once, with the points of all views of a code in one row. Normals are the gradient
+        of the field, before any edit, at the expected depth. The taps "field" and "weights" are (cameras, samples,
+        side, side): the field at the samples, and their visibility.
         """
         self.check_taps(taps)
         camera, rows = self.check_views(ws, camera, expression)
@@ -464,10 +465,8 @@ class StyleSDF(RadianceGenerator):
             return Volume(colour, integrate(seen), raw, weights)
 
         rows, rays = directions.shape[:2]
-        whole = [slice(None)]
-        found = [
-            shade(part) for part in (whole if edit is not None else portions(rows, rays, self.samples, depths.device))
-        ]
+        parts = portions(rows, rays, self.samples, depths.device) if edit is None else [slice(None)]
+        found = [shade(part) for part in parts]
         return Volume(*(torch.cat(part, 1) for part in zip(*found, strict=True)))
 
     def _weights(self, density: Tensor, depth: Tensor, length: Tensor) -> Tensor:
@@ -533,7 +532,7 @@ class CoordBlock(nn.Module):
 
 
 class VolumeDiscriminator(Discriminator):
-    """Judges rendered pictures before the decoder, and regresses their pose (Sec. 3.4, 3.5).
+    """Judges rendered pictures before the decoder, and regresses their pose (Sec. 3.4).
 
     Args:
         channels: of the features from the picture's side down to 2; the side is 2 ** len(channels).

@@ -206,6 +206,7 @@ def build_generator(state: State, settings: Mapping[str, Any]) -> StyleSDF:
             kernel = "decoder.convs.0.conv.blur.kernel"
             shape_of(state, kernel, 2, where)
             options["decoder"]["taps"] = state[kernel].sum(0).tolist()
+    shape_of(state, f"{NETWORK}.pts_linears.0.weight", 2, where)
     with torch.no_grad():
         generator = StyleSDF(
             z_dim=shape_of(state, "style.0.weight", 2, where)[1],
