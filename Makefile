@@ -39,7 +39,7 @@ check: $(VENV)/.stamp  ## Style, types and import directions
 	$(BIN)/lint-imports
 
 bench: $(VENV)/.stamp  ## Time the main operations
-	OMP_NUM_THREADS=$(THREADS) $(BIN)/python -m tests.bench
+	OMP_NUM_THREADS=$(THREADS) $(BIN)/python -m tests.benchmarks
 
 clean:  ## Remove caches; runs/ and .venv stay
 	rm -rf .pytest_cache .ruff_cache .import_linter_cache build dist *.egg-info

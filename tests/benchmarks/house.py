@@ -1,4 +1,4 @@
-"""``make bench``: how long the house's own operations take, as a table."""
+"""How long the house's own operations take, as a table."""
 
 from __future__ import annotations
 
@@ -48,7 +48,3 @@ def main() -> None:
             ws = generator.mapping(torch.zeros(1, generator.z_dim))  # type: ignore[operator, arg-type]
             table.add_row("render one view", f"{seconds(lambda: generator.synthesis(ws, camera)):.3f}")  # type: ignore[operator]
     Console().print(table)
-
-
-if __name__ == "__main__":
-    main()
