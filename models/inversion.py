@@ -22,7 +22,7 @@ def fit_latents(
     z_lr: float = 0.08,
     ws_lr: float = 0.02,
     prior_weight: float = 1e-3,
-    pull_weight: float = 2e-2,
+    pull_weight: float = 0.1,
 ) -> Latents:
     """Fit codes to images seen by known cameras, all images side by side.
 
@@ -35,7 +35,8 @@ def fit_latents(
         camera: B cameras.
         candidates: random samples that each image is compared with; seed: of their draw.
         z_lr, ws_lr: Adam's learning rates, falling by a cosine to zero.
-        prior_weight: of mean z^2. pull_weight: of the mean squared distance from the first answer.
+        prior_weight: of mean z^2. pull_weight: of the mean squared distance from the first answer; far from what
+            mapping(z) gives, codes answer worse to expressions.
 
     Returns:
         detached codes (B, num_ws, w_dim).

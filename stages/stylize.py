@@ -489,8 +489,10 @@ class StylizeStage(PerArtworkStage[StyleState]):
 
     def _recipe_of(self, variant: Variant) -> Recipe:
         try:
-            return dataclasses.replace(self.recipe, **variant.recipe)
-        except TypeError as error:
+            nested = {k: v for k, v in variant.recipe.items() if isinstance(v, dict)}
+            parts = {name: dataclasses.replace(getattr(self.recipe, name), **values) for name, values in nested.items()}
+            return dataclasses.replace(self.recipe, **variant.recipe | parts)
+        except (AttributeError, TypeError) as error:
             raise UserError(f"variant {variant.name}: {error}") from error
 
     def setup(self, stage: str) -> None:

@@ -304,7 +304,14 @@ class TestEvaluation:
         assert self.evaluate(world_anchors, tmp_path) == records
         assert [path.stat().st_mtime_ns for path in results][1:] == times[1:]
 
+    def test_a_variant_may_change_part_of_the_augmentation(self, anchors):
+        variant = Variant("x", recipe={"augment": {"count": 3}})
+        recipe = stage(anchors, QUICK, variants=[variant])._recipe_of(variant)
+        assert recipe == dataclasses.replace(QUICK, augment=dataclasses.replace(QUICK.augment, count=3))
+
     def test_refusals(self, anchors, tmp_path):
+        with pytest.raises(UserError, match=r"variant x: .*'copies'"):
+            stage(anchors, variants=[Variant("x", recipe={"augment": {"copies": 3}})])
         with pytest.raises(UserError, match=r"variant x: .*unexpected keyword argument 'step'"):
             stage(anchors, variants=[Variant("x", recipe={"step": 3})])
         with pytest.raises(UserError, match=r"variant x needs --model\.baseline\.path"):
