@@ -45,6 +45,21 @@ def os_errors(path: str | os.PathLike[str], action: str = "write") -> Iterator[N
         raise UserError(f"cannot {action} {path}: {error.strerror or error}") from error
 
 
+def check_folder(path: str | os.PathLike[str]) -> None:
+    """Find out before any work, and without a trace, whether the folder ``path`` can be made and written in.
+
+    Raises:
+        UserError: when it cannot.
+    """
+    place = Path(path).absolute()
+    while not place.exists():
+        place = place.parent
+    if not place.is_dir():
+        raise UserError(f"cannot write {path}: Not a directory: {place}")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise UserError(f"cannot write {path}: Permission denied: {place}")
+
+
 @contextmanager
 def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A temporary path in the folder of ``path`` that takes its place when the block ends without error.

@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 import pytorch_lightning as pl
 import torch
+import yaml
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
@@ -24,7 +25,7 @@ from callbacks.guard import FiniteGuard
 from callbacks.media import MediaPanels
 from callbacks.progress import progress
 from models.errors import UserError, one_line
-from models.files import ROOT, atomic_write, sweep
+from models.files import ROOT, atomic_write, check_folder, sweep
 from stages.base import IndependentRanks, PerArtworkStage, Stage
 from stages.hashing import step_hash
 
@@ -48,8 +49,8 @@ def sentence(message: str) -> str:
     if union is None:
         return message
     key, errors, value = union.groups()
-    errors = errors.replace("Expected a <class 'NoneType'>", "").replace("typing.Literal", "").strip()
-    errors = errors.replace(" Expected a ", " or ")
+    errors = re.sub(r"Expected a <class 'NoneType'>\s*", "", errors).replace("typing.Literal", "").strip()
+    errors = re.sub(r"(?<!:) Expected a ", " or ", errors)
     value = re.sub(r"NestedArg\(key='(.*?)', val=(.*)\)", r"\1=\2", value)
     return f"{key} {errors}. Got value: {value}"
 
@@ -116,6 +117,7 @@ class GalateaCLI(LightningCLI):
         return self.config[self.subcommand][key]
 
     def instantiate_classes(self) -> None:
+        check_folder(self._option("out"))
         if (threads := self._option("threads")) is not None:
             torch.set_num_threads(threads)
         super().instantiate_classes()
@@ -172,6 +174,18 @@ def _devices(trainer: Any) -> int:
     return int(devices)
 
 
+def _check_configs(arguments: Sequence[str]) -> None:
+    """Name a configuration file that is no YAML: the parser's own report does not say which."""
+    for option, value in zip(arguments, (*arguments[1:], ""), strict=True):
+        name, _, given = option.partition("=")
+        file = Path(given or value)
+        if name == "--config" and file.is_file():
+            try:
+                yaml.safe_load(file.read_bytes())
+            except yaml.YAMLError as error:
+                raise UserError(f"{file} is not valid YAML: {one_line(error)}") from error
+
+
 def commands(stage_class: type[Stage]) -> list[str]:
     """Those of fit, validate, test and predict that a stage has: it writes their step itself."""
     steps = {"fit": "training_step", "validate": "validation_step", "test": "test_step", "predict": "predict_step"}
@@ -186,6 +200,7 @@ def run(name: str, stage_class: type[Stage], arguments: Sequence[str]) -> None:
     """
     if arguments and arguments[0] in GalateaCLI.subcommands() and arguments[0] not in commands(stage_class):
         raise UserError(f"stage {name} has no command {arguments[0]!r}, it has: {', '.join(commands(stage_class))}")
+    _check_configs(arguments)
     # Repeated by Lightning on every run, and nothing the user can act on.
     logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(lambda r: "litlogger" not in r.getMessage())
     warnings.filterwarnings("ignore", ".*LeafSpec.*")
