@@ -31,7 +31,8 @@ def sample_planes(planes: Tensor, points: Tensor, axes: Axes = PLANES) -> Tensor
     Returns:
         (B, N, C, P).
     """
-    grid = torch.stack([points[..., pair] for pair in axes], 1).flatten(0, 1)[:, :, None]
+    along = points.unbind(-1)
+    grid = torch.stack([torch.stack([along[i] for i in pair], -1) for pair in axes], 1).flatten(0, 1)[:, :, None]
     dtype = torch.promote_types(planes.dtype, torch.float32)
     found = F.grid_sample(planes.flatten(0, 1).to(dtype), grid.to(dtype), align_corners=False, padding_mode="zeros")
     return found[..., 0].unflatten(0, (-1, len(axes)))

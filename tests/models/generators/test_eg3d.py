@@ -181,6 +181,20 @@ def test_jitter():
         generator.synthesis(ws, camera, randomness=jitter[:, :5])
 
 
+@torch.no_grad()
+def test_rays_do_not_depend_on_how_many_are_rendered_at_a_time(monkeypatch):
+    generator = small()
+    ws, camera = generator.mapping(generator.sample_z(2, seeded())), generator.rig.camera(torch.linspace(-0.3, 0.3, 4))
+    jitter = torch.rand(4, 256, 18, generator=seeded(1))
+    for randomness in (None, jitter):
+        together = generator.synthesis(ws, camera, randomness=randomness)
+        with monkeypatch.context() as patched:
+            patched.setattr("models.generators.eg3d.CHUNK", 300)
+            apart = generator.synthesis(ws, camera, randomness=randomness)
+        assert_close(apart.features, together.features)
+        assert_close(apart.depth, together.depth)
+
+
 # -- super-resolution ------------------------------------------------------------------------------------------------
 
 
