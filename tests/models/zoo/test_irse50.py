@@ -14,7 +14,6 @@ FAMILY = irse50.FAMILY
 
 def test_numbers_of_the_official_network():
     fixture = Fixture.load(fixture_folder("irse50_id"))
-    fixture.checked_state("facenet")
     results = list(replay(fixture))
     assert len(results) == 6 and [r for r in results if not r.passed] == []
 

@@ -22,8 +22,6 @@ FAMILY = family("stylesdf")
 
 def test_numbers_of_the_official_network():
     fixture = Fixture.load(fixture_folder("stylesdf_t32_s64"))
-    for model in fixture.meta["models"]:
-        fixture.checked_state(model)
     results = list(replay(fixture))
     assert len(results) == sum(map(len, fixture.targets().values()))
     assert [result for result in results if not result.passed] == []
