@@ -283,18 +283,25 @@ class EG3DGenerator(RadianceGenerator):
     def render(
         self, painted: Tensor, origins: Tensor, directions: Tensor, *, jitter: Tensor | None, edit: Edit | None
     ) -> Pixels:
-        """March and integrate, some rays at a time; all at once for an edit. Arguments as of :meth:`march`."""
-        count = origins.shape[1] if edit is not None else max(CHUNK // (len(origins) * self.coarse), 1)
-        parts = [
-            integrate(self.march(painted, start, direction, jitter=drawn, edit=edit))
-            for start, direction, drawn in zip(
-                origins.split(count, 1),
-                directions.split(count, 1),
-                itertools.repeat(None) if jitter is None else jitter.split(count, 1),
-                strict=False,
+        """March and integrate, some rays of one code at a time; all at once for an edit. For arguments see ``march``."""
+        if edit is not None:
+            return integrate(self.march(painted, origins, directions, jitter=jitter, edit=edit))
+        views = len(origins) // len(painted)
+        count = max(CHUNK // (views * self.coarse), 1)
+
+        def rendered(code: int) -> Pixels:
+            rows = slice(code * views, (code + 1) * views)
+            starts, ahead = origins[rows].split(count, 1), directions[rows].split(count, 1)
+            drawn = itertools.repeat(None) if jitter is None else jitter[rows].split(count, 1)
+            return _joined(
+                [
+                    integrate(self.march(painted[code : code + 1], *rays, jitter=numbers))
+                    for *rays, numbers in zip(starts, ahead, drawn, strict=False)
+                ],
+                1,
             )
-        ]
-        return parts[0] if len(parts) == 1 else Pixels(*(torch.cat(found, 1) for found in zip(*parts, strict=True)))
+
+        return _joined([rendered(code) for code in range(len(painted))], 0)
 
     def synthesis(
         self,
@@ -349,6 +356,10 @@ class EG3DGenerator(RadianceGenerator):
             features=features,
             taps={name: found[name] for name in taps},
         )
+
+
+def _joined(parts: Sequence[Pixels], axis: int) -> Pixels:
+    return parts[0] if len(parts) == 1 else Pixels(*(torch.cat(found, axis) for found in zip(*parts, strict=True)))
 
 
 def segment_weights(distance: Tensor, sigma: Tensor) -> Tensor:
