@@ -283,7 +283,7 @@ class EG3DGenerator(RadianceGenerator):
     def render(
         self, painted: Tensor, origins: Tensor, directions: Tensor, *, jitter: Tensor | None, edit: Edit | None
     ) -> Pixels:
-        """March and integrate, some rays of one code at a time; all at once for an edit. For arguments see ``march``."""
+        """March and integrate, some rays of one code at a time; all at once for an edit; arguments as ``march``."""
         if edit is not None:
             return integrate(self.march(painted, origins, directions, jitter=jitter, edit=edit))
         views = len(origins) // len(painted)
