@@ -14,6 +14,7 @@ from models.files import atomic_write
 class LastCheckpoint(pl.Callback):
     """Keeps ``OUT/checkpoints/last.ckpt`` every ``every_n_batches`` and at the end of each epoch, atomically.
 
+    The last batch of an epoch waits for its end: resumed before that, the epoch's validation would be left out.
     Batches are counted, not optimiser steps: with two optimisers Lightning's own count may step over every multiple.
     """
 
@@ -22,7 +23,7 @@ class LastCheckpoint(pl.Callback):
         self._saved = -1
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if batches_done(trainer) % self.every_n_batches == 0:
+        if batches_done(trainer) % self.every_n_batches == 0 and not trainer.is_last_batch:
             self._save(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:

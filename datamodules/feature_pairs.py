@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from datamodules.mannequins.render import RIG, render
 from datamodules.mannequins.scene import IDENTITY, SPLITS, WORLD_VERSION, Z_DIM, Scene, sample_expression, subject_z
 from datamodules.mannequins.styles import ART_STYLES, HELD_OUT_STYLE, PLAIN, STYLES
+from datamodules.resumable import ResumableLoader
 from models.errors import UserError
 from models.files import atomic_write
 
@@ -124,7 +125,6 @@ class FeaturePairs(pl.LightningDataModule):
         self.batch_size = batch_size
         self.compiled = compiled
         self.seed = seed
-        self.generator = torch.Generator().manual_seed(seed)
 
     def file(self, split: str) -> Path:
         """Where a split is kept; the name says all that its content depends on."""
@@ -150,9 +150,7 @@ class FeaturePairs(pl.LightningDataModule):
             return Pairs({name: archive[name] for name in archive.files})
 
     def train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
-        return DataLoader(
-            self.dataset("train"), self.batch_size, shuffle=True, drop_last=True, generator=self.generator
-        )
+        return ResumableLoader(self.dataset("train"), self.batch_size, seed=self.seed, trainer=self.trainer)
 
     def val_dataloader(self) -> DataLoader[dict[str, Tensor]]:
         return self._evaluation("val")

@@ -6,7 +6,7 @@ five self-contained networks are exported.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Generator, Tensor, nn
@@ -65,6 +65,7 @@ class FeaturesStage(Stage):
         self.save_hyperparameters()
         self.learning_rate = learning_rate
         self.seed = seed
+        self._validated: dict[str, float] = {}  # of the last validation, for the artifact
         self.loss_weights = {
             "identity": identity_weight,
             "pose": pose_weight,
@@ -227,10 +228,19 @@ class FeaturesStage(Stage):
     test_step = validation_step
 
     def on_validation_epoch_end(self) -> None:
-        self.log_dict({f"val/{name}": value for name, value in self._measure().items()}, sync_dist=True)
+        self._validated = {f"val/{name}": value for name, value in self._measure(self.trainer.val_dataloaders).items()}
+        self.log_dict(self._validated, sync_dist=True)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["validated"] = self._validated
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        self._validated = checkpoint["validated"]
 
     def on_test_epoch_end(self) -> None:
-        measured = self._measure()
+        measured = self._measure(self.trainer.test_dataloaders)
         self.log_dict({f"test/{name}": value for name, value in measured.items()}, sync_dist=True)
         if self.trainer.is_global_zero:
             write_records(
@@ -238,9 +248,14 @@ class FeaturesStage(Stage):
                 [Record("features", "1", "test", "", "", self.seed, "embedded", "", k, v) for k, v in measured.items()],
             )
 
-    def _measure(self) -> dict[str, float]:
+    def _measure(self, loader: Any) -> dict[str, float]:
         batch = {name: torch.cat([seen[name] for seen in self._seen]) for name in self._seen[0]}
         self._seen = []
+        if self.trainer.world_size > 1:
+            # Rank r has seen items r, r + world, ...; the first ones are repeated until all have as many.
+            count = len(loader.dataset)
+            gathered = {name: cast(Tensor, self.all_gather(part)) for name, part in batch.items()}
+            batch = {name: part.transpose(0, 1).flatten(0, 1)[:count] for name, part in gathered.items()}
         return measure_features(
             batch,
             style=self.style,
@@ -252,5 +267,4 @@ class FeaturesStage(Stage):
 
     def export(self) -> dict[str, Any]:
         modules = {name: getattr(self, name) for name in ("perceptual", "style", "identity", "parser", "pose")}
-        metrics = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
-        return {"modules": modules, "metrics": metrics, "dtype": dict.fromkeys(modules, "float16")}
+        return {"modules": modules, "metrics": self._validated, "dtype": dict.fromkeys(modules, "float16")}

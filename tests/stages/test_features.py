@@ -12,6 +12,7 @@ from models.features.embedded import EmbeddedStyle
 from models.files import ROOT
 from models.metrics.records import read_records
 from stages.features import FeaturesStage
+from tests.stages.small import pictures
 
 COUNT = 8
 
@@ -29,22 +30,12 @@ def one_thread():
 def data(tmp_path):
     """Pictures that need no renderer: a colour for each subject, a stripe pattern for each style."""
     module = FeaturePairs(str(tmp_path / "cache"), 64, COUNT, COUNT, COUNT, batch_size=4)
-    (tmp_path / "cache").mkdir()
-    for number, split in enumerate(("train", "val", "test")):
-        g = np.random.default_rng(number)
-        style = np.tile([0, 1, 0, 3, 0, 5] if split != "train" else [0, 1, 0, 2, 4, 5], (COUNT, 1)).astype(np.uint8)
-        colour = g.integers(40, 215, (COUNT, 1, 3, 1, 1))
-        stripes = 30 * np.sin(np.arange(64) * (0.3 + style[..., None, None, None]))
-        image = (colour + stripes + np.zeros((COUNT, 6, 3, 64, 64))).clip(0, 255).astype(np.uint8)
-        segmentation = np.broadcast_to((np.arange(64) // 6).astype(np.uint8), (COUNT, 6, 64, 64))
-        yaw, pitch = g.uniform(-0.5, 0.5, (2, COUNT, 6)).astype(np.float32)
-        np.savez(module.file(split), image=image, segmentation=segmentation, style=style, yaw=yaw, pitch=pitch)
+    pictures(module)
     return module
 
 
 def train(tmp_path, data, steps: int) -> FeaturesStage:
     pl.seed_everything(0)
-    data.generator.manual_seed(0)
     stage = FeaturesStage()
     trainer = pl.Trainer(
         default_root_dir=tmp_path,
