@@ -52,11 +52,14 @@ class Stage(pl.LightningModule):
 
     Attributes:
         name: the stage's name on the command line.
+        wrapped: whether ``DistributedDataParallel`` may synchronise gradients. It expects one backward pass a step
+            through all parameters; a stage that has others sets this to false and synchronises itself.
         inputs: by role, the artifacts taken with :meth:`take`.
         step_hash: hash of everything the step depends on; set by the command line.
     """
 
     name: ClassVar[str]
+    wrapped: ClassVar[bool] = True
 
     def __init__(self) -> None:
         super().__init__()
@@ -173,8 +176,26 @@ def item_generator(seed: int, item: str, step: int) -> torch.Generator:
     return torch.Generator().manual_seed(item_seed(seed, item, step))
 
 
+def broadcast(module: nn.Module) -> None:
+    """Give all ranks the parameters and buffers of rank 0."""
+    if torch.distributed.is_initialized():
+        for tensor in module.state_dict().values():
+            torch.distributed.broadcast(tensor, 0)
+
+
+def average_gradients(module: nn.Module) -> None:
+    """Replace gradients by their mean over all ranks, which must have them for the same parameters."""
+    gradients = [p.grad for p in module.parameters() if p.grad is not None]
+    if torch.distributed.is_initialized() and gradients:
+        flat = torch.cat([gradient.flatten() for gradient in gradients])
+        torch.distributed.all_reduce(flat)
+        flat /= torch.distributed.get_world_size()
+        for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+            gradient.copy_(part.view_as(gradient))
+
+
 class IndependentRanks(DDPStrategy):
-    """Ranks that share nothing but barriers: no wrapper, no gradient sync."""
+    """Ranks whose gradients Lightning leaves alone: no wrapper."""
 
     strategy_name = "independent_ranks"
 
@@ -215,6 +236,8 @@ class PerArtworkStage(Stage, Generic[State]):
         save_every: steps between saves of the resident group.
         seed: of all draws, see :func:`item_generator`.
     """
+
+    wrapped = False
 
     def __init__(self, *, steps: int, group_size: int = 1, save_every: int = 100, seed: int = 0) -> None:
         super().__init__()

@@ -136,8 +136,8 @@ class GalateaCLI(LightningCLI):
         }
         if isinstance(self.model, PerArtworkStage) and self.subcommand == "fit":
             kwargs |= {"max_epochs": 1, "max_steps": -1, "enable_model_summary": False}
-            if given["num_nodes"] > 1 or _devices(given) > 1:
-                kwargs["strategy"] = IndependentRanks()
+        if not self.model.wrapped and self.subcommand == "fit" and (given["num_nodes"] > 1 or _devices(given) > 1):
+            kwargs["strategy"] = IndependentRanks()
         return super().instantiate_trainer(**kwargs)
 
     def _loggers(self, given: Any, out: Path) -> list[Logger]:

@@ -23,7 +23,7 @@ from models.metrics.geometry import depth_mae, normal_error
 from models.metrics.image import change_correlation, psnr, ssim
 from models.metrics.records import Record, write_records
 from models.rendering.manifolds import ManifoldPredictor, fit_predictor
-from stages.base import ArtifactRef, Stage
+from stages.base import ArtifactRef, Stage, average_gradients, broadcast
 
 _VIEWS_DEG = (-60, -36, -24, -12, 0, 12, 24, 36, 60)  # yaws at which fitted heads are compared with the truth
 _NEAR_DEG = 36  # larger yaws are reported apart
@@ -74,6 +74,7 @@ class PriorStage(Stage):
     """
 
     name = "prior"
+    wrapped = False  # two networks, and backward passes that each leave some of their parameters out
     images_seen: Tensor
     steps_done: Tensor
 
@@ -173,6 +174,7 @@ class PriorStage(Stage):
             self.average.predictor.load_state_dict(predictor.state_dict())  # type: ignore[union-attr]
 
     def on_train_start(self) -> None:
+        broadcast(self)
         # Resumed from the last step of all, there is nothing left but to export.
         self.trainer.should_stop = int(self.images_seen) >= self.total_images
 
@@ -199,6 +201,7 @@ class PriorStage(Stage):
             loss = loss + self.adversarial_weight * (losses["adversarial"] + self.pose_weight * losses["fake_pose"])
         optimizer.zero_grad()
         self.manual_backward(loss)
+        average_gradients(self.generator)
         losses["gradient_norm"] = torch.nn.utils.clip_grad_norm_(self.generator.parameters(), self.clip)
         optimizer.step()
         if adversarial:
@@ -272,6 +275,7 @@ class PriorStage(Stage):
             loss = loss + self.r1_weight * self.r1_every * losses["r1"]
         optimizer.zero_grad()
         self.manual_backward(loss)
+        average_gradients(network)
         optimizer.step()
         return losses
 

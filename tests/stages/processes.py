@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytorch_lightning as pl
 import torch
 
 from stages import __main__
@@ -82,3 +83,23 @@ def galatea(*arguments: str, kill: Kill | None = None, ranks: int = 1) -> str:
     expected = 0 if kill is None else -signal.SIGKILL
     assert codes == [expected] * ranks, f"galatea {' '.join(arguments)}: exit codes {codes}\n{text[-4000:]}"
     return text
+
+
+class InStep(pl.Callback):
+    """Says at the end of a fit that all ranks hold the same weights, which differ from those they began with."""
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.before = self._weights(pl_module)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        weights = self._weights(pl_module)
+        assert not torch.equal(weights, self.before)
+        first, *others = [torch.empty_like(weights) for _ in range(trainer.world_size)]
+        torch.distributed.all_gather([first, *others], weights)
+        assert all(torch.equal(first, other) for other in others), "the ranks have drifted apart"
+        if trainer.is_global_zero:
+            print(f"{trainer.world_size} ranks are equal")
+
+    @staticmethod
+    def _weights(module: pl.LightningModule) -> torch.Tensor:
+        return torch.cat([parameter.detach().float().flatten() for parameter in module.parameters()])
