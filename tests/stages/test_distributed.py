@@ -46,9 +46,8 @@ def test_bf16(work, lines, tmp_path, stage):
     options = ["--trainer.precision=bf16-mixed", "--trainer.log_every_n_steps=1"]
     galatea(*lines[stage], *options, f"--out={tmp_path}")
     with open(next(tmp_path.glob("logs/*/metrics.csv"))) as file:
-        losses = [
-            float(v) for row in csv.DictReader(file) for k, v in row.items() if v and k.startswith((stage, "train"))
-        ]
+        rows = list(csv.DictReader(file))
+    losses = [float(row[key]) for row in rows for key in row if row[key] and key.startswith((stage, "train"))]
     assert len(losses) > 8 and all(map(math.isfinite, losses))
     assert finite(artifact.load(tmp_path))
 

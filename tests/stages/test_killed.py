@@ -1,0 +1,175 @@
+"""SIGKILL at any moment, then the same command again: the same bytes as without it, and nothing half-written."""
+
+import json
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+import safetensors
+import torch
+import yaml
+from PIL import Image
+
+from models import artifact
+from models.errors import UserError
+from stages import __main__, orchestrator
+from tests.stages import small
+from tests.stages.processes import Kill, galatea
+
+# Just before the named file takes its place, for the count-th time.
+MOMENTS = {
+    "prior": [Kill("last.ckpt"), Kill("last.ckpt", 5), Kill("artifact")],
+    "features": [Kill("last.ckpt"), Kill("last.ckpt", 4), Kill("artifact")],
+    "anchor": [Kill("group.safetensors"), Kill("anchor.json", 2), Kill("artifact")],
+    "stylize": [Kill("group.safetensors", 2), Kill("tuned.safetensors", 3), Kill("artifact")],
+    "present": [Kill("turntable_p0.mp4"), Kill("card.json", 2), Kill("artifact")],
+}
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    """Folder of the inputs and of each stage's uninterrupted result."""
+    folder = tmp_path_factory.mktemp("work")
+    for stage, line in small.lines(folder).items():
+        galatea(*line, f"--out={folder / stage}")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def lines(work):
+    return small.lines(work)
+
+
+def resume(out):
+    last = out / "checkpoints" / "last.ckpt"
+    return [f"--ckpt_path={last}"] if last.exists() else []
+
+
+def contents(out):
+    """Names of a run's files, but for logs and panels, of which each start writes its own."""
+    names = (path.relative_to(out) for path in out.rglob("*") if path.is_file())
+    return {name.as_posix() for name in names if name.parts[0] not in ("logs", "panels", "log.txt")}
+
+
+def check_complete(out):
+    """Whatever has its final name can be read."""
+    for path in out.rglob("*"):
+        if any(part.startswith(".") for part in path.relative_to(out).parts):
+            continue
+        match path.suffix:
+            case ".safetensors":
+                with safetensors.safe_open(path, "pt") as file:
+                    assert all(torch.is_tensor(file.get_tensor(name)) for name in file.keys())  # noqa: SIM118
+            case ".json":
+                assert json.loads(path.read_text())
+            case ".yaml":
+                assert yaml.safe_load(path.read_text())
+            case ".ckpt":
+                assert torch.load(path, weights_only=True)
+            case ".png":
+                with Image.open(path) as image:
+                    image.load()
+
+
+@pytest.mark.parametrize(("stage", "kill"), [(stage, kill) for stage, kills in MOMENTS.items() for kill in kills])
+def test_a_killed_stage(work, lines, tmp_path, stage, kill):
+    line = [*lines[stage], f"--out={tmp_path}"]
+    galatea(*line, kill=kill)
+    assert not (tmp_path / "artifact").exists()
+    check_complete(tmp_path)
+    galatea(*line, *resume(tmp_path))
+    assert artifact.load(tmp_path).id == artifact.load(work / stage).id
+    assert contents(tmp_path) == contents(work / stage)
+
+
+PIPELINE = """
+steps:
+  - {{name: anchor, stage: anchor, command: fit, overrides: {anchor}}}
+  - {{name: stylize, stage: stylize, command: fit, overrides: {stylize},
+     inputs: {{model.anchor.path: anchor, data.path: anchor}}}}
+  - {{name: present, stage: present, command: predict, overrides: {present}, inputs: {{model.result.path: stylize}}}}
+"""
+
+
+class Forked:
+    """Stands in for ``subprocess.Popen`` of a step: forked, it imports nothing again."""
+
+    def __init__(self, command, env, stdout, stderr, pass_fds):
+        source, sink = os.pipe()
+        self.pid, self.code = os.fork(), None
+        if self.pid == 0:
+            os.dup2(sink, 1)
+            os.dup2(sink, 2)
+            sys.stdout = sys.stderr = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115
+            os.environ.update(env)
+            sys.argv = ["galatea", *command[len(orchestrator.PROGRAM) :]]
+            os._exit(__main__.main())
+        os.close(sink)
+        self.stdout = open(source, "rb", buffering=0)  # noqa: SIM115
+
+    def poll(self):
+        return self.code
+
+    def wait(self):
+        self.code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        return self.code
+
+
+def test_a_killed_pipeline(work, lines, tmp_path, monkeypatch):
+    """Orchestrator and step die together, again and again; standalone stages give the same artifacts."""
+    forking = SimpleNamespace(Popen=Forked, PIPE=subprocess.PIPE, STDOUT=subprocess.STDOUT)
+    monkeypatch.setattr(orchestrator, "subprocess", forking)
+    settings = {
+        stage: {key: yaml.safe_load(value) for key, value in (o[2:].split("=", 1) for o in lines[stage][2:])}
+        for stage in ("anchor", "stylize", "present")
+    }
+    for stage, key in (("stylize", "model.anchor.path"), ("stylize", "data.path"), ("present", "model.result.path")):
+        del settings[stage][key]  # inputs
+    file, out = tmp_path / "pipeline.yaml", tmp_path / "out"
+    file.write_text(PIPELINE.format(**{stage: json.dumps(values) for stage, values in settings.items()}))
+    line = ["run", str(file), f"--out={out}"]
+    # status.json of a step that begins, results of each step, status.json of one that is done.
+    for kill in (
+        Kill("status.json"),
+        Kill("anchor.json", 2),
+        Kill("status.json", 3),
+        Kill("tuned.safetensors", 2),
+        Kill("card.json"),
+    ):
+        galatea(*line, kill=kill)
+        check_complete(out)
+    galatea(*line)
+    for stage in settings:
+        assert artifact.load(out / stage).id == artifact.load(work / stage).id
+    assert galatea(*line).count("up to date") == 3
+
+
+def test_a_step_that_outlives_its_pipeline_keeps_the_folder(tmp_path):
+    """Killed alone, the orchestrator cannot end its step, which may still write."""
+    code = "import time; print('busy', flush=True); time.sleep(60)"
+    with orchestrator._lock(tmp_path, False) as lock:
+        step = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, pass_fds=(lock,))
+        assert step.stdout.readline() == b"busy\n"
+    try:
+        with pytest.raises(UserError, match="another galatea run is working"), orchestrator._lock(tmp_path, False):
+            pass
+    finally:
+        step.kill()
+        step.communicate()
+    with orchestrator._lock(tmp_path, False):
+        pass
+
+
+def test_a_folder_that_was_half_removed_is_not_foreign(tmp_path, monkeypatch):
+    """Killed while it cleared the folder of a changed step, the next run clears the rest."""
+    step = tmp_path / "step"
+    (step / "items").mkdir(parents=True)
+    (step / "status.json").write_text("{}")
+    with monkeypatch.context() as patch:
+        patch.setattr(orchestrator.shutil, "rmtree", lambda path: (path / "status.json").unlink() or 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            orchestrator._clear(step)
+    orchestrator._clear(step)
+    assert not list(tmp_path.iterdir())
