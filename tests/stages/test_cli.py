@@ -135,18 +135,6 @@ def test_per_artwork_from_end_to_end(tmp_path):
     assert artifact.load(tmp_path).id == first
 
 
-@pytest.mark.slow
-def test_wandb_offline(training, monkeypatch):
-    monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    monkeypatch.setenv("WANDB_SILENT", "true")
-    out = training("--trainer.max_steps=3", "--wandb=heads")
-    import wandb
-
-    wandb.finish()
-    run = next((out / "wandb").glob("offline-run-*"))
-    assert list(run.glob("*.wandb")) and list(run.glob("files/media/images/**/*.png"))
-
-
 def test_out_is_not_a_folder(training, tmp_path, monkeypatch, capsys):
     (tmp_path / "file").write_text("")
     with pytest.raises((UserError, OSError)) as error:
