@@ -12,20 +12,22 @@ import resource
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
-from tests.benchmarks.official import ADAPTERS, import_checkout
+from tests.benchmarks.official import ADAPTERS, Adapter, import_checkout
 
 BYTES = 1 if sys.platform == "darwin" else 1024  # unit of ru_maxrss
+RESET = Path("/proc/self/clear_refs")  # Linux: writing 5 forgets the peak so far
+ROUNDS = 3  # at least, however slow
+
+COLUMNS = ("family", "pass", "threads", "batch", "rounds", "CPU s", "CPU ratio", "ratio", "peak MiB", "difference")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,7 +36,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--official", nargs="*", default=[], metavar="FAMILY=PATH", help="checkouts to compare with")
     parser.add_argument("--threads", nargs="*", type=int, default=[1, 2])
     parser.add_argument("--batch", nargs="*", type=int, default=[1, 4])
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=7, help="passes of each network, alternating")
+    parser.add_argument("--budget", type=float, default=60, metavar="SECONDS", help=f"after which {ROUNDS} rounds do")
+    parser.add_argument("--memory", type=float, default=0, metavar="GIB", help="that a network may take; 0: no limit")
+
+
+class Request(NamedTuple):
+    """One pass."""
+
+    kind: Literal["forward", "with backward", "image"]
+    threads: int
+    batch: int
 
 
 class Cost(NamedTuple):
@@ -45,40 +57,91 @@ class Cost(NamedTuple):
     cpu: float
     """Seconds of all threads together, which other processes hardly change."""
     peak: int
-    """Bytes, since the process began."""
+    """Bytes; where there is no ``RESET``, of all passes so far."""
 
 
-def serve(pipe: Connection, name: str, checkout: str | None, weights: Path | None, threads: int, batch: int) -> None:
-    """Build one network, then answer requests: "forward" and "backward" with a :class:`Cost`, "image" with the image.
+class Case(NamedTuple):
+    """One row of the table."""
+
+    name: str
+    request: Request
+    ours: list[Cost]
+    official: list[Cost]
+    """As many, or none."""
+    difference: float | None
+    """Largest one between the images, in standard deviations of the official one."""
+    failure: str = ""
+    """Why there is nothing else."""
+
+    def cells(self) -> list[str]:
+        """As text, see ``COLUMNS``."""
+        start = [self.name, self.request.kind, f"{self.request.threads}", f"{self.request.batch}"]
+        if self.failure:
+            return [*start, "0", self.failure, *[""] * (len(COLUMNS) - len(start) - 2)]
+        both = [costs for costs in (self.ours, self.official) if costs]
+        row = [*start, f"{len(self.ours)}", " / ".join(f"{median(cost.cpu for cost in costs):.2f}" for costs in both)]
+        row += [self.ratio("cpu"), self.ratio("wall")]
+        row.append(" / ".join(f"{max(cost.peak for cost in costs) / 2**20:.0f}" for costs in both))
+        return [*row, "" if self.difference is None else f"{self.difference:.0e}"]
+
+    def ratio(self, kind: Literal["cpu", "wall"]) -> str:
+        """Median and range of ours / official, round by round."""
+        if not self.official:
+            return ""
+        pairs = zip(self.ours, self.official, strict=True)
+        ratios = [getattr(mine, kind) / getattr(theirs, kind) for mine, theirs in pairs]
+        return f"{median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+
+
+def serve(pipe: Connection, adapter: Adapter, checkout: str | None, weights: Path | None, memory: int) -> None:
+    """Build one network, then answer each :class:`Request`, with a :class:`Cost` or the image; errors are answers.
 
     Args:
         checkout: of the official repository, whose network writes ``weights``; without one it is ours, which reads
             them where given.
+        memory: bytes that it may take, 0 for all.
     """
-    torch.set_num_threads(threads)
+    if memory:
+        resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
     torch.manual_seed(0)
-    if checkout is None:
-        network, run = ADAPTERS[name].ours(weights and torch.load(weights, weights_only=True))
-    else:
-        assert weights is not None
-        import_checkout(checkout)
-        network, run = ADAPTERS[name].official()
-        torch.save(network.state_dict(), weights)
+    try:
+        if checkout is None:
+            network, run = adapter.ours(weights and torch.load(weights, weights_only=True))
+        else:
+            assert weights is not None
+            import_checkout(checkout)
+            network, run = adapter.official()
+            torch.save(network.state_dict(), weights)
+    except Exception as error:
+        return pipe.send(error)
     pipe.send("ready")
     while request := pipe.recv():
-        wall, cpu = time.perf_counter(), time.process_time()
-        with torch.set_grad_enabled(request == "backward"):
-            image = run(batch)
-            if request == "backward":
-                network.zero_grad()
-                image.square().mean().backward()
-        wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * BYTES
-        pipe.send(image.numpy() if request == "image" else Cost(wall, cpu, peak))
+        try:
+            answer = perform(network, run, *request)
+        except Exception as error:  # the parent's to tell
+            answer = RuntimeError(f"{type(error).__name__}: {error}".splitlines()[0])
+        network.zero_grad()
+        pipe.send(answer)
+    return None
+
+
+def perform(network: torch.nn.Module, run: Any, kind: str, threads: int, batch: int) -> Any:
+    """One pass."""
+    torch.set_num_threads(threads)
+    if RESET.exists():
+        RESET.write_text("5")
+    wall, cpu = time.perf_counter(), time.process_time()
+    with torch.set_grad_enabled(kind == "with backward"):
+        image = run(batch)
+        if kind == "with backward":
+            image.square().mean().backward()
+    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * BYTES
+    return image.numpy() if kind == "image" else Cost(wall, cpu, peak)
 
 
 class Worker:
-    """A network in its own process."""
+    """A network in its own process, ended with its context."""
 
     def __init__(self, *arguments: object) -> None:
         context = multiprocessing.get_context("spawn")
@@ -86,56 +149,91 @@ class Worker:
         self.process = context.Process(target=serve, args=(theirs, *arguments), daemon=True)
         self.process.start()
         theirs.close()  # so that a worker that dies is an end of file here
-        self.pipe.recv()
+        self._answer()
 
-    def ask(self, request: str) -> Any:
-        """One request, answered."""
+    def ask(self, request: Request) -> Any:
+        """One request, answered.
+
+        Raises:
+            RuntimeError: when it failed.
+        """
         self.pipe.send(request)
-        return self.pipe.recv()
+        return self._answer()
 
-    def close(self) -> None:
-        """End the process."""
-        self.pipe.send("")
+    def _answer(self) -> Any:
+        try:
+            answer = self.pipe.recv()
+        except (EOFError, ConnectionError) as error:
+            raise RuntimeError("the process died") from error
+        if isinstance(answer, Exception):
+            raise RuntimeError(str(answer)) from answer
+        return answer
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.terminate()
         self.process.join()
 
 
-def measure(name: str, checkout: str | None, threads: int, batch: int, repeats: int) -> Iterator[list[str]]:
-    """Rows of the table for one setting, a pass each."""
-    with tempfile.TemporaryDirectory() as folder:
-        weights = Path(folder) / "weights.pt" if checkout else None
-        official = Worker(name, checkout, weights, threads, batch) if checkout else None
-        ours = Worker(name, None, weights, threads, batch)
-    workers = [ours, official] if official else [ours]
-    images = [worker.ask("image") for worker in workers]  # also warms up
-    for request in ("forward", "backward"):
-        costs = [[worker.ask(request) for worker in workers] for _ in range(repeats)]
-        row = [name, "forward" if request == "forward" else "with backward", f"{threads}", f"{batch}"]
-        row.append(" / ".join(f"{median(cost.wall for cost in each):.2f}" for each in zip(*costs, strict=True)))
-        if official:
-            for kind in ("wall", "cpu"):
-                ratios = [getattr(mine, kind) / getattr(theirs, kind) for mine, theirs in costs]
-                row.append(f"{median(ratios):.2f} [{min(ratios):.2f}, {max(ratios):.2f}]")
-        else:
-            row += ["", ""]
-        row.append(" / ".join(f"{cost.peak / 2**20:.0f}" for cost in costs[-1]))
-        row.append(f"{abs(images[0] - images[-1]).max() / images[-1].std():.0e}" if official else "")
-        yield row
-    for worker in workers:
-        worker.close()
+def alternate(workers: Sequence[Worker], request: Request, rounds: int, budget: float) -> list[list[Cost]]:
+    """Costs of each worker: of ``rounds`` rounds, or fewer, but at least ``ROUNDS``, once ``budget`` seconds have passed."""
+    costs: list[list[Cost]] = [[] for _ in workers]
+    end = time.perf_counter() + budget
+    for done in range(max(rounds, ROUNDS)):
+        if done >= ROUNDS and time.perf_counter() > end:
+            break
+        for worker, own in zip(workers, costs, strict=True):
+            own.append(worker.ask(request))
+    return costs
+
+
+def measure(
+    name: str, adapter: Adapter, checkout: str | None, *, threads: Sequence[int], batches: Sequence[int],
+    rounds: int, budget: float, memory: int = 0,
+) -> Iterator[Case]:  # fmt: skip
+    """Every case of one family, ours alone without a checkout.
+
+    Raises:
+        RuntimeError: when a network cannot be built.
+    """
+    with ExitStack() as stack:
+        weights = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "weights.pt" if checkout else None
+        official = [stack.enter_context(Worker(adapter, checkout, weights, memory))] if checkout else []
+        workers = [stack.enter_context(Worker(adapter, None, weights, memory)), *official]
+        for count in threads:
+            for batch in batches:
+                difference = None
+                try:  # also warms up
+                    image, *others = [worker.ask(Request("image", count, batch)) for worker in workers]
+                    difference = float(abs(image - others[0]).max() / others[0].std()) if others else None
+                except RuntimeError:
+                    pass  # fails again below, and is told there
+                for kind in ("forward", "with backward"):
+                    request = Request(kind, count, batch)
+                    try:
+                        ours, *theirs = alternate(workers, request, rounds, budget)
+                        yield Case(name, request, ours, theirs[0] if theirs else [], difference)
+                    except RuntimeError as error:
+                        yield Case(name, request, [], [], None, str(error))
+
+
+def line(cells: Sequence[str]) -> str:
+    """A row of a Markdown table."""
+    return f"| {' | '.join(cells)} |"
 
 
 def main(arguments: argparse.Namespace) -> None:
-    """Measure and print."""
+    """Measure, and print a table in Markdown, each row when it is there."""
     checkouts = dict(entry.split("=", 1) for entry in arguments.official)
     if unknown := sorted({*arguments.families, *checkouts} - set(ADAPTERS)):
         raise SystemExit(f"no adapter for {', '.join(unknown)}; there are: {', '.join(ADAPTERS)}")
-    columns = ("family", "pass", "threads", "batch", "seconds", "ratio", "CPU ratio", "peak MiB", "difference")
-    table = Table(
-        *columns, title=f"torch {torch.__version__}: ours / official, medians of {arguments.repeats}, and ranges"
-    )
+    print(f"torch {torch.__version__}; ours / official; medians, and the ranges of ratios\n")
+    print(line(COLUMNS), line(["---"] * len(COLUMNS)), sep="\n", flush=True)
     for name in arguments.families or checkouts or ADAPTERS:
-        for threads in arguments.threads:
-            for batch in arguments.batch:
-                for row in measure(name, checkouts.get(name), threads, batch, arguments.repeats):
-                    table.add_row(*(escape(cell) for cell in row))
-    Console(width=None if sys.stdout.isatty() else 140).print(table)
+        for case in measure(
+            name, ADAPTERS[name], checkouts.get(name), threads=arguments.threads, batches=arguments.batch,
+            rounds=arguments.rounds, budget=arguments.budget, memory=int(arguments.memory * 2**30),
+        ):  # fmt: skip
+            print(line(case.cells()), flush=True)
