@@ -178,7 +178,7 @@ class Worker:
 
 
 def alternate(workers: Sequence[Worker], request: Request, rounds: int, budget: float) -> list[list[Cost]]:
-    """Costs of each worker: of ``rounds`` rounds, or fewer, but at least ``ROUNDS``, once ``budget`` seconds have passed."""
+    """Costs of each worker, ``rounds`` of them; fewer once ``budget`` seconds are over, but never below ``ROUNDS``."""
     costs: list[list[Cost]] = [[] for _ in workers]
     end = time.perf_counter() + budget
     for done in range(max(rounds, ROUNDS)):
