@@ -117,9 +117,11 @@ def eg3d_official() -> tuple[nn.Module, Run]:
 
 def eg3d(state: State | None) -> tuple[nn.Module, Run]:
     stored = {"init_kwargs": EG3D, "attributes": {"neural_rendering_resolution": SIDE}}
-    generator = EG3DGenerator(render_resolution=SIDE)
     if state:
         generator = converted("eg3d", Official({"G_ema": state}, {"G_ema": stored}))
+    else:
+        head = {"channels": (128, 64), "resolution": 256, "factor": 2}
+        generator = EG3DGenerator(render_resolution=SIDE, superresolution=head)
 
     def run(batch: int) -> Tensor:
         random = seeded()
@@ -190,12 +192,12 @@ def gram_official() -> tuple[nn.Module, Run]:
     front = math.pi / 2
     scalar = {"hidden_dim_sample": 128, "layer_num_sample": 3, "center": (0, 0, -1.5), "init_radius": 0}
     search = {"num_samples": 64, "num_manifolds": 24, "levels_start": 23, "levels_end": 8}
-    network = GramGenerator(256, SIDE, 0.3, 0.155, front, front, "gaussian", scalar, search)
+    network = GramGenerator(256, SIDE, 0.3, 0.155, front, front, "at the mean", scalar, search)
     passes = itertools.count()
 
     def run(batch: int) -> Tensor:
-        angles = torch.tensor([[front, front - TURN * next(passes)]]).expand(batch, -1)
-        return network(codes(batch, 256), 12, 0.88, 1.12, camera_pos=angles)[0]
+        network.h_mean = front - TURN * next(passes)  # given angles, it takes but one z
+        return network(codes(batch, 256), 12, 0.88, 1.12)[0]
 
     return network, run
 

@@ -157,11 +157,12 @@ class Worker:
         Raises:
             RuntimeError: when it failed.
         """
-        self.pipe.send(request)
-        return self._answer()
+        return self._answer(request)
 
-    def _answer(self) -> Any:
+    def _answer(self, request: Request | None = None) -> Any:
         try:
+            if request:
+                self.pipe.send(request)
             answer = self.pipe.recv()
         except (EOFError, ConnectionError) as error:
             raise RuntimeError("the process died") from error
