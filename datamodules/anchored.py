@@ -39,7 +39,7 @@ class AnchoredArtworks(pl.LightningDataModule):
                 Artwork(
                     id=identity,
                     image=(image := read_image(source.media(f"reference_{identity}.png"))[0]),
-                    label=anchors[identity].label[0],
+                    label=None if (label := anchors[identity].label) is None else label[0],
                     original_size=(image.shape[1], image.shape[2]),
                     style=styles.get(identity),
                 )

@@ -36,7 +36,9 @@ class Artwork:
     Attributes:
         id: unique, from the file's name; safe as a file name.
         image: (3, size, size) RGB in [-1, 1].
-        label: (25,) camera label, or ``None`` when the pose is to be estimated.
+        label: (25,) camera label, where the exact camera is known.
+        angles: yaw and pitch, radians, where these are known: the generator's rig makes the camera. Without either
+            the pose is to be estimated.
         original_size: (height, width) of the file in pixels.
         style: name of the style, where the list gives one.
         seed: for this artwork's draws, where the list gives one.
@@ -48,10 +50,11 @@ class Artwork:
     original_size: tuple[int, int] = (0, 0)
     style: str | None = None
     seed: int | None = None
+    angles: tuple[float, float] | None = None
 
     @property
     def camera(self) -> Camera | None:
-        """The given camera (batch of 1), or ``None``."""
+        """The known camera (batch of 1), or ``None``."""
         return None if self.label is None else Camera.from_label(self.label[None])
 
     def at(self, side: int) -> Tensor:
@@ -74,7 +77,7 @@ class ArtworkDataModule(pl.LightningDataModule):
         size: side of the framed image, pixels.
         crop: "auto" looks for a face in images larger than ``size`` and frames it as the rig frames heads;
             "centre" takes the largest centred square; "none" expects a square image that is framed already.
-        rig: gives the cameras and the limits of the angles.
+        rig: gives the limits of the angles.
     """
 
     def __init__(
@@ -143,14 +146,13 @@ def read_artworks(
         given = {"yaw_deg": yaw_deg, "pitch_deg": pitch_deg}
         given |= {key: entry[key] for key in given if entry.get(key) is not None}
         label = entry.get("label")
-        if label is None:
-            label = pose_label(given["yaw_deg"], given["pitch_deg"], rig, str(file))
         image = read_image(file)
         height, width = image.shape[-2:]
         artworks[identity] = Artwork(
             id=identity,
             image=frame(image, size, _box(image, entry.get("crop"), crop, size, str(file))),
             label=label,
+            angles=None if label is not None else pose_angles(given["yaw_deg"], given["pitch_deg"], rig, str(file)),
             original_size=(height, width),
             style=entry.get("style"),
             seed=entry.get("seed"),
@@ -158,8 +160,8 @@ def read_artworks(
     return [artworks[identity] for identity in sorted(artworks)]
 
 
-def pose_label(yaw_deg: float | None, pitch_deg: float | None, rig: Rig, what: str) -> Tensor | None:
-    """The (25,) label of a pose in degrees, ``None`` when both angles are; one missing angle is 0.
+def pose_angles(yaw_deg: float | None, pitch_deg: float | None, rig: Rig, what: str) -> tuple[float, float] | None:
+    """Yaw and pitch in radians of a pose in degrees, ``None`` when both are; one missing angle is 0.
 
     Raises:
         UserError: when an angle is outside the rig's range; ``what`` names the artwork.
@@ -172,7 +174,7 @@ def pose_label(yaw_deg: float | None, pitch_deg: float | None, rig: Rig, what: s
         if not abs(value) <= math.degrees(limit) + 1e-6:
             raise UserError(f"{what}: {name} is {value:g}, it must be between +-{math.degrees(limit):g} degrees")
         angles.append(math.radians(value))
-    return rig.camera(*angles).label()[0]
+    return angles[0], angles[1]
 
 
 def frame(image: Tensor, size: int, box: Box) -> Tensor:

@@ -21,18 +21,18 @@ class Anchor:
         latents: its style codes, a batch of one.
         z: (1, z_dim), or ``None`` where the search did not go through z.
         expression: (1, E), the zero of later edits; E = 0 where the generator cannot animate.
-        label: (1, 25) camera label.
+        label: (1, 25) camera label, or ``None`` in a 2D generator.
     """
 
     latents: Latents
     z: Tensor | None
     expression: Tensor
-    label: Tensor
+    label: Tensor | None
 
     @property
-    def camera(self) -> Camera:
-        """The artwork's camera, a batch of one."""
-        return Camera.from_label(self.label)
+    def camera(self) -> Camera | None:
+        """The artwork's camera, a batch of one; ``None`` in a 2D generator."""
+        return None if self.label is None else Camera.from_label(self.label)
 
     @property
     def neutral(self) -> bool:
@@ -48,6 +48,7 @@ class AnchorSet(Configurable):
         groups: [name, num_ws, w_dim] of each latent group; their order counts.
         z_dim: of z; 0 where the search did not go through z.
         expressions: names of the expression coefficients.
+        cameras: whether there are any; False of a 2D generator.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class AnchorSet(Configurable):
         groups: Sequence[tuple[str, int, int]],
         z_dim: int = 0,
         expressions: Sequence[str] = (),
+        cameras: bool = True,
     ) -> None:
         super().__init__()
         self.ids, self.expressions = tuple(ids), tuple(expressions)
@@ -67,22 +69,24 @@ class AnchorSet(Configurable):
         self.label: Tensor
         self.register_buffer("z", torch.zeros(len(self.ids), z_dim))
         self.register_buffer("expression", torch.zeros(len(self.ids), len(self.expressions)))
-        self.register_buffer("label", torch.zeros(len(self.ids), LABEL_SIZE))
+        self.register_buffer("label", torch.zeros(len(self.ids), LABEL_SIZE if cameras else 0))
 
     @staticmethod
     def pack(anchors: Mapping[str, Anchor], generator: Generator) -> AnchorSet:
-        """The set of ``anchors`` by artwork id, sorted; at least one, all with or all without z."""
+        """The set of ``anchors`` by artwork id, sorted; at least one, all with or all without z, or camera."""
         ids = sorted(anchors)
         ordered = [anchors[identity] for identity in ids]
         groups = [(name, t.shape[1], t.shape[2]) for name, t in ordered[0].latents.groups.items()]
         z_dim = 0 if ordered[0].z is None else ordered[0].z.shape[1]
-        packed = AnchorSet(ids, groups, z_dim, generator.expressions)
+        labels = [a.label for a in ordered if a.label is not None]
+        packed = AnchorSet(ids, groups, z_dim, generator.expressions, bool(labels))
         for name in packed.groups:
             getattr(packed, f"latents_{name}").copy_(torch.cat([a.latents.groups[name] for a in ordered]))
         if z_dim:
             packed.z.copy_(torch.cat([a.z for a in ordered if a.z is not None]))
         packed.expression.copy_(torch.cat([a.expression for a in ordered]))
-        packed.label.copy_(torch.cat([a.label for a in ordered]))
+        if labels:
+            packed.label.copy_(torch.cat(labels))
         return packed
 
     def __len__(self) -> int:
@@ -104,5 +108,5 @@ class AnchorSet(Configurable):
             Latents({name: getattr(self, f"latents_{name}")[row] for name in self.groups}),
             self.z[row] if self.z.shape[1] else None,
             self.expression[row],
-            self.label[row],
+            self.label[row] if self.label.shape[1] else None,
         )

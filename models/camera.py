@@ -218,6 +218,24 @@ class Rig:
         offset = torch.stack([across.sin() * up.cos(), up.sin(), across.cos() * up.cos()], -1)
         return Camera.look_at(centre + self.radius * offset, pivot, self.focal)
 
+    def angles(self, camera: Camera) -> tuple[Tensor, Tensor]:
+        """Where cameras stand around this rig's centre, as :meth:`camera` takes it: yaw and pitch (B,), radians."""
+        centre = torch.tensor(self.pivot if self.centre is None else self.centre).to(camera.position)
+        across, up, ahead = F.normalize(camera.position - centre, dim=1).unbind(1)
+        return torch.atan2(across, ahead), torch.asin(up.clamp(-1, 1))
+
+    def within(self, yaw: Tensor, pitch: Tensor) -> tuple[Tensor, Tensor]:
+        """The nearest angles that the generator was trained for, radians."""
+        return (
+            self.yaw_mean + (yaw - self.yaw_mean).clamp(-self.yaw_max, self.yaw_max),
+            self.pitch_mean + (pitch - self.pitch_mean).clamp(-self.pitch_max, self.pitch_max),
+        )
+
+    @property
+    def frame(self) -> float:
+        """What a picture is wide at the pivot, world units."""
+        return self.radius / self.focal
+
     def random(self, count: int, generator: torch.Generator | None = None) -> Camera:
         """``count`` cameras from the training pose distribution, drawn on the CPU."""
         if self.distribution == "gaussian":
@@ -230,13 +248,18 @@ class Rig:
         return self.camera(self.yaw_mean + yaw, self.pitch_mean + pitch)
 
     def orbit(self, count: int, yaw_max: float = math.radians(36), pitch: float = 0.0) -> Camera:
-        """``count`` cameras from -``yaw_max`` to +``yaw_max`` at constant pitch, end points included."""
-        return self.camera(torch.linspace(-yaw_max, yaw_max, count), pitch)
+        """``count`` cameras at constant pitch, up to ``yaw_max`` to each side of the mean, end points included.
+
+        No farther than the generator was trained for, as in :meth:`turntable`.
+        """
+        yaw_max = min(yaw_max, self.yaw_max)
+        return self.camera(self.yaw_mean + torch.linspace(-yaw_max, yaw_max, count), pitch)
 
     def turntable(self, count: int, yaw_max: float = math.radians(36), pitch_max: float = math.radians(8)) -> Camera:
         """A closed loop of ``count`` cameras that sways left, right, up and down."""
         phase = torch.arange(count) * (2 * math.pi / count)
-        return self.camera(yaw_max * phase.sin(), pitch_max * (2 * phase).sin())
+        yaw, pitch = min(yaw_max, self.yaw_max) * phase.sin(), min(pitch_max, self.pitch_max) * (2 * phase).sin()
+        return self.camera(self.yaw_mean + yaw, self.pitch_mean + pitch)
 
     def replace(self, **changes: object) -> Rig:
         """A copy with some fields changed."""

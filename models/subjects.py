@@ -35,7 +35,7 @@ class Subject:
         original: the generator before stylisation, ``None`` when there was none.
         latents: a batch of one.
         expression: (1, E) the head's own, E = 0 where the generator cannot animate.
-        camera: of the artwork, ``None`` of a sampled head.
+        camera: of the artwork, ``None`` of a sampled head and in a 2D generator.
         artwork: (3, H, W) in [-1, 1], where the artifact holds it.
     """
 
@@ -74,13 +74,13 @@ class Subjects:
     """The subjects of an artifact, by id; networks are read when a subject is asked for.
 
     Args:
-        artifact: holds at least a 3D generator.
+        artifact: holds at least a generator.
         module: name of the generator.
         samples: heads drawn from a generator that no artwork was fitted to.
         seed: of the draw.
 
     Raises:
-        UserError: when the artifact holds no 3D generator of that name.
+        UserError: when the artifact holds no generator of that name.
     """
 
     def __init__(self, artifact: Artifact, module: str = "generator", samples: int = 3, seed: int = 0) -> None:
@@ -90,8 +90,8 @@ class Subjects:
             hint = f"; it was made from the artifact of its {shown[0]}, which has one" if shown else ""
             raise UserError(f"{artifact.path} (stage {artifact.stage}) has no module {module!r} to show{hint}")
         generator = artifact.module(module)
-        if not isinstance(generator, Generator) or not generator.is_3d:
-            raise UserError(f"module {module!r} of {artifact.path} is not a 3D generator")
+        if not isinstance(generator, Generator):
+            raise UserError(f"module {module!r} of {artifact.path} is not a generator")
         self.artifact, self.generator = artifact, generator.requires_grad_(False)
         anchors = artifact.module("anchors") if "anchors" in modules else None
         self.anchors = anchors if isinstance(anchors, AnchorSet) else None
@@ -154,18 +154,18 @@ def find_artwork(artifact: Artifact, identity: str) -> Tensor | None:
 def look(
     generator: Generator,
     latents: Latents,
-    camera: Camera,
+    camera: Camera | None,
     expression: Tensor | None = None,
     resolution: int | None = None,
     chunk: int = 12,
 ) -> Rendering:
-    """One subject seen by many cameras, a chunk at a time to bound memory; without taps and features.
+    """One subject from many cameras or with many expressions, a chunk at a time to bound memory; without taps.
 
     Args:
         latents: a batch of one.
-        camera: V cameras.
+        camera: V cameras; ``None`` for a 2D generator, where V is the number of expressions.
         expression: (1, E) or (V, E); ``None`` or E = 0 is neutral.
-        resolution: image side, native when ``None``.
+        resolution: image side, where it is free; native when ``None``.
         chunk: cameras rendered together: they share one backbone pass.
 
     Returns:
@@ -173,11 +173,18 @@ def look(
     """
     if expression is not None and expression.shape[1] == 0:
         expression = None
+    if not generator.free_resolution:
+        resolution = None
+    if camera is None and expression is not None:
+        latents = latents.repeat_interleave(len(expression))
     parts = []
-    for start in range(0, len(camera), chunk):
-        piece = camera[start : start + chunk]
-        code = expression if expression is None or len(expression) == 1 else expression[start : start + chunk]
-        parts.append(generator.synthesis(latents, piece, expression=code, resolution=resolution))
+    for start in range(0, len(latents) if camera is None else len(camera), chunk):
+        some = slice(start, start + chunk)
+        code = expression if expression is None or len(expression) == 1 else expression[some]
+        if camera is None:
+            parts.append(generator.synthesis(latents[some], expression=code, resolution=resolution))
+        else:
+            parts.append(generator.synthesis(latents, camera[some], expression=code, resolution=resolution))
     fields = {}
     for name in ("image", "raw", "depth", "alpha", "normals"):
         values = [getattr(part, name) for part in parts]

@@ -55,7 +55,7 @@ class TunedWeights(nn.Module):
         """As :meth:`Generator.mapping`."""
         return self._forward("mapping", z)
 
-    def synthesis(self, ws: Latents, camera: Camera, **options: Any) -> Rendering:
+    def synthesis(self, ws: Latents, camera: Camera | None, **options: Any) -> Rendering:
         """As :meth:`Generator.synthesis`."""
         return self._forward("synthesis", ws, camera, **options)
 
@@ -122,7 +122,8 @@ def _reached(generator: Generator, names: list[str], tap: str | None) -> list[st
     """Parameters with a gradient from the picture at the mean code, or from one tap."""
     weights = TunedWeights(generator, names)
     codes = generator.mean_latents
-    camera = generator.rig.camera(0.0, 0.0, next(iter(codes.groups.values())).device)
+    device = next(iter(codes.groups.values())).device
+    camera = generator.rig.camera(0.0, 0.0, device) if generator.is_3d else None
     with torch.enable_grad():
         rendering = weights.synthesis(codes, camera, taps=() if tap is None else (tap,))
         output = rendering.image if tap is None else rendering.taps[tap]

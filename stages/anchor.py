@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from datamodules.artworks import Artwork
 from models.anchors import Anchor, AnchorSet
-from models.camera import Camera, Rig
+from models.camera import Camera
 from models.errors import UserError
 from models.features.base import Frozen, move_frozen
 from models.files import atomic_write
@@ -49,7 +49,8 @@ class Search:
         schedule: of the learning rates: "constant", or "cosine" from the full rate to a twentieth.
         perceptual, pixel: weights of the two terms of Eq. 2.
         prior: weight of mean(z^2): how firmly z is held to where N(0, I) is dense.
-        optimize_expression: fit the expression with the latent; it becomes the zero of later edits.
+        optimize_expression: fit the expression, where there is one, with the latent; it becomes the zero of later
+            edits.
         expression_learning_rate, expression_prior: as for the codes.
         optimize_pose: fit yaw and pitch as well (Sec. 4.5), by central differences: not every generator is
             differentiable in its camera.
@@ -98,7 +99,7 @@ class ItemSearch(nn.Module):
         search: the settings.
         generator: gives the sizes.
         codes: the K starts: {"z": (K, z_dim)}, or by latent group (K, 1 or n, w).
-        label: (25,) camera.
+        label: (25,) camera, or (0,) in a 2D generator.
         steps: of the run, for the loss curve.
     """
 
@@ -191,6 +192,47 @@ class AnchorStage(PerArtworkStage[AnchorState]):
         if not isinstance(module, Generator):
             raise UserError(f"{self.prior.path}: module {self.prior.module!r} is not a generator")
         self.generator = module.requires_grad_(False)
+        if self.search.optimize_pose and not module.is_3d:
+            raise UserError(f"search.optimize_pose: {self.prior.path} is a 2D generator, which has no camera")
+        codes = module.mean_latents.groups.values()
+        if self.search.space == "w" and any(bool((t != t[:, :1]).any()) for t in codes):
+            raise UserError(f"search.space: {self.prior.path} has no w that serves all layers; use z or w+")
+
+    def on_fit_start(self) -> None:
+        items = self.trainer.datamodule.items  # type: ignore[attr-defined]
+        self._check(items)
+        super().on_fit_start()
+
+    def _check(self, items: Sequence[Artwork]) -> None:
+        """Refuse cameras that the generator cannot have, before anything is computed."""
+        generator, rig = self.generator, self.generator.rig
+        for item in items:
+            side = item.image.shape[-1]
+            if side < min(generator.resolution, *item.original_size):
+                log.info(
+                    "%s: framed at %d px, the generator renders %d: --data.init_args.size keeps more",
+                    *(item.id, side, generator.resolution),
+                )
+            if not generator.is_3d:
+                continue
+            if item.label is not None:
+                depth = float(Camera.from_label(item.label[None]).project(torch.tensor([[rig.pivot]]))[1])
+                if not rig.near < depth < rig.far:
+                    raise UserError(
+                        f"{item.id}: its camera is {depth:.3g} from the head, where the generator sees from "
+                        f"{rig.near:.3g} to {rig.far:.3g}: give its angles instead of another generator's label"
+                    )
+            elif item.angles is not None:
+                given = torch.tensor(item.angles)
+                nearest = torch.stack(rig.within(*given))
+                if not torch.allclose(given, nearest, atol=1e-6):
+                    (yaw, pitch), (y, p) = torch.rad2deg(given).tolist(), torch.rad2deg(nearest).tolist()
+                    raise UserError(
+                        f"{item.id}: yaw {yaw:.4g} and pitch {pitch:.4g} degrees are beyond the generator's training "
+                        f"poses, of which {y:.4g} and {p:.4g} are the nearest"
+                    )
+        if not generator.is_3d:
+            log.info("%s is a 2D generator: artworks are fitted as they are, without a camera", self.prior.path)
 
     # -- one group --------------------------------------------------------------------------------
 
@@ -218,18 +260,21 @@ class AnchorStage(PerArtworkStage[AnchorState]):
         return AnchorState(items, module, optimizer, references)
 
     def _label(self, item: Artwork) -> Tensor:
-        """(25,) the artwork's camera, estimated where it is not given."""
+        """(25,) the artwork's camera, estimated where it is not given; (0,) in a 2D generator."""
+        rig = self.generator.rig
+        if not self.generator.is_3d:
+            return torch.zeros(0)
         if item.label is not None:
             return item.label
+        if item.angles is not None:
+            return rig.camera(*item.angles).label()[0]
         if self.pose is None:
             raise UserError(
                 f"{item.id} has no camera: give --data.init_args.yaw_deg, or a pose network as --model.pose"
             )
-        rig = self.generator.rig
-        yaw, pitch = self.pose(item.image[None].to(self.device)).detach().float().cpu()[0].tolist()
-        log.info("%s: estimated yaw %.1f, pitch %.1f degrees", item.id, math.degrees(yaw), math.degrees(pitch))
-        yaw, pitch = min(max(yaw, -rig.yaw_max), rig.yaw_max), min(max(pitch, -rig.pitch_max), rig.pitch_max)
-        return rig.camera(yaw, pitch).label()[0]
+        angles = self.pose(item.image[None].to(self.device)).detach().float().cpu()[0]
+        log.info("%s: estimated yaw %.1f, pitch %.1f degrees", item.id, *torch.rad2deg(angles).tolist())
+        return rig.camera(*rig.within(*angles)).label()[0]
 
     @torch.no_grad()
     def _starts(self, item: Artwork, reference: Tensor, label: Tensor) -> dict[str, Tensor]:
@@ -241,10 +286,11 @@ class AnchorStage(PerArtworkStage[AnchorState]):
             return self._in_space(latents)
         z = generator.sample_z(max(search.candidates, search.restarts), draws).to(self.device)
         if search.candidates > search.restarts:
-            camera = Camera.from_label(label[None].to(self.device))
+            camera = Camera.from_label(label[None].to(self.device)) if label.numel() else None
             losses = []
             for chunk in z.split(_CHUNK):
-                image = generator.synthesis(generator.mapping(chunk), camera.repeat_interleave(len(chunk))).image
+                cameras = camera if camera is None else camera.repeat_interleave(len(chunk))
+                image = generator.synthesis(generator.mapping(chunk), cameras).image
                 target = reference.expand_as(image)
                 losses.append(
                     search.perceptual * self.perceptual(image, target) + search.pixel * pixel_mse(image, target)
@@ -337,23 +383,24 @@ class AnchorStage(PerArtworkStage[AnchorState]):
                 self._w_scale = {name: t.float().std(0).mean() for name, t in groups.items()}
         return self._w_scale
 
-    def camera(self, item: ItemSearch, rig: Rig) -> Camera:
-        """Cameras of an item's active rows."""
-        count = len(item.expression[item.rows])
-        camera = Camera.from_label(item.label[None])
-        if not item.pose.numel():
-            return camera.repeat_interleave(count)
-        angles = item.pose[item.rows].detach() + torch.stack([camera.yaw, camera.pitch], 1)
-        yaw, pitch = angles[:, 0].clamp(-rig.yaw_max, rig.yaw_max), angles[:, 1].clamp(-rig.pitch_max, rig.pitch_max)
-        return rig.camera(yaw, pitch, item.label.device)
+    def camera(self, items: Sequence[ItemSearch]) -> Camera | None:
+        """Cameras of all items' active rows; ``None`` in a 2D generator."""
+        return Camera.cat([self._camera(item) for item in items]) if self.generator.is_3d else None
 
-    def _render(self, items: Sequence[ItemSearch], turn: Tensor | None = None) -> tuple[Tensor, Latents, list[int]]:
+    def _camera(self, item: ItemSearch) -> Camera:
+        rig, camera = self.generator.rig, Camera.from_label(item.label[None])
+        if not item.pose.numel():
+            return camera.repeat_interleave(len(item.expression[item.rows]))
+        turned = item.pose[item.rows].detach() + torch.stack(rig.angles(camera), 1)
+        return rig.camera(*rig.within(*turned.unbind(1)), item.label.device)
+
+    def _render(self, items: Sequence[ItemSearch]) -> tuple[Tensor, Latents, list[int]]:
         """Images of all items' active rows, their codes, and the number of rows per item."""
         parts = [self.latents(item) for item in items]
         counts = [len(part) for part in parts]
         latents = Latents({name: torch.cat([p.groups[name] for p in parts]) for name in parts[0].groups})
-        camera = Camera.cat([self.camera(item, self.generator.rig) for item in items])
-        return self.generator.synthesis(latents, camera, expression=self._expressions(items)).image, latents, counts
+        image = self.generator.synthesis(latents, self.camera(items), expression=self._expressions(items)).image
+        return image, latents, counts
 
     def _expressions(self, items: Sequence[ItemSearch]) -> Tensor | None:
         if not self.search.optimize_expression or not self.generator.expressions:
@@ -363,9 +410,9 @@ class AnchorStage(PerArtworkStage[AnchorState]):
     def _pose_term(self, state: AnchorState, latents: Latents, targets: Tensor) -> Tensor:
         """(rows,) zeros whose gradient in the pose is the central difference of the loss."""
         rig, step = self.generator.rig, self.search.pose_step
-        centre = Camera.cat([self.camera(item, rig) for item in state.searches])
+        centre = torch.stack(rig.angles(Camera.cat([self._camera(item) for item in state.searches])), 1)
         turns = torch.tensor([[step, 0.0], [-step, 0.0], [0.0, step], [0.0, -step]], device=self.device)
-        yaw, pitch = (torch.stack([centre.yaw, centre.pitch], 1)[:, None] + turns).flatten(0, 1).unbind(1)
+        yaw, pitch = (centre[:, None] + turns).flatten(0, 1).unbind(1)
         with torch.no_grad():
             # One pass of the backbone serves the four views of a row.
             expression = self._expressions(state.searches)
@@ -395,10 +442,12 @@ class AnchorStage(PerArtworkStage[AnchorState]):
                 "perceptual": float(self.perceptual(image, reference)),
                 "pixel": float(pixel_mse(image, reference)),
             }
-            camera = self.camera(search, self.generator.rig)
+            camera = self.camera([search])
             folder = self.item_dir(item.id)
             tensors = {f"latents_{name}": t for name, t in latents.groups.items()}
-            tensors |= {"expression": self._expression_of(search), "label": camera.label()}
+            tensors["expression"] = self._expression_of(search)
+            if camera is not None:
+                tensors["label"] = camera.label()
             if "z" in search.codes:
                 tensors["z"] = search.codes["z"][search.rows]
             content = {name: t.detach().float().cpu().contiguous().clone() for name, t in tensors.items()}
@@ -417,9 +466,10 @@ class AnchorStage(PerArtworkStage[AnchorState]):
         return torch.zeros(1, len(self.generator.expressions))
 
     def _write_summary(
-        self, path: Path, item: Artwork, search: ItemSearch, camera: Camera, terms: dict[str, float]
+        self, path: Path, item: Artwork, search: ItemSearch, camera: Camera | None, terms: dict[str, float]
     ) -> None:
-        source = "given" if item.label is not None else "estimated"
+        source = "estimated" if item.label is None and item.angles is None else "given"
+        yaw, pitch = (None, None) if camera is None else (math.degrees(x) for x in self.generator.rig.angles(camera))
         summary = {
             "id": item.id,
             "style": item.style,
@@ -427,9 +477,9 @@ class AnchorStage(PerArtworkStage[AnchorState]):
             "restart": int(search.best),
             "steps": int(search.curve[:, 0].isfinite().sum()),
             "stopped": bool(search.stopped),
-            "pose": "optimised" if self.search.optimize_pose else source,
-            "yaw_deg": math.degrees(float(camera.yaw)),
-            "pitch_deg": math.degrees(float(camera.pitch)),
+            "pose": "none" if camera is None else "optimised" if self.search.optimize_pose else source,
+            "yaw_deg": yaw,
+            "pitch_deg": pitch,
             **terms,
         }
         with atomic_write(path) as file:
@@ -441,7 +491,7 @@ class AnchorStage(PerArtworkStage[AnchorState]):
             folder = self.item_dir(item.id)
             tensors = safetensors.torch.load_file(folder / "anchor.safetensors")
             latents = {name: tensors[f"latents_{name}"] for name in self.generator.mean_latents.groups}
-            anchors[item.id] = Anchor(Latents(latents), tensors.get("z"), tensors["expression"], tensors["label"])
+            anchors[item.id] = Anchor(Latents(latents), tensors.get("z"), tensors["expression"], tensors.get("label"))
             media |= {f"{kind}_{item.id}.png": folder / f"{kind}.png" for kind in ("reference", "anchor", "overlay")}
             summaries.append(json.loads((folder / "anchor.json").read_text("utf-8")))
         summaries.sort(key=lambda summary: summary["id"])

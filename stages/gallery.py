@@ -40,7 +40,7 @@ class Card:
     Attributes:
         id: of the subject.
         facts: words and values under its name.
-        reference: the artwork. video, poster: the turntable. mesh: of :func:`packed_mesh`.
+        reference: the artwork. video, poster: the turntable; a poster alone is a picture. mesh: of :func:`packed_mesh`.
         figures: in the order of the page.
         downloads: files offered by name.
         notes: what is missing, and why.
@@ -101,6 +101,8 @@ def _card(card: Card) -> str:
             f'<video src="{_text(card.video)}" poster="{_text(card.poster)}" autoplay loop muted playsinline></video>'
         )
         stage.append(_frame(video, "turned"))
+    elif card.poster:
+        stage.append(_frame(f'<img src="{_text(card.poster)}" alt="the head">', "picture"))
     if card.mesh:
         canvas = f'<canvas data-mesh="{_text(card.id)}" data-file="{_text(card.mesh)}"></canvas>'
         stage.append(_frame(canvas, 'mesh: drag to turn <button type="button">clay</button>', markup=True))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import shutil
 from collections.abc import Sequence
@@ -25,10 +26,12 @@ from models.subjects import Subject, Subjects, look
 from stages.base import ArtifactRef, Stage
 from stages.gallery import Card, Figure, packed_mesh, page
 
+log = logging.getLogger(__name__)
+
 STRENGTHS = (0.35, 0.7, 1.0)  # of one expression
 BLEND = 0.7  # of each of two expressions
 STYLE_STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25)
-VIEWS_DEG = (-36, -24, -12, 0, 12, 24, 36)
+VIEWS, VIEW_DEG = 7, 36  # their number, and how far they go to each side
 MESH_VIEWS_DEG = ((-90, 0), (-40, 10), (0, 0), (40, 10), (90, 0))
 GIF_SIDE = 256
 POSE_SIDE = 512
@@ -71,6 +74,7 @@ class PresentStage(Stage):
         video_size: side of the turntable, pixels; smaller renderings are enlarged.
         tile: side of a picture in a sheet, pixels.
         mesh_size: voxels along a side of the mesh's grid; 0 leaves the mesh out.
+        expressions: at most so many are shown, of generators that have more.
     """
 
     name = "present"
@@ -89,16 +93,20 @@ class PresentStage(Stage):
         video_size: int = 384,
         tile: int = 192,
         mesh_size: int = 160,
+        expressions: int = 12,
     ) -> None:
         super().__init__()
-        if min(samples, frames, fps, scale) < 1 or min(video_size, tile) < 32:
-            raise UserError("present: samples, frames, fps and scale must be at least 1, video_size and tile 32")
+        if min(samples, frames, fps, scale, expressions) < 1 or min(video_size, tile) < 32:
+            raise UserError(
+                "present: samples, frames, fps, scale and expressions must be at least 1, video_size and tile 32"
+            )
         if mesh_size and mesh_size < 32:
             raise UserError(f"present: mesh_size is {mesh_size}, it must be 0 or at least 32")
         self.result, self.items, self.samples, self.seed = result, items, samples, seed
         self.frames, self.fps = frames, fps
         self.sway = math.radians(yaw_deg), math.radians(pitch_deg)
         self.scale, self.video_size, self.tile, self.mesh_size = scale, video_size, tile, mesh_size
+        self.expressions = expressions
         self._panels: dict[str, Tensor] = {}
 
     def build_model(self) -> None:
@@ -131,12 +139,18 @@ class PresentStage(Stage):
         shutil.rmtree(folder, ignore_errors=True)
         show = _Show(subject, self.scale, self.device)
         exhibit = Exhibit(folder, Card(subject.id, _facts(subject)))
-        self._turntable(show, exhibit)
-        self._views(show, exhibit)
+        if subject.generator.is_3d:
+            self._turntable(show, exhibit)
+            self._views(show, exhibit)
+        else:
+            self._picture(show, exhibit)
         self._styles(show, exhibit)
         self._expressions(show, exhibit)
-        self._shape(show, exhibit)
-        self._pose(show, exhibit)
+        if subject.generator.is_3d:
+            self._shape(show, exhibit)
+            self._pose(show, exhibit)
+        for note in exhibit.card.notes:
+            log.info("%s: %s", subject.id, note)
         return exhibit
 
     # -- media ------------------------------------------------------------------------------------
@@ -154,30 +168,45 @@ class PresentStage(Stage):
         exhibit.card.downloads += [exhibit.name("turntable", ".mp4"), exhibit.name("turntable", ".gif")]
         exhibit.panels["turntable"] = video
 
-    def _views(self, show: _Show, exhibit: Exhibit) -> None:
-        subject = show.subject
-        angles = torch.deg2rad(torch.tensor(VIEWS_DEG, dtype=torch.float32))
-        camera = show.rig.camera(angles)
-        seen = show(camera)
-        captions = [f"{angle:+d}°" if angle else "front" for angle in VIEWS_DEG]
-        rows: list[Row] = [list(zip(captions, seen.image, strict=True))]
-        labels = ["Turned"]
-        first: Row = []
+    def _picture(self, show: _Show, exhibit: Exhibit) -> None:
+        """All there is to see of a 2D generator's subject."""
+        exhibit.card.notes.append("This generator is 2D: it has no camera, so that there is no turntable and no mesh.")
+        row = self._beside(show, exhibit)
+        write_image(exhibit.folder / exhibit.name("poster", ".png"), show(None).image[0])
+        exhibit.card.poster = exhibit.name("poster", ".png")
+        contact = sheet([row], self.tile)
+        exhibit.picture("views", "Picture", "The head as the generator paints it.", contact)
+        exhibit.panels["views"] = contact
+
+    def _beside(self, show: _Show, exhibit: Exhibit) -> Row:
+        """The artwork, its anchor and what became of it, from the artwork's view; only the picture of a sample."""
+        subject, row = show.subject, []
         if subject.artwork is not None:
             write_image(exhibit.folder / exhibit.name("reference", ".png"), subject.artwork)
             exhibit.card.reference = exhibit.name("reference", ".png")
-            first.append(("artwork", subject.artwork))
+            row.append(("artwork", subject.artwork))
+        if subject.original is not None:
+            row.append(("anchor", show(subject.camera, subject.original).image[0]))
+        name = "stylised" if subject.original is not None else "anchor" if row or subject.camera is not None else "head"
+        return [*row, (name, show(subject.camera).image[0])]
+
+    def _views(self, show: _Show, exhibit: Exhibit) -> None:
+        subject, rig = show.subject, show.rig
+        reach = min(math.radians(VIEW_DEG), rig.yaw_max)
+        angles = rig.yaw_mean + torch.linspace(-reach, reach, VIEWS)
+        camera = rig.camera(angles, rig.pitch_mean)
+        seen = show(camera)
+        captions = [f"{degrees:+d}°" if (degrees := round(math.degrees(a))) else "front" for a in angles.tolist()]
+        rows: list[Row] = [list(zip(captions, seen.image, strict=True))]
+        labels = ["Turned"]
         if subject.camera is not None:
-            if subject.original is not None:
-                first.append(("anchor", show(subject.camera, subject.original).image[0]))
-            first.append(("stylised" if subject.original is not None else "anchor", show(subject.camera).image[0]))
-            rows.insert(0, first)
+            rows.insert(0, self._beside(show, exhibit))
             labels.insert(0, "Same view")
         if subject.original is not None:
             rows.append(list(zip(captions, show(camera, subject.original).image, strict=True)))
             labels[1:] = ["Stylised, turned", "Before stylisation"]
         contact = sheet(rows, self.tile, labels)
-        exhibit.picture("views", "Views", "The head turned by up to 36° to each side.", contact)
+        exhibit.picture("views", "Views", f"The head turned by up to {math.degrees(reach):.0f}° to each side.", contact)
         exhibit.panels["views"] = contact
         if seen.depth is not None and seen.alpha is not None:
             maps: list[Row] = [list(zip(captions, depth_colours(seen.depth, seen.alpha), strict=True))]
@@ -190,10 +219,10 @@ class PresentStage(Stage):
     def _styles(self, show: _Show, exhibit: Exhibit) -> None:
         if show.subject.original is None:
             return
-        camera = show.rig.camera(torch.tensor([0.0, 0.45]))
+        camera = show.camera(0.0, 0.45)
         seen = [show(camera, show.subject.styled(strength)).image for strength in STYLE_STRENGTHS]
         captions = ["original", *(f"{s:.0%}" for s in STYLE_STRENGTHS[1:])]
-        rows: list[Row] = [list(zip(captions, [pair[i] for pair in seen], strict=True)) for i in range(2)]
+        rows: list[Row] = [list(zip(captions, images, strict=True)) for images in zip(*seen, strict=True)]
         text = "Between the weights of the original generator and of the stylised one, and a little beyond."
         exhibit.picture("strength", "Style strength", text, sheet(rows, self.tile))
 
@@ -202,6 +231,9 @@ class PresentStage(Stage):
         if not names:
             exhibit.card.notes.append("This generator has no expressions.")
             return
+        if len(names) > self.expressions:
+            exhibit.card.notes.append(f"Of {len(names)} expressions the first {self.expressions} are shown.")
+            names = names[: self.expressions]
         count, own = len(names), show.subject.expression
         codes = [own]
         for name in range(count):
@@ -209,7 +241,7 @@ class PresentStage(Stage):
                 codes.append(_with(own, {name: strength}))
         pairs = [(i, (i + 1) % count) for i in range(count)] if count > 2 else [(0, 1)][: count - 1]
         codes += [_with(own, {a: BLEND, b: BLEND}) for a, b in pairs]
-        images = show(show.rig.camera(torch.full((len(codes),), 0.25)), expression=torch.cat(codes)).image
+        images = show(show.camera(*[0.25] * len(codes)), expression=torch.cat(codes)).image
         neutral, strips = images[0], images[1 : 1 + count * len(STRENGTHS)].unflatten(0, (count, len(STRENGTHS)))
         rows: list[Row] = []
         for i in range(0, count, 2):  # two expressions side by side
@@ -297,20 +329,22 @@ class _Show:
 
     def __init__(self, subject: Subject, scale: int, device: torch.device) -> None:
         self.subject, self.device = subject, device
-        self.rig = subject.generator.rig
-        self.resolution: int | None = scale * subject.generator.resolution
-        try:
-            look(subject.generator, subject.latents, self.rig.camera(0.0, device=device), None, self.resolution)
-        except ValueError:
-            self.resolution = None  # only the native one
+        self.rig, self.resolution = subject.generator.rig, scale * subject.generator.resolution
+
+    def camera(self, *yaw: float) -> Camera | None:
+        """Cameras at these angles from the mean, radians, or the nearest that the generator knows; ``None`` in 2D."""
+        if not self.subject.generator.is_3d:
+            return None
+        angles = self.rig.yaw_mean + torch.tensor(yaw)
+        return self.rig.camera(*self.rig.within(angles, torch.zeros_like(angles)))
 
     def __call__(
-        self, camera: Camera, generator: Generator | None = None, expression: Tensor | None = None
+        self, camera: Camera | None, generator: Generator | None = None, expression: Tensor | None = None
     ) -> Rendering:
         return look(
             generator or self.subject.generator,
             self.subject.latents,
-            camera.to(self.device),
+            camera if camera is None else camera.to(self.device),
             self.subject.expression if expression is None else expression,
             self.resolution,
         )
@@ -331,7 +365,7 @@ def _words(name: str) -> str:
 def _facts(subject: Subject) -> dict[str, str]:
     facts = {}
     if subject.camera is not None:
-        yaw, pitch = (round(math.degrees(float(angle))) for angle in (subject.camera.yaw, subject.camera.pitch))
+        yaw, pitch = (round(math.degrees(float(a))) for a in subject.generator.rig.angles(subject.camera))
         facts["camera"] = f"yaw {yaw:+d}°, pitch {pitch:+d}°"
     facts["generator"] = type(subject.generator).__name__
     facts["resolution"] = f"{subject.generator.resolution} px"

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from datamodules.artworks import Artwork
 from models.anchors import Anchor, AnchorSet
-from models.camera import Camera
+from models.camera import Camera, Rig
 from models.errors import UserError
 from models.features.base import Frozen, move_frozen
 from models.files import atomic_write
@@ -42,6 +42,9 @@ _ORBIT = 7
 @dataclass(frozen=True)
 class Recipe:
     """How a generator is tuned to an artwork. The defaults are the paper's.
+
+    A 2D generator has one view, which is the artwork's and each random one. Terms that need more than a generator
+    renders are left out, and the log says so: mirror, rim, carry and geometry without depth.
 
     Attributes:
         steps: optimisation steps (the paper gives no number).
@@ -130,9 +133,9 @@ class Target:
 
     Attributes:
         ws: its fixed codes. z: (1, z_dim) behind them, or None. expression: (1, E), or None for neutral.
-        reference: the artwork, a batch of one, with what its pixels count. camera: its view.
+        reference: the artwork, a batch of one, with what its pixels count. camera: its view, None in 2D.
         guide: (1, D), Eq. 4; None without a direction term.
-        pool: the random views; pool_images: (V, 3, R, R), pool_depth, pool_alpha: (V, 1, R, R) of G_ori.
+        pool: the random views, None in 2D. views: of G_ori from there; the one there is in 2D.
         behind: the mirrored artwork, or None. carried: for all of the pool, or None.
     """
 
@@ -140,12 +143,10 @@ class Target:
     z: Tensor | None
     expression: Tensor | None
     reference: PseudoView
-    camera: Camera
+    camera: Camera | None
     guide: Tensor | None
-    pool: Camera
-    pool_images: Tensor
-    pool_depth: Tensor
-    pool_alpha: Tensor
+    pool: Camera | None
+    views: Rendering
     behind: PseudoView | None
     carried: PseudoView | None
 
@@ -252,6 +253,7 @@ class StylizeStage(PerArtworkStage[StyleState]):
     def start(self, items: Sequence[Artwork], recipe: Recipe, seed: int, anchor: str = "anchor") -> StyleState:
         """Fresh weights for ``items``, tuned from the anchors of that role."""
         move_frozen(self, self.device)
+        recipe = self._possible(recipe)
         names = part(self.generator, recipe.train, recipe.freeze)
         targets = [self._target(item, recipe, seed, self._anchor(item, anchor)) for item in items]
         modules = [ItemWeights(TunedWeights(self.generator, names), recipe.steps) for _ in items]
@@ -259,6 +261,26 @@ class StylizeStage(PerArtworkStage[StyleState]):
         # A zero gradient must not count as a step: parameters without one are left alone, moments included.
         optimizer = torch.optim.Adam(module.parameters(), recipe.learning_rate, betas=(0.9, 0.99))
         return StyleState(items, module, optimizer, recipe, targets)
+
+    @torch.no_grad()
+    def _possible(self, recipe: Recipe) -> Recipe:
+        """The recipe without the terms that need more than the generator renders."""
+        needs = {"rim": 1.0, "carry": 0.0, "geometry": 0.0}
+        if recipe.mirror_hidden or not self.generator.is_3d:
+            needs["mirror"] = 0.0
+        without = {name: value for name, value in needs.items() if getattr(recipe, name) != value}
+        if not without:
+            return recipe
+        what = "is 2D"
+        if self.generator.is_3d:
+            seen = self.generator.synthesis(
+                self.generator.mean_latents, self.generator.rig.camera(0.0, 0.0, self.device)
+            )
+            if seen.depth is not None and seen.alpha is not None:
+                return recipe
+            what = "renders no depth"
+        log.info("the generator %s: the recipe goes without %s", what, ", ".join(without))
+        return dataclasses.replace(recipe, **without)
 
     def _anchor(self, item: Artwork, role: str) -> Anchor:
         anchors = self.anchors[role]
@@ -272,32 +294,38 @@ class StylizeStage(PerArtworkStage[StyleState]):
     def _target(self, item: Artwork, recipe: Recipe, seed: int, anchor: Anchor) -> Target:
         generator, draws = self.generator, item_generator(seed, item.id, -1)
         reference = item.at(generator.resolution)[None].to(self.device)
-        camera = anchor.camera.to(self.device)
+        camera = None if anchor.camera is None else anchor.camera.to(self.device)
         ws, z = anchor.latents.to(self.device), None if anchor.z is None else anchor.z.to(self.device)
         if recipe.latent == "random":
             z = generator.sample_z(1, draws).to(self.device)
             ws = generator.mapping(z)
         expression = None if anchor.neutral else anchor.expression.to(self.device)
-        pool = self._pool(recipe, draws).to(self.device)
-        views = self._original(ws, pool, expression)
-        seen, behind = self._original(ws, camera, expression), self._original(ws, camera.mirror(), expression)
+        pool = None if camera is None else self._pool(recipe, draws).to(self.device)
+        views, seen = self._original(ws, pool, expression), self._original(ws, camera, expression)
         guide = None
         if recipe.direction:
             guide = displacement(self.style(reference), self.style(seen.image), recipe.normalize_embedding)  # Eq. 4
-        assert views.depth is not None and views.alpha is not None
+        behind = along = None
+        face = PseudoView(reference, torch.ones_like(reference[:, :1]))
+        if camera is not None and pool is not None:
+            unit = generator.rig.frame / Rig().frame
+            face = faced(reference, camera, seen, recipe.rim)
+            if recipe.mirror:
+                other = self._original(ws, camera.mirror(), expression)
+                behind = mirrored(reference, camera, seen, other, recipe.mirror_hidden, unit)
+            if recipe.carry:
+                along = carried(reference, camera, seen, pool, views, recipe.carry_fill, unit)
         return Target(
             ws=ws,
             z=z,
             expression=expression,
-            reference=faced(reference, camera, seen, recipe.rim),
+            reference=face,
             camera=camera,
             guide=guide,
             pool=pool,
-            pool_images=views.image,
-            pool_depth=views.depth,
-            pool_alpha=views.alpha,
-            behind=mirrored(reference, camera, seen, behind, recipe.mirror_hidden) if recipe.mirror else None,
-            carried=carried(reference, camera, seen, pool, views, recipe.carry_fill) if recipe.carry else None,
+            views=views,
+            behind=behind,
+            carried=along,
         )
 
     def _pool(self, recipe: Recipe, draws: torch.Generator) -> Camera:
@@ -309,10 +337,12 @@ class StylizeStage(PerArtworkStage[StyleState]):
             limit if degrees is None else min(math.radians(degrees), limit)
             for degrees, limit in ((recipe.yaw_max_deg, rig.yaw_max), (recipe.pitch_max_deg, rig.pitch_max))
         ]
-        return rig.camera(yaw * limits[0], pitch * limits[1])
+        return rig.camera(rig.yaw_mean + yaw * limits[0], rig.pitch_mean + pitch * limits[1])
 
-    def _original(self, ws: Latents, cameras: Camera, expression: Tensor | None) -> Rendering:
+    def _original(self, ws: Latents, cameras: Camera | None, expression: Tensor | None) -> Rendering:
         """G_ori from all cameras, a few at a time."""
+        if cameras is None:
+            return self.generator.synthesis(ws, expression=expression)
         parts = []
         for start in range(0, len(cameras), _CHUNK):
             chunk = cameras[slice(start, start + _CHUNK)]
@@ -353,10 +383,11 @@ class StylizeStage(PerArtworkStage[StyleState]):
         self, tuned: TunedWeights, target: Target, recipe: Recipe, draws: torch.Generator
     ) -> tuple[dict[str, Tensor], bool]:
         """The terms of one item, each a scalar, with their weighted sum as ``loss``; and whether that can move it."""
-        chosen = torch.randint(recipe.pool, (recipe.views,), generator=draws).to(self.device)
-        cameras = [target.camera] + ([target.camera.mirror()] if target.behind is not None else [])
-        first = len(cameras)
-        cameras = Camera.cat([*cameras, target.pool[chosen]])
+        chosen = torch.randint(len(target.views.image), (recipe.views,), generator=draws).to(self.device)
+        cameras, first = None, 0
+        if target.camera is not None and target.pool is not None:
+            given = [target.camera] + ([target.camera.mirror()] if target.behind is not None else [])
+            cameras, first = Camera.cat([*given, target.pool[chosen]]), len(given)
         ws = target.ws
         if recipe.train == "all" and target.z is not None:
             # The mapping moves too; what the codes hold beyond mapping(z), a refinement in w+, stays.
@@ -365,25 +396,29 @@ class StylizeStage(PerArtworkStage[StyleState]):
             ws = Latents({name: t + after.groups[name] - before.groups[name] for name, t in ws.groups.items()})
         # One pass of the backbone serves all views.
         out = tuned.synthesis(ws, cameras, expression=target.expression)
-        own, random_views = out.image[:1], out.image[first:]
+        own = out.image[:1]
+        random_views = own.expand(recipe.views, -1, -1, -1) if cameras is None else out.image[first:]
         terms: dict[str, Tensor] = {}
         if recipe.spatial:
             terms["spatial"] = self.perceptual(own, target.reference.completed(own)).mean()  # L_spa
         if recipe.pixel:
             terms["pixel"] = target.reference.error(own).mean()
         if target.behind is not None:
-            seen, pseudo = out.image[1:2], target.behind
+            seen, pseudo = target.behind.sized(out.image[1:2]), target.behind
             distance = self.perceptual(seen, pseudo.completed(seen)) if recipe.spatial else 0.0
             terms["mirror"] = (pseudo.error(seen) + distance).mean()
         if target.carried is not None:
             pseudo = target.carried[chosen]
-            distance = self.perceptual(random_views, pseudo.completed(random_views)) if recipe.spatial else 0.0
-            terms["carry"] = (pseudo.error(random_views) + distance).mean()
+            seen = pseudo.sized(random_views)
+            distance = self.perceptual(seen, pseudo.completed(seen)) if recipe.spatial else 0.0
+            terms["carry"] = (pseudo.error(seen) + distance).mean()
         if recipe.geometry:
-            assert out.alpha is not None and out.depth is not None
-            alpha, depth = target.pool_alpha[chosen], target.pool_depth[chosen]
+            assert out.alpha is not None and target.views.alpha is not None
+            assert out.depth is not None and target.views.depth is not None
+            alpha, deeper = target.views.alpha[chosen], out.depth[first:] - target.views.depth[chosen]
             both = (alpha > 0.5) & (out.alpha[first:] > 0.5)
-            change = (out.alpha[first:] - alpha).square() + both * (out.depth[first:] - depth).square()
+            unit = self.generator.rig.frame / Rig().frame
+            change = (out.alpha[first:] - alpha).square() + both * (deeper / unit).square()
             terms["geometry"] = change.mean()
         if recipe.locality:
             terms["locality"] = self._locality(tuned, target, recipe, draws)
@@ -391,7 +426,7 @@ class StylizeStage(PerArtworkStage[StyleState]):
             (getattr(recipe, name) * value for name, value in terms.items()), torch.zeros((), device=self.device)
         )
         if recipe.direction and target.guide is not None:
-            value, pull = self._direction(random_views, target.pool_images[chosen], target.guide, recipe, draws)
+            value, pull = self._direction(random_views, target.views.image[chosen], target.guide, recipe, draws)
             # Nothing else would ever leave the original: start along the guide.
             total = total + recipe.direction * (value if pull is None or terms else pull)
             terms["direction"] = value
@@ -451,7 +486,10 @@ class StylizeStage(PerArtworkStage[StyleState]):
             with atomic_write(folder / "curve.csv") as file:
                 rows = [f"{step},{loss!r}" for step, loss in enumerate(weights.curve.tolist())]
                 file.write_text("\n".join(["step,loss", *rows]) + "\n")
-            orbit = self.generator.rig.orbit(_ORBIT, pitch=float(target.camera.pitch)).to(self.device)
+            orbit = None
+            if target.camera is not None:
+                _, pitch = self.generator.rig.angles(target.camera)
+                orbit = self.generator.rig.orbit(_ORBIT, pitch=float(pitch)).to(self.device)
             before = self._original(target.ws, orbit, target.expression).image
             after = weights.tuned.synthesis(target.ws, orbit, expression=target.expression).image
             picture = strip(before, after).cpu()
@@ -501,6 +539,10 @@ class StylizeStage(PerArtworkStage[StyleState]):
                 "test needs artworks whose truth is known: datamodules.mannequin_artworks.MannequinArtworks"
             )
 
+    def on_test_start(self) -> None:
+        if not self.generator.is_3d:
+            raise UserError(f"test compares views, and {self.refs['anchor'].path} holds a 2D generator")
+
     def test_step(self, batch: Sequence[Artwork], batch_idx: int) -> None:
         for item in batch:
             todo = [
@@ -528,7 +570,8 @@ class StylizeStage(PerArtworkStage[StyleState]):
         """What renders as a variant does, with its codes and expression."""
         recipe = self._recipe_of(variant)
         if not variant.tune:
-            target = self._target(item, dataclasses.replace(recipe, pool=1), seed, self._anchor(item, variant.anchor))
+            recipe = dataclasses.replace(self._possible(recipe), pool=1)
+            target = self._target(item, recipe, seed, self._anchor(item, variant.anchor))
             return self.generator, target.ws, target.expression
         with torch.enable_grad():
             self._seed([item], -1)

@@ -29,6 +29,7 @@ if TYPE_CHECKING:  # torch is not needed for --help
 REST = 0.25  # seconds without change after which the sharp picture is rendered
 ZOOM = (0.55, 1.8)  # nearest and farthest place of the visitor's camera, in radii of the rig
 MESH_SIZE = 112
+FEW = 16  # sliders that are shown at once
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -48,9 +49,15 @@ def main(arguments: Sequence[str]) -> None:
     options = parser.parse_args(list(arguments))
 
     from models.artifact import load  # after --help, which needs no torch
+    from models.errors import UserError
     from models.subjects import Subjects
 
     subjects = Subjects(load(options.artifact), options.module, options.samples, options.seed)
+    if not subjects.generator.is_3d:
+        raise UserError(
+            f"module {options.module!r} of {options.artifact} is a 2D generator, which cannot be turned: "
+            "galatea present shows its pictures"
+        )
     if options.item is not None:
         subjects.choose([options.item])
     with Viewer(subjects, options.host, options.port, options.item) as viewer:
@@ -137,14 +144,16 @@ def rig_camera(pose: Pose, rig: Rig) -> Camera:
 
     offset = torch.tensor(pose.position) - torch.tensor(pose.look_at)
     distance = max(float(offset.norm()), 1e-6)
-    yaw = math.atan2(float(offset[0]), float(offset[2]))
-    pitch = math.asin(max(-1.0, min(1.0, float(offset[1]) / distance)))
-    yaw, pitch = max(-rig.yaw_max, min(rig.yaw_max, yaw)), max(-rig.pitch_max, min(rig.pitch_max, pitch))
-    focal = 1 / (2 * math.tan(pose.fov / 2)) * rig.radius / distance
-    limit = rig.radius / (4 * rig.focal)  # how far the pivot may be dragged
-    pivot = [p + max(-limit, min(limit, x - p)) for x, p in zip(pose.look_at, rig.pivot, strict=True)]
-    camera = rig.replace(focal=focal, pivot=tuple(pivot)).camera(yaw, pitch)
-    return Camera(camera.cam2world, camera.intrinsics)
+    # Where the line from the pivot towards the visitor meets the sphere.
+    pivot, centre = torch.tensor(rig.pivot), torch.tensor(rig.centre or rig.pivot)
+    along = (offset / distance) @ (pivot - centre)
+    reach = (along.square() + rig.radius**2 - (pivot - centre).square().sum()).sqrt() - along
+    met = Camera.look_at((pivot + reach * offset / distance)[None], pivot, rig.focal)
+    focal = 1 / (2 * math.tan(pose.fov / 2)) * float(reach) / distance
+    camera = rig.replace(focal=focal).camera(*rig.within(*rig.angles(met)))
+    limit = rig.frame / 4  # how far the pivot may be dragged
+    camera.cam2world[:, :3, 3] += (torch.tensor(pose.look_at) - pivot).clamp(-limit, limit)
+    return camera
 
 
 def render(settings: Settings, pose: Pose, resolution: int | None = None) -> tuple[np.ndarray, str]:
@@ -162,12 +171,8 @@ def render(settings: Settings, pose: Pose, resolution: int | None = None) -> tup
     subject, begin = settings.subject, time.monotonic()
     camera = rig_camera(pose, subject.generator.rig)
     generator, code = subject.styled(settings.strength), torch.tensor([settings.expression])
-    try:
-        seen = look(generator, subject.latents, camera, code, resolution)
-    except ValueError:  # a generator of one resolution only
-        seen = look(generator, subject.latents, camera, code)
-    image, took = seen.image[0], time.monotonic() - begin
-    yaw, pitch = (round(math.degrees(float(angle))) for angle in (camera.yaw, camera.pitch))
+    image, took = look(generator, subject.latents, camera, code, resolution).image[0], time.monotonic() - begin
+    yaw, pitch = (round(math.degrees(float(angle))) for angle in subject.generator.rig.angles(camera))
     words = f"yaw {yaw:+d}°, pitch {pitch:+d}°, {image.shape[-1]} px, {1000 * took:.0f} ms"
     return widen(to_uint8(enlarge(image, max(image.shape[-1], 384))), pose.aspect), words
 
@@ -237,7 +242,7 @@ class Viewer:
         self.server.scene.configure_default_lights(cast_shadow=False)  # shadows stall browsers without a GPU
         start = self.server.initial_camera
         start.look_at = rig.pivot
-        start.position = (rig.pivot[0], rig.pivot[1], rig.pivot[2] + rig.radius)
+        start.position = tuple(rig.camera(rig.yaw_mean, rig.pitch_mean).position[0].tolist())
         start.fov = 2 * math.atan(0.5 / rig.focal)
         # No share button: it would open a tunnel to the outside.
         self.server.gui.configure_theme(show_share_button=False, brand_color=(180, 83, 42))
@@ -247,13 +252,14 @@ class Viewer:
         gui, subjects = self.server.gui, self.subjects
         native = subjects.generator.resolution
         self.item = gui.add_dropdown("Head", tuple(subjects.ids), initial_value=self._subject.id)
-        self.sizes = {f"{native * scale} px": native * scale for scale in (1, 2, 4)}
-        self.size = gui.add_dropdown("Resolution", tuple(self.sizes), initial_value=f"{2 * native} px")
+        scales = (1, 2, 4) if subjects.generator.free_resolution else (1,)
+        self.sizes = {f"{native * scale} px": native * scale for scale in scales}
+        self.size = gui.add_dropdown("Resolution", tuple(self.sizes), initial_value=f"{scales[:2][-1] * native} px")
         self.strength = gui.add_slider("Style strength", 0.0, 1.5, 0.05, 1.0)
         self.strength.visible = self._subject.original is not None
         self.expressions: dict[str, Any] = {}
         if subjects.generator.expressions:
-            with gui.add_folder("Expression"):
+            with gui.add_folder("Expression", expand_by_default=len(subjects.generator.expressions) <= FEW):
                 for name in subjects.generator.expressions:
                     self.expressions[name] = gui.add_slider(name.replace("_", " "), -0.5, 1.5, 0.05, 0.0)
         self.solid = gui.add_checkbox("Show the mesh", False)

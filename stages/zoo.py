@@ -144,10 +144,8 @@ def _forward(generator: Generator) -> str:
     camera = generator.rig.camera(0.0) if generator.is_3d else None
     with torch.no_grad():
         latents = generator.mapping(generator.sample_z(1, draws))
-        try:
-            image = generator.synthesis(latents, camera, resolution=16).image
-        except ValueError:  # at its own resolution only
-            image = generator.synthesis(latents, camera).image
+        side = 16 if generator.free_resolution else None
+        image = generator.synthesis(latents, camera, resolution=side).image
     if not image.isfinite().all():
         raise UserError("the generator renders numbers that are not finite")
     return f"renders {image.shape[-1]} px, mean {float(image.mean()):.4f}, deviation {float(image.std()):.4f}"

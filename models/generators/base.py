@@ -141,6 +141,7 @@ class Generator(Configurable):
         num_ws, w_dim: of the group "ws" (sums over groups where there are several).
         resolution: native image side in pixels.
         is_3d: False for a 2D generator, which refuses a camera.
+        free_resolution: whether it renders at other resolutions than the native one.
         rig: how to look at it.
         expressions: names of the expression coefficients; empty when it cannot animate.
     """
@@ -150,6 +151,7 @@ class Generator(Configurable):
     w_dim: int
     resolution: int
     is_3d: bool = True
+    free_resolution: bool = True
     rig: Rig
     expressions: tuple[str, ...] = ()
 

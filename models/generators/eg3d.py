@@ -140,6 +140,7 @@ class EG3DGenerator(RadianceGenerator):
         ValueError: with fewer than four coarse samples, which leaves nothing to resample.
     """
 
+    free_resolution = False
     w_avg: Tensor
 
     def __init__(

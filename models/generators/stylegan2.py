@@ -45,6 +45,7 @@ class StyleGAN2Generator(Generator):
     """
 
     is_3d = False
+    free_resolution = False
     w_avg: Tensor
 
     def __init__(

@@ -228,6 +228,7 @@ class StyleSDF(RadianceGenerator):
         self.field = SDFField(width, depth, width)
         self.beta = nn.Parameter(torch.tensor(0.1)) if signed_distance else None
         self.decoder = None if decoder is None else Decoder(width, width, raw_resolution, **decoder)
+        self.free_resolution = decoder is None
         self.register_buffer("renderer_mean", torch.zeros(width))
         self.num_ws, self.w_dim, self.resolution = depth + 1, width, raw_resolution
         if self.decoder is not None:

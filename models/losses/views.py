@@ -1,4 +1,7 @@
-"""What an artwork says about other views than its own: by symmetry, along the anchor's depth, and by analogy."""
+"""What an artwork says about other views than its own: by symmetry, along the anchor's depth, and by analogy.
+
+All of it is told at the size of the anchor's depth, which may be smaller than that of its pictures.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,8 @@ from models.rendering.visibility import seen_from
 
 FIRM = 0.5  # pixels known better than this serve as examples
 NEIGHBOURS = 4
+HIDDEN = 0.06  # how much deeper than what is seen a point counts as hidden, units
+PAIRS = 2**24  # pixels and examples compared at once
 # How much a difference in the anchor's colour, in the normal and in the place on the head counts.
 _COLOUR, _NORMAL, _PLACE = 1.5, 0.5, 2.0
 
@@ -37,9 +42,19 @@ class PseudoView:
         """Weighted mean squared error over all pixels: (B,)."""
         return (self.weight * (image - self.image).square()).flatten(1).mean(1)
 
+    def sized(self, image: Tensor) -> Tensor:
+        """Another picture (B, 3, H', W') at this one's size."""
+        return shrunk(image, self.image)
+
     def completed(self, image: Tensor) -> Tensor:
         """The known pixels over ``image``'s others, without gradient: a target for distances of whole pictures."""
         return (self.weight * self.image + (1 - self.weight) * image).detach()
+
+
+def shrunk(image: Tensor, like: Tensor) -> Tensor:
+    """A picture at the size of ``like``: pixels are averaged."""
+    size = like.shape[-2:]
+    return image if image.shape[-2:] == size else F.interpolate(image, size, mode="area")
 
 
 def firmness(camera: Camera, view: Rendering) -> Tensor:
@@ -69,30 +84,44 @@ def faced(reference: Tensor, camera: Camera, seen: Rendering, rim: float) -> Pse
     Args:
         reference: (1, 3, H, W). camera, seen: its view, and the anchor from there. rim: in [0, 1]; 1 is the paper's.
     """
+    if rim == 1:
+        return PseudoView(reference, torch.ones_like(reference[:, :1]))
     assert seen.alpha is not None
     firm = firmness(camera, seen)
     near = F.max_pool2d(seen.alpha, 5, 1, 2)  # outlines lie outside of the silhouette as well
-    return PseudoView(reference, 1 - (1 - rim) * near * (1 - firm))
+    weight = 1 - (1 - rim) * near * (1 - firm)
+    if weight.shape[-2:] != reference.shape[-2:]:
+        weight = F.interpolate(weight, reference.shape[-2:], mode="bilinear", align_corners=False)
+    return PseudoView(reference, weight)
 
 
-def mirrored(reference: Tensor, camera: Camera, seen: Rendering, behind: Rendering, hidden_only: bool) -> PseudoView:
+def mirrored(
+    reference: Tensor, camera: Camera, seen: Rendering, behind: Rendering, hidden_only: bool, unit: float = 1.0
+) -> PseudoView:
     """The flipped artwork as a picture of the head from the mirrored camera: faces are nearly symmetric.
 
     Args:
         reference: (1, 3, H, W) the artwork.
         camera: its view. seen, behind: the anchor from there, and from ``camera.mirror()``.
         hidden_only: count only what the artwork itself does not show; otherwise the whole picture.
+        unit: world units that are as long beside the head as one is in the embedded world.
     """
     flipped = reference.flip(-1)
     if not hidden_only:
         return PseudoView(flipped, torch.ones_like(flipped[:, :1]))
     assert seen.depth is not None and seen.alpha is not None and behind.depth is not None and behind.alpha is not None
-    shown = seen_from(camera.mirror(), behind.depth, behind.alpha, camera, seen.depth, seen.alpha)
-    return PseudoView(flipped, (~shown).float() * firmness(camera.mirror(), behind))
+    shown = seen_from(camera.mirror(), behind.depth, behind.alpha, camera, seen.depth, seen.alpha, HIDDEN * unit)
+    return PseudoView(shrunk(flipped, behind.depth), (~shown).float() * firmness(camera.mirror(), behind))
 
 
 def carried(
-    reference: Tensor, camera: Camera, seen: Rendering, cameras: Camera, views: Rendering, fill: float
+    reference: Tensor,
+    camera: Camera,
+    seen: Rendering,
+    cameras: Camera,
+    views: Rendering,
+    fill: float,
+    unit: float = 1.0,
 ) -> PseudoView:
     """The artwork carried to other views.
 
@@ -104,10 +133,12 @@ def carried(
         reference: (1, 3, H, W). camera, seen: its view, and the anchor from there.
         cameras: (V,) other views. views: the anchor from them.
         fill: weight of colours found by analogy; 0 leaves such pixels open.
+        unit: as for :func:`mirrored`.
     """
     assert seen.depth is not None and seen.alpha is not None and views.depth is not None and views.alpha is not None
     count, size = len(cameras), views.depth.shape[-2:]
-    shown = seen_from(cameras, views.depth, views.alpha, camera, seen.depth, seen.alpha)
+    reference = shrunk(reference, seen.depth)
+    shown = seen_from(cameras, views.depth, views.alpha, camera, seen.depth, seen.alpha, HIDDEN * unit)
     points = surface(cameras, views.depth)
     uv, _ = camera.repeat_interleave(count).project(points)
     grid = (2 * uv - 1).unflatten(1, size)
@@ -121,13 +152,15 @@ def carried(
     examples = firm.flatten() > FIRM
     if int(examples.sum()) < NEIGHBOURS:
         return PseudoView(colour, weight)
-    described, palette = _describe(camera, seen)[0, examples], reference[0].flatten(1).T[examples]
+    described, palette = _describe(camera, seen, unit)[0, examples], reference[0].flatten(1).T[examples]
     # The views' own grazing pixels are left open: the same points are met better from elsewhere.
     open_ = (views.alpha > 0.5) & (weight < FIRM)
-    descriptions = _describe(cameras, views)
+    descriptions = _describe(cameras, views, unit)
     for view in range(count):
         asked = open_[view, 0].flatten()
-        distance, index = torch.cdist(descriptions[view, asked], described).topk(NEIGHBOURS, largest=False)
+        portions = descriptions[view, asked].split(max(PAIRS // len(described), 1))
+        nearest = [torch.cdist(portion, described).topk(NEIGHBOURS, largest=False) for portion in portions]
+        distance, index = (torch.cat(parts) for parts in zip(*nearest, strict=True))
         share = F.normalize(1 / (distance + 0.05), p=1, dim=1)
         guess = (share[..., None] * palette[index]).sum(1)
         # Between the two sources the colours blend, as a step would be painted as an edge.
@@ -138,11 +171,14 @@ def carried(
     return PseudoView(colour, torch.where(open_, torch.maximum(weight, fill * firmness(cameras, views)), weight))
 
 
-def _describe(camera: Camera, view: Rendering) -> Tensor:
+def _describe(camera: Camera, view: Rendering, unit: float) -> Tensor:
     """(B, H * W, D) by which pixels are compared: the anchor's colour, normal and place, left and right alike."""
     assert view.depth is not None
-    places = surface(camera, view.depth)
-    parts = [_COLOUR * view.image.flatten(2).mT, _PLACE * torch.cat([places[..., :1].abs(), places[..., 1:]], -1)]
+    places = surface(camera, view.depth) / unit
+    parts = [
+        _COLOUR * shrunk(view.image, view.depth).flatten(2).mT,
+        _PLACE * torch.cat([places[..., :1].abs(), places[..., 1:]], -1),
+    ]
     if view.normals is not None:
         normals = view.normals.flatten(2).mT
         parts.append(_NORMAL * torch.cat([normals[..., :1].abs(), normals[..., 1:]], -1))

@@ -62,7 +62,7 @@ def mesh_cameras(rig: Rig, columns: int = 11, rows: int = 3) -> Camera:
     """Views to fuse: the whole range of poses that the generator was trained for, ``rows`` x ``columns``."""
     yaw = torch.linspace(-rig.yaw_max, rig.yaw_max, columns)
     pitch = torch.linspace(-rig.pitch_max, rig.pitch_max, rows) if rows > 1 else torch.zeros(1)
-    return rig.camera(yaw.repeat(rows), pitch.repeat_interleave(columns))
+    return rig.camera(rig.yaw_mean + yaw.repeat(rows), rig.pitch_mean + pitch.repeat_interleave(columns))
 
 
 def fuse(views: Rendering, camera: Camera, rig: Rig, size: int = 160) -> Mesh:

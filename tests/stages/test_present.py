@@ -191,7 +191,7 @@ class TestRefusals:
     def test_not_a_generator(self, tmp_path):
         modules = {"generator": tiny.network("pose")}
         artifact.save(tmp_path / "other", stage="s", modules=modules)
-        with pytest.raises(UserError, match="is not a 3D generator"):
+        with pytest.raises(UserError, match="is not a generator"):
             present(tmp_path / "other", tmp_path / "out")
 
     def test_unknown_item(self, result, tmp_path):

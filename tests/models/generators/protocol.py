@@ -270,6 +270,7 @@ class GeneratorContract:
     @torch.no_grad()
     def test_resolution(self, generator: Generator) -> None:
         ws, camera, side = self.latents(generator), self.camera(generator), generator.resolution
+        assert generator.free_resolution == self.free_resolution
         if not self.free_resolution:
             with pytest.raises(ValueError, match="resolution"):
                 generator.synthesis(ws, camera, resolution=2 * side)
