@@ -242,7 +242,7 @@ def test_field_gradient_supports_an_eikonal_loss():
     torch.manual_seed(0)
     network = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.Softplus(), torch.nn.Linear(8, 1)).double()
     points = torch.randn(1, 4, 3, generator=seeded(), dtype=torch.float64)
-    _, gradient = field_gradient(network.float(), points, create_graph=True)
+    _, gradient = field_gradient(network, points, create_graph=True)
     ((gradient.norm(dim=-1) - 1) ** 2).mean().backward()
     assert all(p.grad is None or p.grad.isfinite().all() for p in network.parameters())
     assert network[0].weight.grad.abs().max() > 0
