@@ -58,6 +58,11 @@ EXTRA = {
     "galatea zoo import gram generator.pth ema.pth --set preset=cats img_size=64 --out runs/gram": [],
     "galatea zoo verify runs/stylegan2": [],
     "galatea zoo export runs/stylegan2 --out stylegan2.pt": [],
+    # An imported EG3D through the whole pipeline: tests/stages/test_zoo_stages.py.
+    "galatea zoo import ffhq512-128.pkl --out runs/eg3d": None,
+    "galatea run configs/pipelines/artform.yaml --model runs/eg3d --image portrait.jpg --size 512"
+    " --out runs/portrait": None,
+    "galatea view runs/portrait/stylize": None,
     "galatea zoo parity tests/fixtures/parity/gram_face_like tests/fixtures/parity/stylesdf_t32_s64": [],
 }  # fmt: skip
 
