@@ -19,6 +19,7 @@ from models.rendering.mesh import Mesh
 from models.version import VERSION
 
 DENSITY = 0.66  # of the page's pixels to a picture's: sheets stay crisp on dense screens
+LEAD, LEAD_2D = "One artwork in, a head in three dimensions out.", "Pictures of a 2D generator."
 TEMPLATE = Path(__file__).with_name("gallery.html")
 
 
@@ -77,6 +78,7 @@ def page(cards: Sequence[Card], artifact: Artifact) -> str:
     links = "".join(f'<a href="#{_text(card.id)}">{_text(card.id)}</a>' for card in cards) if len(cards) > 1 else ""
     parts = {
         "title": _text(title),
+        "lead": _text(LEAD if any(card.video for card in cards) else LEAD_2D),
         "nav": f"<nav>{links}</nav>" if links else "",
         "cards": "\n".join(_card(card) for card in cards),
         "about": _about(artifact),

@@ -229,6 +229,7 @@ class StylizeStage(PerArtworkStage[StyleState]):
         self.network = network
         self.anchors: dict[str, AnchorSet] = {}
         self._strips: dict[str, Tensor] = {}
+        self._said = False  # once for all groups
         for variant in self.variants:
             if variant.tune:
                 self._recipe_of(variant)  # mistakes show at once
@@ -279,7 +280,9 @@ class StylizeStage(PerArtworkStage[StyleState]):
             if seen.depth is not None and seen.alpha is not None:
                 return recipe
             what = "renders no depth"
-        log.info("the generator %s: the recipe goes without %s", what, ", ".join(without))
+        if not self._said:
+            log.info("the generator %s: the recipe goes without %s", what, ", ".join(without))
+            self._said = True
         return dataclasses.replace(recipe, **without)
 
     def _anchor(self, item: Artwork, role: str) -> Anchor:

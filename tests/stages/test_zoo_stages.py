@@ -201,7 +201,7 @@ def test_stylize(stylised, prior):
 def test_present(shown, prior, case):
     generator = prior.module("generator")
     page = shown.media("index.html").read_text("utf-8")
-    assert CASES[case].said in page
+    assert CASES[case].said in page and ("in three dimensions" in page) == generator.is_3d
     names = {path.name for path in shown.media("index.html").parent.iterdir()}
     assert {"views_art.png", "strength_art.png", "poster_art.png", "reference_art.png"} <= names
     assert ("turntable_art.mp4" in names) == generator.is_3d == ("pose_art.png" in names)
