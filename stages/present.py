@@ -93,7 +93,7 @@ class PresentStage(Stage):
         video_size: int = 384,
         tile: int = 192,
         mesh_size: int = 160,
-        expressions: int = 12,
+        expressions: int = 8,
     ) -> None:
         super().__init__()
         if min(samples, frames, fps, scale, expressions) < 1 or min(video_size, tile) < 32:

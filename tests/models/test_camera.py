@@ -182,3 +182,20 @@ def test_orbit_and_turntable():
 def test_contradictory_rigs_are_refused(change, message):
     with pytest.raises(ValueError, match=message):
         RIG.replace(**change)
+
+
+@pytest.mark.parametrize("changes", [{}, {"pivot": (0.0, 0.0, 0.4), "centre": (0.0, 0.0, -0.3)}])
+def test_angles_undo_the_camera(changes):
+    rig, yaw, pitch = RIG.replace(**changes), torch.tensor([0.0, 0.4, -0.7]), torch.tensor([0.1, -0.2, 0.3])
+    torch.testing.assert_close(torch.stack(rig.angles(rig.camera(yaw, pitch))), torch.stack([yaw, pitch]))
+
+
+def test_angles_are_limited_around_the_mean():
+    rig = RIG.replace(yaw_mean=0.5, yaw_max=0.2, pitch_mean=-0.3, pitch_max=0.1)
+    yaw, pitch = rig.within(torch.tensor([0.0, 0.6, 1.0]), torch.tensor([-1.0, -0.25, 0.0]))
+    torch.testing.assert_close(yaw, torch.tensor([0.3, 0.6, 0.7]))
+    torch.testing.assert_close(pitch, torch.tensor([-0.4, -0.25, -0.2]))
+    for cameras in (rig.orbit(5, pitch=-0.3), rig.turntable(8)):
+        yaw, pitch = rig.angles(cameras)
+        torch.testing.assert_close(torch.stack([yaw, pitch]), torch.stack(rig.within(yaw, pitch)))
+        assert float(yaw.max() - yaw.min()) == pytest.approx(0.4, abs=1e-4)

@@ -251,6 +251,19 @@ def test_cameras_that_the_generator_cannot_have_are_refused(prior, folder, case)
         assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "option", "match"),
+    [
+        ("gram", {"model__search__space": "w"}, "search.space: .* has no w that serves all layers; use z or w"),
+        ("stylegan2", {"model__search__optimize_pose": "true"}, "optimize_pose: .* is a 2D generator, which has no"),
+    ],
+)
+def test_searches_that_a_generator_cannot_do_are_refused(name, option, match, tmp_path, folder):
+    given = {"model__prior__path": imported(name, tmp_path).path, "data__init_args__path": folder / "art.png"}
+    with pytest.raises(UserError, match=match):
+        stage("anchor", "fit", tmp_path / "anchor", **given, **option)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["stylegan2", "eg3d"])
 def test_the_pipeline_runs_to_its_end(name, tmp_path, folder):
