@@ -90,11 +90,13 @@ class PortraitTruth:
         input: at the artwork's own view, a batch of one.
         views: at the evaluated views.
         faces: frontal: the neutral head, then each of ``EXPRESSIONS`` at full strength.
+        subject: whose head it is.
     """
 
     input: Truth
     views: Truth
     faces: Truth
+    subject: str
 
 
 class MannequinArtworks(pl.LightningDataModule):
@@ -166,6 +168,7 @@ class MannequinArtworks(pl.LightningDataModule):
             input=portrayal.render(portrayal.camera, self.size, self.supersample),
             views=portrayal.render(RIG.camera(yaws, portrayal.pitch), self.size, self.supersample),
             faces=portrayal.render(front, self.size, self.supersample, faces),
+            subject=str(portrayal.seed),
         )
 
     def setup(self, stage: str) -> None:

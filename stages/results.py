@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import NoReturn
 
@@ -28,6 +29,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("folders", nargs="+", type=Path, help=f"run folders; every {FILE} below them is read")
     parser.add_argument("--baseline", help="variant that the others are compared with, item by item")
     parser.add_argument("--metric", nargs="+", default=[], help="only these metrics")
+    parser.add_argument("--item", nargs="+", default=[], metavar="PATTERN", help="only these items, like 'ukiyoe-*'")
     parser.add_argument("--split", nargs="+", default=[], help="only these splits")
     parser.add_argument("--seed", type=int, default=0, help="of the bootstrap (default 0)")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="also write the table as Markdown")
@@ -45,9 +47,10 @@ def main(arguments: Sequence[str]) -> None:
         for record in records
         if (not options.metric or record.metric in options.metric)
         and (not options.split or record.split in options.split)
+        and (not options.item or any(fnmatchcase(record.item, pattern) for pattern in options.item))
     ]
     if not kept:
-        raise UserError(f"none of the {len(records)} values belongs to the chosen metrics and splits")
+        raise UserError(f"none of the {len(records)} values belongs to the chosen metrics, splits and items")
     rows = summarise(kept, options.baseline, options.seed)
     if options.markdown is not None:
         with atomic_write(options.markdown) as file:

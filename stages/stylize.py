@@ -27,7 +27,7 @@ from models.losses.direction import directional_l2, directional_loss, displaceme
 from models.losses.image import locality_codes, locality_loss
 from models.losses.views import PseudoView, carried, faced, mirrored
 from models.metrics.image import diversity
-from models.metrics.portrait import Score, compare_expressions, compare_input, compare_views, strip
+from models.metrics.portrait import Score, score_head, strip
 from models.metrics.records import Record, read_records, write_records
 from models.tuning import TunedWeights, part, with_weights
 from stages.base import ArtifactRef, GroupState, PerArtworkStage, item_generator
@@ -560,8 +560,12 @@ class StylizeStage(PerArtworkStage[StyleState]):
             for variant, seed in todo:
                 renderer, ws, expression = self._tuned(variant, item, seed)
                 with torch.no_grad():
-                    scores, pictures = self._score(renderer, ws, expression, truth, item)
-                self._write_result(variant, item, seed, scores)
+                    scores, pictures = score_head(
+                        renderer, ws, expression, truth, self.perceptual, self.identity, self.generator.expressions
+                    )
+                    ratio = self._diversity(renderer) / self._diversity(self.generator)
+                scores.append(Score("", "diversity_ratio", True, ratio))
+                self._write_result(variant, item, seed, scores, truth.subject)
                 write_image(self.out / "strips" / variant.name / f"{item.id}_{seed}.png", pictures)
                 shown = {s.metric: s.value for s in scores if s.view == "input"}
                 log.info("%s, %s, seed %d: input view %.2f dB", item.id, variant.name, seed, shown["psnr"])
@@ -588,23 +592,6 @@ class StylizeStage(PerArtworkStage[StyleState]):
                 state.optimizer.step()
         return state.item(0).tuned, state.targets[0].ws, state.targets[0].expression
 
-    def _score(
-        self, renderer: Any, ws: Latents, expression: Tensor | None, truth: Any, item: Artwork
-    ) -> tuple[list[Score], Tensor]:
-        found = renderer.synthesis(ws, truth.views.camera, expression=expression)
-        scores = compare_views(found, truth.views, truth.input, self.perceptual, self.identity)
-        own = renderer.synthesis(ws, truth.input.camera, expression=expression)
-        scores += compare_input(own, truth.input, self.perceptual)
-        pictures = [truth.views.image, found.image]
-        names = self.generator.expressions
-        if names and len(names) == truth.faces.expression.shape[1]:
-            codes = truth.faces.expression + (0 if expression is None else expression)
-            faces = renderer.synthesis(ws, truth.faces.camera, expression=codes).image
-            scores += compare_expressions(faces, truth.faces.image, names)
-            pictures += [truth.faces.image, faces]
-        scores.append(Score("", "diversity_ratio", True, self._diversity(renderer) / self._diversity(self.generator)))
-        return scores, strip(*pictures)
-
     def _diversity(self, renderer: Any, count: int = 12) -> float:
         """Mean perceptual distance between pictures of the same random codes and views (Sec. 4.4)."""
         draws = torch.Generator().manual_seed(self.seed)
@@ -612,12 +599,12 @@ class StylizeStage(PerArtworkStage[StyleState]):
         cameras = self.generator.rig.random(count, draws).to(self.device)
         return float(diversity(self.perceptual, renderer.synthesis(ws, cameras).image))
 
-    def _write_result(self, variant: Variant, item: Artwork, seed: int, scores: Sequence[Score]) -> None:
+    def _write_result(self, variant: Variant, item: Artwork, seed: int, scores: Sequence[Score], subject: str) -> None:
         split = self.trainer.datamodule.split  # type: ignore[attr-defined]
         records = [
             Record(
                 PROTOCOL, PROTOCOL_VERSION, split, item.id, score.view, seed, variant.name,
-                self.network if score.network else "", score.metric, score.value,
+                self.network if score.network else "", score.metric, score.value, subject,
             )
             for score in scores
         ]  # fmt: skip

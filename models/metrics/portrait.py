@@ -13,7 +13,7 @@ from torch import Tensor
 from models.camera import Camera
 from models.features.base import PerceptualDistance
 from models.features.embedded import SEGMENTS
-from models.generators.base import Rendering
+from models.generators.base import Generator, Latents, Rendering
 from models.metrics.geometry import depth_mae, eroded, normal_error
 from models.metrics.image import (
     change_correlation,
@@ -25,6 +25,7 @@ from models.metrics.image import (
     ssim,
 )
 from models.rendering.visibility import seen_from
+from models.tuning import TunedWeights
 
 FACE = tuple(SEGMENTS.index(name) for name in ("skin", "eye_white", "iris", "lips", "mouth", "brow", "beard"))
 
@@ -38,6 +39,20 @@ class ViewTruth(Protocol):
     normals: Tensor
     segmentation: Tensor
     camera: Camera
+
+
+class HeadTruth(Protocol):
+    """A head at the artwork's own view, from other views, and with every expression, neutral first."""
+
+    input: ViewTruth
+    views: ViewTruth
+    faces: ExpressionTruth
+
+
+class ExpressionTruth(ViewTruth, Protocol):
+    """Pictures (1 + E, 3, H, W) with expression codes (1 + E, E)."""
+
+    expression: Tensor
 
 
 @dataclass(frozen=True)
@@ -127,6 +142,34 @@ def compare_expressions(found: Tensor, truth: Tensor, names: Sequence[str]) -> l
         found[:1].expand(count, -1, -1, -1), found[1:], truth[:1].expand_as(truth[1:]), truth[1:]
     )
     return [Score("", f"expression:{name}", False, value) for name, value in zip(names, changes.tolist(), strict=True)]
+
+
+def score_head(
+    renderer: Generator | TunedWeights,
+    ws: Latents,
+    expression: Tensor | None,
+    truth: HeadTruth,
+    perceptual: PerceptualDistance,
+    identity: Callable[[Tensor], Tensor] | None = None,
+    expressions: Sequence[str] = (),
+) -> tuple[list[Score], Tensor]:
+    """All scores of one head, and truth and rendering as rows of one picture (3, H', W').
+
+    Args:
+        renderer: shows codes ``ws`` of one item, with the resting ``expression`` (1, E) or None.
+        expressions: names of the coefficients; compared when the truth has as many.
+    """
+    found = renderer.synthesis(ws, truth.views.camera, expression=expression)
+    scores = compare_views(found, truth.views, truth.input, perceptual, identity)
+    own = renderer.synthesis(ws, truth.input.camera, expression=expression)
+    scores += compare_input(own, truth.input, perceptual)
+    pictures = [truth.views.image, found.image]
+    if expressions and len(expressions) == truth.faces.expression.shape[1]:
+        codes = truth.faces.expression + (0 if expression is None else expression)
+        faces = renderer.synthesis(ws, truth.faces.camera, expression=codes).image
+        scores += compare_expressions(faces, truth.faces.image, expressions)
+        pictures += [truth.faces.image, faces]
+    return scores, strip(*pictures)
 
 
 def strip(truth: Tensor, *rows: Tensor) -> Tensor:

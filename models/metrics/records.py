@@ -6,7 +6,7 @@ import csv
 import math
 import os
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 
 from models.errors import UserError
@@ -23,13 +23,14 @@ class Record:
         protocol: what was done, for example "artform-multiview".
         version: of the protocol; values of different versions are never averaged together.
         split: of the data.
-        item: the subject or artwork; intervals are drawn over items.
+        item: the subject or artwork; differences are paired by item.
         view: camera or frame, "" when the value is not of one view.
         seed: of the run.
         variant: the method or ablation.
         feature_network: the network the metric is measured with, "" for none.
         metric: name, for example "lpips".
         value: may be NaN.
+        subject: whose head it is: intervals are drawn over subjects. "" when each item is one of its own.
     """
 
     protocol: str
@@ -42,9 +43,11 @@ class Record:
     feature_network: str
     metric: str
     value: float
+    subject: str = ""
 
 
 COLUMNS = tuple(field.name for field in fields(Record))
+REQUIRED = tuple(field.name for field in fields(Record) if field.default is MISSING)
 
 
 def write_records(path: str | os.PathLike[str], records: Iterable[Record]) -> Path:
@@ -74,12 +77,12 @@ def read_records(path: str | os.PathLike[str]) -> list[Record]:
     records = []
     with os_errors(path, "read"), open(path, newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
-        if missing := [name for name in COLUMNS if name not in (reader.fieldnames or ())]:
+        if missing := [name for name in REQUIRED if name not in (reader.fieldnames or ())]:
             raise UserError(f"{path} is not a metrics file: it has no column {', '.join(missing)}")
         for row in reader:
             try:
                 record = Record(
-                    **{name: row[name] for name in COLUMNS if name not in ("seed", "value")},
+                    **{name: row[name] for name in COLUMNS if name in row and name not in ("seed", "value")},
                     seed=int(row["seed"]),
                     value=float(row["value"]),
                 )
@@ -96,7 +99,7 @@ def holds_records(path: str | os.PathLike[str]) -> bool:
         UserError: when it cannot be read.
     """
     with os_errors(path, "read"), open(path, newline="", encoding="utf-8") as file:
-        return set(COLUMNS) <= set(next(csv.reader(file), ()))
+        return set(REQUIRED) <= set(next(csv.reader(file), ()))
 
 
 def finite(records: Iterable[Record]) -> list[Record]:

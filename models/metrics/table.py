@@ -1,4 +1,4 @@
-"""Joins tidy metrics: means, paired differences and bootstrap intervals over items."""
+"""Joins tidy metrics: means, paired differences and bootstrap intervals over subjects."""
 
 from __future__ import annotations
 
@@ -18,17 +18,18 @@ class Estimate:
 
     Attributes:
         mean: over items.
-        low, high: interval over resampled items; NaN for a single item.
-        items: how many.
+        low, high: interval over resampled subjects; NaN for a single one.
+        items, subjects: how many.
     """
 
     mean: float
     low: float
     high: float
     items: int
+    subjects: int
 
     def __str__(self) -> str:
-        interval = f" [{self.low:.4g}, {self.high:.4g}]" if self.items > 1 else ""
+        interval = f" [{self.low:.4g}, {self.high:.4g}]" if self.subjects > 1 else ""
         return f"{self.mean:.4g}{interval}"
 
     @property
@@ -61,11 +62,19 @@ class Row:
 
 
 _Key = tuple[str, str, str, str, str]
-_NOTHING = Estimate(float("nan"), float("nan"), float("nan"), 0)
+_NOTHING = Estimate(float("nan"), float("nan"), float("nan"), 0, 0)
 
 
-def bootstrap(values: Sequence[float], seed: int = 0, resamples: int = 2000) -> Estimate:
+def bootstrap(
+    values: Sequence[float], subjects: Sequence[str] | None = None, seed: int = 0, resamples: int = 2000
+) -> Estimate:
     """Mean of ``values``, one per item, and the 2.5 % and 97.5 % quantiles of the resampled mean.
+
+    Args:
+        values: one per item.
+        subjects: whose each item is. Items of one subject are not independent: they are drawn together (cluster
+            bootstrap). Each item is a subject of its own by default.
+        seed, resamples: of the drawing.
 
     Raises:
         ValueError: without values.
@@ -73,11 +82,13 @@ def bootstrap(values: Sequence[float], seed: int = 0, resamples: int = 2000) -> 
     array = np.asarray(values, dtype=np.float64)
     if array.size == 0:
         raise ValueError("no values to average")
-    if array.size == 1:
-        return Estimate(float(array[0]), float("nan"), float("nan"), 1)
-    draws = np.random.default_rng(seed).integers(0, array.size, (resamples, array.size))
-    low, high = np.quantile(array[draws].mean(1), [0.025, 0.975])
-    return Estimate(float(array.mean()), float(low), float(high), int(array.size))
+    _, owner = np.unique(np.arange(array.size) if subjects is None else np.asarray(subjects), return_inverse=True)
+    total, count = np.bincount(owner, array), np.bincount(owner)
+    if total.size == 1:
+        return Estimate(float(array.mean()), float("nan"), float("nan"), array.size, 1)
+    draws = np.random.default_rng(seed).integers(0, total.size, (resamples, total.size))
+    low, high = np.quantile(total[draws].sum(1) / count[draws].sum(1), [0.025, 0.975])
+    return Estimate(float(array.mean()), float(low), float(high), array.size, total.size)
 
 
 def summarise(records: Iterable[Record], baseline: str | None = None, seed: int = 0) -> list[Row]:
@@ -104,6 +115,11 @@ def summarise(records: Iterable[Record], baseline: str | None = None, seed: int 
         else:
             groups[key][record.variant]  # a variant whose values are all dropped still has a row
             dropped[key, record.variant] += 1
+    subjects = {record.item: record.subject or record.item for record in records}
+
+    def estimate(items: dict[str, float]) -> Estimate:
+        return bootstrap(list(items.values()), [subjects[item] for item in items], seed) if items else _NOTHING
+
     rows = []
     for key in sorted(groups):
         variants = {
@@ -112,12 +128,12 @@ def summarise(records: Iterable[Record], baseline: str | None = None, seed: int 
         }
         for variant in sorted(variants, key=lambda name: (name != baseline, name)):
             items = variants[variant]
-            value = bootstrap(list(items.values()), seed) if items else _NOTHING
+            value = estimate(items)
             difference = None
             if baseline is not None and variant != baseline:
                 other = variants.get(baseline, {})
-                paired = [items[item] - other[item] for item in sorted(items.keys() & other.keys())]
-                difference = bootstrap(paired, seed) if paired else None
+                paired = {item: items[item] - other[item] for item in sorted(items.keys() & other.keys())}
+                difference = estimate(paired) if paired else None
             rows.append(Row(*key, variant, value, difference, dropped[key, variant]))
     return rows
 
@@ -128,7 +144,11 @@ COLUMNS = ("protocol", "split", "metric", "measured with", "variant", "mean [95 
 def cells(row: Row) -> tuple[str, ...]:
     """A row as text; an asterisk marks a difference whose interval excludes 0."""
     difference = "" if row.difference is None else f"{row.difference}{' *' if row.difference.excludes_zero else ''}"
-    items = f"{row.value.items}" + (f" ({row.dropped} values not finite)" if row.dropped else "")
+    items = f"{row.value.items}"
+    if row.value.subjects != row.value.items:
+        items += f" of {row.value.subjects} subjects"
+    if row.dropped:
+        items += f" ({row.dropped} values not finite)"
     protocol = f"{row.protocol} v{row.version}"
     return (protocol, row.split, row.metric, row.feature_network, row.variant, str(row.value), difference, items)
 

@@ -26,6 +26,13 @@ def test_prints_and_writes(runs, capsys):
     assert "| views v1 | test | psnr | full | 6.333" in (runs / "table.md").read_text()
 
 
+def test_chosen_items(runs, capsys):
+    main([str(runs), "--item", "[01]"])
+    assert "full │ 5.5 [5, 6]" in " ".join(capsys.readouterr().out.split())
+    with pytest.raises(UserError, match="none of the 6 values"):
+        main([str(runs), "--item", "x*"])
+
+
 def test_training_logs_of_the_same_name_are_passed_over(runs, capsys):
     (runs / "one" / "logs").mkdir()
     (runs / "one" / "logs" / "metrics.csv").write_text("epoch,step,loss\n0,1,2.5\n")

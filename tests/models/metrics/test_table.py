@@ -55,6 +55,28 @@ def test_bootstrap_interval():
         bootstrap([])
 
 
+def test_items_of_one_subject_are_drawn_together():
+    heads = {"a": 1.0, "b": 2.0, "c": 4.0, "d": 7.0}
+    values, owners = [v for v in heads.values() for _ in range(6)], [name for name in heads for _ in range(6)]
+    clustered, alone = bootstrap(values, owners), bootstrap(list(heads.values()))
+    # Six copies of a head say no more than one.
+    assert (clustered.mean, clustered.low, clustered.high) == (alone.mean, alone.low, alone.high)
+    assert (clustered.items, clustered.subjects) == (24, 4) and clustered.high > bootstrap(values).high
+    assert math.isnan(bootstrap([1.0, 3.0], ["a", "a"]).low)
+    # Unequal numbers: the mean stays that over items, in every resample too.
+    assert bootstrap([0.0, 0.0, 3.0], ["a", "a", "b"]).mean == 1.0
+    records = [record(f"{style}-{name}", value=v, subject=name) for name, v in heads.items() for style in "xy"]
+    (row,) = summarise(records)
+    assert "8 of 4 subjects" in markdown([row])
+
+
+def test_files_without_subjects_are_read(tmp_path):
+    path = write_records(tmp_path, [record("a")])
+    lines = [line.rsplit(",", 1)[0] for line in path.read_text().splitlines()]
+    path.write_text("\n".join(lines) + "\n")
+    assert read_records(path) == [record("a")]
+
+
 def test_views_are_averaged_within_an_item_first():
     records = [record("a", value=0.0), record("b", value=1.0, view="1"), record("b", value=3.0, view="2")]
     (row,) = summarise(records)
