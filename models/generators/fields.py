@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -62,20 +63,56 @@ class HeadChart(Configurable):
         v = torch.sin((v * self.focus_v).clamp(-math.pi / 2, math.pi / 2)) / math.sin(self.focus_v)
         return torch.stack([u, v], -1)
 
-    def displace(self, points: Tensor, shift: Tensor) -> Tensor:
-        """Move world points (..., 3) by a chart shift (..., 2): around the axis and along it."""
-        x, y, z = points.unbind(-1)
-        z = z - self._axis(y)
-        u, v = (self(points) + shift).unbind(-1)
+    def _place(self, uv: Tensor) -> tuple[Tensor, Tensor]:
+        """Azimuth, radians, and height y, world units, of chart coordinates (..., 2)."""
+        u, v = uv.unbind(-1)
         limit = 1 - 1e-6  # the slope of asin is infinite at 1
         u = torch.asin((u * math.sin(self.focus_u)).clamp(-limit, limit)) / self.focus_u
         v = torch.asin((v * math.sin(self.focus_v)).clamp(-limit, limit)) / self.focus_v
         height = self.low + (1 - v) / 2 * (self.high - self.low)
         above = (height - self.crown).clamp_min(0)  # inverts y + (y - crown)^2
-        y = torch.where(above > 0, self.crown + ((1 + 4 * above).sqrt() - 1) / 2, height)
+        return u * self.azimuth_max, torch.where(above > 0, self.crown + ((1 + 4 * above).sqrt() - 1) / 2, height)
+
+    def displace(self, points: Tensor, shift: Tensor) -> Tensor:
+        """Move world points (..., 3) by a chart shift (..., 2): around the axis and along it."""
+        x, y, z = points.unbind(-1)
+        z = z - self._axis(y)
+        azimuth, y = self._place(self(points) + shift)
         radius = (x.square() + z.square()).clamp_min(1e-12).sqrt()
-        azimuth = u * self.azimuth_max
         return torch.stack([radius * azimuth.sin(), y, radius * azimuth.cos() + self._axis(y)], -1)
+
+    def segments(self, uv: Tensor, extent: float) -> tuple[Tensor, Tensor]:
+        """As :meth:`models.rendering.atlas.Chart.segments`: horizontal lines that end on the axis."""
+        azimuth, y = self._place(uv)
+        axis = torch.stack([torch.zeros_like(y), y, self._axis(y)], -1)
+        outwards = torch.stack([azimuth.sin(), torch.zeros_like(y), azimuth.cos()], -1)
+        return axis + math.sqrt(2) * extent * outwards, axis
+
+
+class FrontalChart(Configurable):
+    """Coordinates (u, v) in [-1, 1] across a square seen along -z, for manifolds that all face the front (GRAM-HD).
+
+    Args:
+        centre: a point before or behind the square's middle. reach: half its side, world units.
+    """
+
+    centre: Tensor
+
+    def __init__(self, centre: Sequence[float] = (0.0, 0.0, 0.0), reach: float = 1.0) -> None:
+        super().__init__()
+        self.register_buffer("centre", torch.tensor([float(v) for v in centre]), persistent=False)
+        self.reach = reach
+
+    def forward(self, points: Tensor) -> Tensor:
+        """World points (..., 3) -> (..., 2), clamped at the square's border; v grows downwards."""
+        x, y, _ = (points - self.centre).unbind(-1)
+        return torch.stack([x, -y], -1).div(self.reach).clamp(-1, 1)
+
+    def segments(self, uv: Tensor, extent: float) -> tuple[Tensor, Tensor]:
+        """As :meth:`models.rendering.atlas.Chart.segments`: lines parallel to z, front to back."""
+        x, y = (uv * uv.new_tensor([self.reach, -self.reach]) + self.centre[:2]).unbind(-1)
+        front, back = (torch.stack([x, y, torch.full_like(x, z)], -1) for z in (extent, -extent))
+        return front, back
 
 
 class TextureStack(Configurable):

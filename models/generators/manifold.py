@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from models.camera import Camera
 from models.generators.base import Edit, FieldSample, Latents, Rendering
-from models.generators.fields import HeadChart, TextureStack
+from models.generators.fields import FrontalChart, HeadChart, TextureStack
 from models.generators.painted import PaintedGenerator, Painting, over_chart
 from models.generators.triplane import TriPlaneField
+from models.rendering.atlas import Atlas, Chart, flatten
 from models.rendering.compositing import composite_layers, density_alpha, depth_normals
 from models.rendering.manifolds import (
     CrossingCache,
@@ -27,6 +28,7 @@ from models.rendering.manifolds import (
 )
 
 FIELDS = ("textures", "triplane")
+FLATTENINGS = ("head", "frontal")
 
 
 class ManifoldGenerator(PaintedGenerator):
@@ -46,10 +48,12 @@ class ManifoldGenerator(PaintedGenerator):
             loses crossings along silhouettes, the fewer the larger the image.
         samples: samples per ray in the crossing search.
         bake_predictor: search on a baked grid; the predictor then gets no gradient from rendering.
+        flattening: how :meth:`atlas` lays out the manifolds: "head" (on the chart) or "frontal" (on a square that
+            covers what the rig's cameras frame, for manifolds that do not close around a head).
         options: of :class:`PaintedGenerator`.
 
     Raises:
-        ValueError: when ``levels`` do not decrease or ``field`` is unknown.
+        ValueError: when ``levels`` do not decrease, or ``field`` or ``flattening`` is unknown.
     """
 
     levels: Tensor
@@ -67,12 +71,15 @@ class ManifoldGenerator(PaintedGenerator):
         intersection_stride: int = 1,
         samples: int = 48,
         bake_predictor: bool = True,
+        flattening: str = "head",
         **options: Any,
     ) -> None:
         if list(levels) != sorted(levels, reverse=True) or len(levels) < 2:
             raise ValueError("levels must decrease: the outermost manifold comes first")
         if field not in FIELDS:
             raise ValueError(f"field must be one of {FIELDS}, got {field!r}")
+        if flattening not in FLATTENINGS:
+            raise ValueError(f"flattening must be one of {FLATTENINGS}, got {flattening!r}")
         planes = TriPlaneField(**(triplane or {})) if field == "triplane" else None
         stack = TextureStack(len(levels), thickness)
         super().__init__((planes or stack).channels, z_dim, chart=chart, **options)
@@ -82,6 +89,10 @@ class ManifoldGenerator(PaintedGenerator):
         self.register_buffer("levels", torch.tensor([float(v) for v in levels]))
         self.intersection_stride, self.samples, self.bake_predictor = intersection_stride, samples, bake_predictor
         self._cache: CrossingCache[Crossings] = CrossingCache()
+        self._atlases: CrossingCache[Atlas] = CrossingCache()
+        self.layout: Chart = self.chart
+        if flattening == "frontal":
+            self.layout = FrontalChart(self.rig.pivot, self.rig.frame * self.rig.far / self.rig.radius / 2)
         self.register_buffer("pivot", torch.tensor(self.rig.pivot), persistent=False)
         if planes is None:
             # A clean and faint start: one shared colour, and every manifold lets most light through, so that all
@@ -110,7 +121,9 @@ class ManifoldGenerator(PaintedGenerator):
 
     def layer_index(self, points: Tensor) -> Tensor:
         """Fractional manifold index (...) of world points (..., 3), clamped to the outermost and innermost."""
-        scalar = self.predictor(points)
+        return self._layer_index(self.predictor(points))
+
+    def _layer_index(self, scalar: Tensor) -> Tensor:
         after = torch.searchsorted(-self.levels, -scalar.detach().contiguous()).clamp(1, len(self.levels) - 1)
         low, high = self.levels[after - 1], self.levels[after]
         return (after - 1 + (low - scalar) / (low - high)).clamp(0, len(self.levels) - 1)
@@ -144,6 +157,25 @@ class ManifoldGenerator(PaintedGenerator):
             density=found.density,
             occupancy=density_alpha(found.density, found.density.new_tensor(self.thickness)),
         )
+
+    # -- the manifolds, flattened ----------------------------------------------------------------------------------
+
+    def atlas(self, size: int) -> Atlas:
+        """Points of a ``size`` x ``size`` grid on each manifold; without gradient, cached unless the predictor learns.
+
+        The grid is that of :meth:`on_atlas`.
+        """
+        state = (self.predictor.version, self.levels._version, self.levels.data_ptr(), size)
+        make = lambda: flatten(self.predictor.baked(), self.levels, self.layout, size, extent=self.predictor.extent)  # noqa: E731
+        return self._atlases.get(state, make)
+
+    def on_atlas(self, points: Tensor) -> Tensor:
+        """World points (..., 3) to coordinates (u, v, manifold) (..., 3) in [-1, 1] of a volume (B, C, N, H, W).
+
+        For ``grid_sample(align_corners=False)``. The manifold is looked up on the baked predictor, without gradient.
+        """
+        index = self._layer_index(self.predictor.baked()(points.detach()))
+        return torch.cat([self.layout(points), ((2 * index + 1) / len(self.levels) - 1)[..., None]], -1)
 
     # -- rendering -----------------------------------------------------------------------------------------------
 
