@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import re
@@ -12,13 +11,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytorch_lightning as pl
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from models.camera import LABEL_SIZE, Camera, Rig
-from models.errors import UserError, one_line
+from datamodules.labels import LABELS, camera_labels, parse_json
+from models.camera import Camera, Rig
+from models.errors import UserError
 from models.files import os_errors, resolve
 from models.image_io import IMAGE_SUFFIXES, MIN_SIDE, read_image, to_uint8
 
@@ -243,7 +242,8 @@ def _entries(place: Path) -> list[dict[str, Any]]:
         return [{"file": place.name}]
     if (place / "artworks.json").exists():
         return _listed(place / "artworks.json")
-    labels = _labels(place / "dataset.json") if (place / "dataset.json").exists() else {}
+    file = place / LABELS
+    labels = camera_labels(_json(file), str(file)) if file.exists() else {}
     with os_errors(place, "read"):
         names = sorted(p.name for p in place.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and p.name[0] != ".")
     names = sorted(labels) if labels else names
@@ -254,10 +254,7 @@ def _entries(place: Path) -> list[dict[str, Any]]:
 
 def _json(file: Path) -> Any:
     with os_errors(file, "read"):
-        try:
-            return json.loads(file.read_text("utf-8"))
-        except ValueError as error:
-            raise UserError(f"{file} is not valid JSON: {one_line(error)}") from error
+        return parse_json(file.read_bytes(), str(file))
 
 
 def _listed(file: Path) -> list[dict[str, Any]]:
@@ -282,24 +279,3 @@ def _listed(file: Path) -> list[dict[str, Any]]:
             if not isinstance(value, kinds[key]) or isinstance(value, bool):
                 raise UserError(f"{file}: item {i}: {key} is {value!r}, which has the wrong type")
     return entries
-
-
-def _labels(file: Path) -> dict[str, Tensor]:
-    content = _json(file)
-    pairs = content.get("labels") if isinstance(content, Mapping) else None
-    if not isinstance(pairs, list) or not pairs:
-        raise UserError(f'{file} must be {{"labels": [[name, [{LABEL_SIZE} numbers]], ...]}}')
-    labels: dict[str, Tensor] = {}
-    for pair in pairs:
-        if not (isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], str) and isinstance(pair[1], list)):
-            raise UserError(f"{file}: {str(pair)[:60]} is not a pair of a file name and a list of numbers")
-        name, numbers = pair
-        if name in labels:
-            raise UserError(f"{file} names {name} twice")
-        try:
-            label = torch.tensor(numbers, dtype=torch.float32)
-            Camera.from_label(label[None])
-        except (ValueError, TypeError, RuntimeError) as error:
-            raise UserError(f"{file}: {name}: {one_line(error)} ({len(numbers)} numbers given)") from error
-        labels[name] = label
-    return labels

@@ -6,5 +6,11 @@ class UserError(Exception):
 
 
 def one_line(error: object) -> str:
-    """``str(error)`` with every run of white space, line breaks included, turned into one space."""
-    return " ".join(str(error).split())
+    """``str(error)`` with every run of white space, line breaks included, turned into one space.
+
+    Of an error that a loader's worker process reports with its traceback, only what was wrong.
+    """
+    text = str(error)
+    if text.startswith("Caught UserError in DataLoader worker"):
+        text = text.rpartition(f"{UserError.__name__}: ")[2]
+    return " ".join(text.split())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import warnings
@@ -39,10 +40,25 @@ def read_image(path: str | os.PathLike[str]) -> Tensor:
         raise UserError(f"image {path} is a folder")
     if path.stat().st_size == 0:
         raise UserError(f"image {path} is empty (0 bytes)")
+    return _decode(path, path)
+
+
+def decode_image(content: bytes, name: str) -> Tensor:
+    """As :func:`read_image`, from a file's content; ``name`` is what errors call it.
+
+    Raises:
+        UserError: as :func:`read_image`.
+    """
+    if not content:
+        raise UserError(f"image {name} is empty (0 bytes)")
+    return _decode(io.BytesIO(content), name)
+
+
+def _decode(source: Path | io.BytesIO, path: Path | str) -> Tensor:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's size warning: our own limit is stricter
-            with Image.open(path) as image:
+            with Image.open(source) as image:
                 _check_size(path, *image.size)
                 image.load()
                 array = _rgb(path, image)
@@ -55,7 +71,7 @@ def read_image(path: str | os.PathLike[str]) -> Tensor:
     return torch.from_numpy(array).permute(2, 0, 1)[None].float() / 127.5 - 1
 
 
-def _check_size(path: Path, width: int, height: int) -> None:
+def _check_size(path: Path | str, width: int, height: int) -> None:
     if width * height > MAX_PIXELS:
         raise UserError(
             f"image {path} is too large: {width} x {height}, at most {MAX_PIXELS // 10**6} million pixels are read"
@@ -64,7 +80,7 @@ def _check_size(path: Path, width: int, height: int) -> None:
         raise UserError(f"image {path} is too small: {width} x {height}, both sides need {MIN_SIDE} pixels")
 
 
-def _rgb(path: Path, image: Image.Image) -> np.ndarray:
+def _rgb(path: Path | str, image: Image.Image) -> np.ndarray:
     # Damaged EXIF does not make the pixels unreadable.
     with suppress(ValueError, SyntaxError, KeyError, TypeError, OverflowError, ZeroDivisionError):
         image = ImageOps.exif_transpose(image)
@@ -76,7 +92,7 @@ def _rgb(path: Path, image: Image.Image) -> np.ndarray:
     return np.array(image.convert("RGB"))
 
 
-def _to_8_bit(path: Path, values: np.ndarray) -> np.ndarray:
+def _to_8_bit(path: Path | str, values: np.ndarray) -> np.ndarray:
     top = 1.0 if values.dtype.kind == "f" else 65535.0
     if not np.isfinite(values).all() or values.min() < 0 or values.max() > top:
         raise UserError(f"image {path} has values outside 0 to {top:g}, whose meaning is not known")
