@@ -24,12 +24,13 @@ class LastCheckpoint(pl.Callback):
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if batches_done(trainer) % self.every_n_batches == 0 and not trainer.is_last_batch:
-            self._save(trainer)
+            self.save(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        self._save(trainer)
+        self.save(trainer)
 
-    def _save(self, trainer: pl.Trainer) -> None:
+    def save(self, trainer: pl.Trainer) -> None:
+        """Save now, unless this very batch is saved; all ranks call it together."""
         if trainer.fast_dev_run or self._saved == batches_done(trainer):  # type: ignore[attr-defined]
             return
         self._saved = batches_done(trainer)

@@ -26,6 +26,7 @@ from pytorch_lightning.strategies import DDPStrategy
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from callbacks.checkpoint import LastCheckpoint
 from datamodules.artworks import Artwork
 from models.artifact import Artifact, load
 from models.errors import UserError
@@ -87,6 +88,17 @@ class Stage(pl.LightningModule):
         Called on rank 0 only, between steps.
         """
         return {}
+
+    def agree(self, asked: bool) -> bool:
+        """Whether any rank is ``asked`` to stop. Ranks that train together call it together, and stop together."""
+        return self.trainer.strategy.reduce_boolean_decision(asked, all=False)
+
+    def save_progress(self) -> None:
+        """Save what the run continues from; between batches, after :meth:`agree`."""
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, LastCheckpoint):
+                callback.save(self.trainer)
+        self.trainer.strategy.barrier("saved")  # no rank ends while another writes
 
     def take(self, role: str, ref: ArtifactRef) -> nn.Module:
         """The module that ``ref`` names; its artifact becomes a parent of what this stage exports.
@@ -244,9 +256,14 @@ class PerArtworkStage(Stage, Generic[State]):
         if steps < 1 or group_size < 1 or save_every < 1:
             raise UserError("steps, group_size and save_every must be at least 1")
         self.automatic_optimization = False
+
+    Attributes:
+        shard: (index, count) takes every count-th group only, as one of several runs in the same folder; a run
+            without it then finishes and exports. Set by the command line.
         self.steps = steps
         self.group_size = group_size
         self.save_every = save_every
+    shard: tuple[int, int] = (0, 1)
         self.seed = seed
         self._plan: deque[_Tick] = deque()
         self._group: list[State] = []  # a list, so that nn.Module registers nothing of it
@@ -297,11 +314,19 @@ class PerArtworkStage(Stage, Generic[State]):
     def _ticks(self, items: Sequence[Artwork]) -> list[_Tick]:
         record = self._read_record(items)
         if record is None:
+        groups = groups[self.shard[0] :: self.shard[1]]
             return [_Tick(items, step) for step in range(self.steps)]
         if record["finished"]:
             return []
         # A group killed between its last step and its results has one tick left, that only writes them.
         return [_Tick(items, step) for step in range(min(record["step"], self.steps - 1), self.steps)]
+
+    def agree(self, asked: bool) -> bool:
+        return asked  # ranks work apart, and never wait for one another
+
+    def save_progress(self) -> None:
+        if self._group:
+            self._save(self._group[0])
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
         if not self._plan:

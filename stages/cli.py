@@ -23,6 +23,7 @@ from callbacks.artifact import ExportArtifact
 from callbacks.checkpoint import LastCheckpoint
 from callbacks.guard import FiniteGuard
 from callbacks.media import MediaPanels
+from callbacks.preemption import Preemption
 from callbacks.progress import progress
 from models.errors import UserError, one_line
 from models.files import ROOT, atomic_write, check_folder, sweep
@@ -59,7 +60,8 @@ class SaveConfig(SaveConfigCallback):
     """Writes the parsed configuration to ``OUT/config.yaml``, atomically and over an earlier one."""
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        if trainer.is_global_zero and not self.already_saved:
+        first = getattr(pl_module, "shard", (0, 1))[0] == 0  # of several runs in the same folder
+        if trainer.is_global_zero and first and not self.already_saved:
             with atomic_write(Path(trainer.default_root_dir) / "config.yaml") as file:
                 self.parser.save(self.config, file, skip_none=False, overwrite=True, multifile=False)
             self.already_saved = True
@@ -68,8 +70,8 @@ class SaveConfig(SaveConfigCallback):
 class GalateaCLI(LightningCLI):
     """``galatea STAGE fit|validate|test|predict``.
 
-    Options beyond Lightning's: ``--out``, ``--wandb``, ``--threads``. A CSV log, the artifact export, the
-    progress display, panels and the guard against NaN are always there.
+    Options beyond Lightning's: ``--out``, ``--wandb``, ``--threads``, ``--shard``. A CSV log, the artifact export, the
+    progress display, panels, the guard against NaN and the one against preemption are always there.
     """
 
     model: Stage
@@ -109,6 +111,14 @@ class GalateaCLI(LightningCLI):
             help="log to Weights & Biases, to this project; offline when WANDB_API_KEY is not set",
         )
         parser.add_argument("--threads", type=int | None, default=None, help="CPU threads per process")
+        parser.add_argument(
+            "--shard",
+            type=str | None,
+            default=None,
+            metavar="I/N",
+            help="fit every N-th group of artworks only, from the I-th (0 is the first), and export nothing: for jobs "
+            "that share a folder; the same command without it finishes",
+        )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         self.config = parser.parse_args(args)
@@ -121,12 +131,17 @@ class GalateaCLI(LightningCLI):
         if (threads := self._option("threads")) is not None:
             torch.set_num_threads(threads)
         super().instantiate_classes()
+        if (shard := self._option("shard")) is not None:
+            if not isinstance(self.model, PerArtworkStage) or self.subcommand != "fit":
+                raise UserError(f"--shard is for fits of artworks, not for {self.name} {self.subcommand}")
+            self.model.shard = _shard(shard)
         self.model.step_hash = step_hash(self.name, self.subcommand, self.config[self.subcommand].as_dict())
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         given = self.config_init[self.subcommand]["trainer"]
         out = Path(self._option("out")).absolute()
-        rank_zero_only(sweep)(out)  # no rank writes before all have met
+        if self._option("shard") is None:
+            rank_zero_only(sweep)(out)  # no rank writes before all have met; other shards may
         kwargs |= {
             # LastCheckpoint does it; Lightning's own is for those who ask for best-of-k copies.
             "enable_checkpointing": any(isinstance(c, ModelCheckpoint) for c in _as_list(given["callbacks"])),
@@ -141,7 +156,8 @@ class GalateaCLI(LightningCLI):
         return super().instantiate_trainer(**kwargs)
 
     def _loggers(self, given: Any, out: Path) -> list[Logger]:
-        loggers: list[Logger] = [CSVLogger(out, name="logs")]
+        shard = self._option("shard")
+        loggers: list[Logger] = [CSVLogger(out, name="logs" if shard is None else f"logs/{shard.replace('/', '_of_')}")]
         if isinstance(given, Logger):
             loggers.append(given)
         elif isinstance(given, list):
@@ -154,15 +170,25 @@ class GalateaCLI(LightningCLI):
 
     def _callbacks(self, given: Any) -> list[pl.Callback]:
         callbacks = _as_list(given)
-        ours: list[pl.Callback] = [ExportArtifact(), MediaPanels(), FiniteGuard(), progress()]
+        ours: list[pl.Callback] = [FiniteGuard(), progress()]
+        if self._option("shard") is None:
+            ours += [ExportArtifact(), MediaPanels()]
         if not isinstance(self.model, PerArtworkStage):
             ours.append(LastCheckpoint())
+        ours.append(Preemption())  # after all that save
         # A kind that the configuration names replaces ours.
         return callbacks + [c for c in ours if not any(isinstance(g, type(c)) for g in callbacks)]
 
 
 def _as_list(callbacks: Any) -> list[pl.Callback]:
     return callbacks if isinstance(callbacks, list) else [callbacks] if callbacks else []
+
+
+def _shard(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    if match is None or not int(match[1]) < int(match[2]):
+        raise UserError(f"--shard is {text!r}, write I/N with I from 0 to N - 1, as in 0/8")
+    return int(match[1]), int(match[2])
 
 
 def _devices(trainer: Any) -> int:

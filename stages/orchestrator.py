@@ -8,36 +8,34 @@ A pipeline file declares ``params``, which become options of the command, and ``
       - {name: anchor, stage: anchor, command: fit, configs: [], overrides: {model.steps: 300}, inputs: {}}
       - {name: turn, stage: present, command: predict, inputs: {model.result.path: anchor}}
 
-``inputs`` sets an option of the step to the artifact of an earlier step. A step works in ``OUT/NAME``, where
-``status.json`` tells its state and ``log.txt`` holds what it printed. A step is skipped when it is done and
-its hash (``stages.hashing``) is the same; a changed step starts afresh, as do all after it; a killed one resumes.
+``inputs`` sets an option of the step to the artifact of an earlier step. A step works in ``OUT/NAME`` (see
+``stages.steps``). It is skipped when it is done and its hash (``stages.hashing``) is the same; a changed step starts
+afresh, as do all after it; a killed one resumes. ``--launcher slurm`` submits the same steps (``stages.slurm``).
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import re
 import shlex
-import shutil
 import signal
-import subprocess
 import sys
-import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from models.artifact import MANIFEST, manifest_id, read_manifest
-from models.errors import UserError, one_line
-from models.files import ROOT, atomic_write, os_errors, resolve, sweep
+from models.errors import UserError
+from models.files import resolve
+from stages import slurm
 from stages.arguments import Parser
-from stages.hashing import step_hash
+from stages.jobs import Entry, refuse_active, write_plan
+from stages.slurm import Cluster, read_cluster
+from stages.steps import Task, clear, command_hash, execute, locked, read_state, read_yaml, resume_options
 from stages.table import STAGES
 
 COMMANDS = ("fit", "validate", "test", "predict")
@@ -95,7 +93,7 @@ def read_pipeline(path: str | os.PathLike[str]) -> Pipeline:
         UserError: one sentence naming the file, the step or parameter, and what is wrong.
     """
     file = resolve(path)
-    content = _read_yaml(file)
+    content = read_yaml(file)
     _check_keys(content, {"params", "steps"}, {"steps"}, str(file))
     steps: list[Step] = []
     for entry in _typed(content["steps"], list, f"{file}: steps"):
@@ -112,15 +110,6 @@ def read_pipeline(path: str | os.PathLike[str]) -> Pipeline:
     names = [step.name for step in steps]
     params = [_param(str(n), p, names, file) for n, p in _typed(content.get("params") or {}, dict, "params").items()]
     return Pipeline(params, steps)
-
-
-def _read_yaml(file: Path) -> dict[str, Any]:
-    with os_errors(file, "read"):
-        try:
-            content = yaml.safe_load(file.read_text("utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise UserError(f"{file} is not valid YAML: {one_line(error)}") from error
-    return _typed(content if content is not None else {}, dict, str(file))
 
 
 def _typed(value: Any, kind: type, where: str) -> Any:
@@ -159,7 +148,7 @@ def _param(name: str, entry: Any, steps: Sequence[str], file: Path) -> Param:
     where = f"{file}: parameter {name}"
     _typed(entry, dict, where)
     _check_keys(entry, {"type", "default", "help", "sets"}, {"sets"}, where)
-    if not re.fullmatch(r"[a-z]\w*", name) or name in ("out", "launcher", "dry_run", "from", "set", "help"):
+    if not re.fullmatch(r"[a-z]\w*", name) or name in ("out", "launcher", "cluster", "dry_run", "from", "set", "help"):
         raise UserError(f"{where}: this name cannot be an option")
     kind = entry.get("type", "str")
     if kind not in TYPES:
@@ -189,7 +178,8 @@ def _parser(pipeline: Pipeline | None, file: str) -> Parser:
             help=text.replace("%", "%%"),
         )
     parser.add_argument("--out", default=None, metavar="DIR", help="output folder (default: runs/PIPELINE)")
-    parser.add_argument("--launcher", default="local", help="local")
+    parser.add_argument("--launcher", default="local", choices=("local", "slurm"), help="run here, or submit to SLURM")
+    parser.add_argument("--cluster", metavar="FILE", help="with --launcher slurm: what a step asks for")
     parser.add_argument("--dry_run", action="store_true", help="print what would run, and run nothing")
     parser.add_argument("--from", dest="start", metavar="STEP", help="run this step and all after it again")
     parser.add_argument(
@@ -210,8 +200,8 @@ def main(arguments: Sequence[str]) -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the running step is ended as well
     pipeline = read_pipeline(arguments[0])
     options = _parser(pipeline, arguments[0]).parse_args(list(arguments[1:]))
-    if options.launcher != "local":
-        raise UserError(f"launcher {options.launcher!r} is not part of this version, use --launcher local")
+    if (options.launcher == "slurm") != (options.cluster is not None):
+        raise UserError("--launcher slurm and --cluster FILE go together, as in --cluster configs/cluster/example.yaml")
     names = [step.name for step in pipeline.steps]
     if options.start is not None and options.start not in names:
         raise UserError(f"--from {options.start}: there is no such step, there are: {', '.join(names)}")
@@ -228,7 +218,8 @@ def main(arguments: Sequence[str]) -> None:
             raise UserError(f"--set {text}: write STEP.KEY=VALUE with one of the steps {', '.join(names)}")
         settings[match[1]][match[2]] = yaml.safe_load(match[3])
     out = Path(options.out or f"runs/{Path(arguments[0]).stem}")
-    run(pipeline, settings, out, start=options.start, dry_run=options.dry_run)
+    cluster = read_cluster(options.cluster) if options.cluster else None
+    run(pipeline, settings, out, start=options.start, dry_run=options.dry_run, cluster=cluster)
 
 
 # -- running ---------------------------------------------------------------------------------------
@@ -241,6 +232,7 @@ def run(
     *,
     start: str | None = None,
     dry_run: bool = False,
+    cluster: Cluster | None = None,
 ) -> None:
     """Bring every step of ``pipeline`` up to date in ``out``.
 
@@ -248,158 +240,57 @@ def run(
         settings: by step, options that win over the step's ``overrides``.
         start: this step and all after it run again even when they are up to date.
         dry_run: only print what would be done.
+        cluster: submit the steps to it, and return at once.
 
     Raises:
         UserError: when a step fails, or another run is working in ``out``.
     """
-    fresh = False
-    with _lock(out, dry_run) as lock:
-        for number, step in enumerate(pipeline.steps, 1):
-            folder = out / step.name
-            overrides = {**step.overrides, **settings.get(step.name, {})}
-            inputs = {option: str(out / source / "artifact") for option, source in step.inputs.items()}
-            # Before the first step that runs, inputs are as they will be; after it they need not even exist.
-            digest = "" if dry_run and fresh else _hash(step, overrides, inputs)
-            state = "changed" if fresh or step.name == start else _state(folder, digest)
-            fresh = fresh or state in ("changed", "new")
-            title = f"[{number}/{len(pipeline.steps)}] {step.name}"
-            if state == "done":
-                print(f"{title}: up to date", flush=True)
-                continue
-            command = _command(step, folder, overrides, inputs)
-            if dry_run:
-                print(f"{title}: {'would resume' if state == 'unfinished' else 'would run'}: {shlex.join(command)}")
-                fresh = True
-                continue
-            print(f"{title}: {'resuming' if state == 'unfinished' else 'running'}", flush=True)
-            if state != "unfinished":
-                _clear(folder)
-            _execute(step, folder, command, digest, lock)
-            fresh = True
+    tasks = _tasks(pipeline, settings, out, start)
+    with nullcontext(-1) if dry_run else locked(out) as lock:
         if not dry_run:
-            print(f"result: {out / pipeline.steps[-1].name}", flush=True)
+            refuse_active(out)
+            write_plan(out, {step.name: Entry(list(dict.fromkeys(step.inputs.values()))) for step in pipeline.steps})
+        if cluster is not None:
+            slurm.submit(list(tasks), cluster, out, dry_run=dry_run)
+            return
+        for number, task in enumerate(tasks, 1):
+            title = f"[{number}/{len(pipeline.steps)}] {task.name}"
+            resuming = task.state == "unfinished"
+            if task.state == "done":
+                print(f"{title}: up to date", flush=True)
+            elif dry_run:
+                command = [*task.command, *(resume_options(task.folder, task.command) if resuming else [])]
+                print(f"{title}: {'would resume' if resuming else 'would run'}: {shlex.join(command)}")
+            else:
+                print(f"{title}: {'resuming' if resuming else 'running'}", flush=True)
+                if not resuming:
+                    clear(task.folder)
+                if not execute(task.name, task.folder, task.command, lock):
+                    raise UserError(
+                        f"step {task.name} was stopped and has saved its work; the same command continues it"
+                    )
+    if not dry_run:
+        print(f"result: {out / pipeline.steps[-1].name}", flush=True)
 
 
-def _hash(step: Step, overrides: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
-    config: dict[str, Any] = {}
-    default = ROOT / "configs" / "stages" / f"{step.stage}.yaml"
-    for file in ([default] if default.exists() else []) + [resolve(c) for c in step.configs]:
-        _merge(config, _read_yaml(file))
-    for key, value in {**overrides, **inputs}.items():
-        for part in reversed(key.split(".")):
-            value = {part: value}
-        _merge(config, value)
-    return step_hash(step.stage, step.command, config)
-
-
-def _merge(target: dict[str, Any], source: Mapping[str, Any]) -> None:
-    for key, value in source.items():
-        if isinstance(value, Mapping) and isinstance(target.get(key), dict):
-            _merge(target[key], value)
-        else:
-            target[key] = value
-
-
-def _state(folder: Path, digest: str) -> str:
-    """ "done", "unfinished", "changed" (done or begun with another hash) or "new"."""
-    try:
-        status = json.loads((folder / "status.json").read_text("utf-8"))
-    except (OSError, ValueError):
-        return "new"
-    if status.get("hash") != digest:
-        return "changed"
-    if status.get("state") != "done":
-        return "unfinished"
-    return "done" if status.get("artifact") == _artifact_id(folder) else "changed"
-
-
-def _artifact_id(folder: Path) -> str | None:
-    if not (folder / "artifact" / MANIFEST).exists():
-        return None
-    return manifest_id(read_manifest(folder / "artifact"))
-
-
-def _command(step: Step, folder: Path, overrides: Mapping[str, Any], inputs: Mapping[str, str]) -> list[str]:
-    command = [*PROGRAM, step.stage, step.command]
-    command += [f"--config={resolve(config)}" for config in step.configs]
-    command += [f"--{key}={_text(value)}" for key, value in {**overrides, **inputs}.items()]
-    command += [f"--out={folder}"]
-    if (checkpoint := folder / "checkpoints" / "last.ckpt").exists() and step.command == "fit":
-        command.append(f"--ckpt_path={checkpoint}")
-    return command
+def _tasks(
+    pipeline: Pipeline, settings: Mapping[str, Mapping[str, Any]], out: Path, start: str | None
+) -> Iterator[Task]:
+    """The steps in order; each one's state is looked up in its turn, after those before it have run."""
+    fresh = False
+    for step in pipeline.steps:
+        folder = out / step.name
+        inputs = {option: str(out / source / "artifact") for option, source in step.inputs.items()}
+        command = [*PROGRAM, step.stage, step.command]
+        command += [f"--config={resolve(config)}" for config in step.configs]
+        options = {**step.overrides, **settings.get(step.name, {}), **inputs}
+        command += [f"--{key}={_text(value)}" for key, value in options.items()]
+        command += [f"--out={folder}"]
+        # Before the first step that runs, inputs are as they will be; after it they need not even exist.
+        state = "changed" if fresh or step.name == start else read_state(folder, command_hash(command))
+        fresh = fresh or state != "done"
+        yield Task(step.name, step.stage, folder, command, state, list(dict.fromkeys(step.inputs.values())))
 
 
 def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
-
-
-def _clear(folder: Path) -> None:
-    sweep(folder.parent)
-    if folder.exists():
-        if not (folder / "status.json").exists() and any(folder.iterdir()):
-            raise UserError(f"{folder} holds files of something else: choose another --out folder")
-        # Renamed first: killed here, the rest of a folder without its status would look like somebody else's.
-        old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
-        with os_errors(folder, "remove"):
-            os.rename(folder, old)
-            shutil.rmtree(old)
-
-
-def _execute(step: Step, folder: Path, command: Sequence[str], digest: str, lock: int) -> None:
-    status: dict[str, Any] = {"state": "running", "hash": digest, "stage": step.stage, "command": step.command}
-    _write_status(folder, status)
-    log, begin = folder / "log.txt", time.monotonic()
-    code = _stream(command, log, lock)
-    status |= {"state": "done" if code == 0 else "failed", "exit_code": code}
-    status |= {"seconds": round(time.monotonic() - begin, 1), "artifact": _artifact_id(folder)}
-    _write_status(folder, status)
-    if code != 0:
-        reason = f"exit code {code}" if code > 0 else f"signal {-code}"
-        raise UserError(f"step {step.name} failed ({reason}), its log is {log}; the same command continues it")
-
-
-def _write_status(folder: Path, status: Mapping[str, Any]) -> None:
-    with atomic_write(folder / "status.json") as file:
-        file.write_text(json.dumps(status, indent=1) + "\n")
-
-
-def _stream(command: Sequence[str], log: Path, lock: int) -> int:
-    """Run ``command``, passing what it prints on as it comes and appending it to ``log``.
-
-    The command holds ``lock`` as well: should we be killed, it may live on, and nobody else must write meanwhile.
-    """
-    environment = {**os.environ, "PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1"}
-    # Ours first: the current folder may hold another repository's `models`.
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    with os_errors(log), open(log, "ab") as file:
-        process = subprocess.Popen(
-            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, pass_fds=(lock,)
-        )
-        assert process.stdout is not None
-        try:
-            while chunk := os.read(process.stdout.fileno(), 65536):
-                file.write(chunk)
-                file.flush()
-                sys.stdout.buffer.write(chunk)
-                sys.stdout.flush()
-            return process.wait()
-        finally:
-            if process.poll() is None:
-                process.terminate()
-                process.wait()
-
-
-@contextmanager
-def _lock(out: Path, dry_run: bool) -> Iterator[int]:
-    if dry_run:
-        yield -1
-        return
-    with os_errors(out):
-        out.mkdir(parents=True, exist_ok=True)
-        file = open(out / ".lock", "w")  # noqa: SIM115 - closed below, which releases the lock
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(f"another galatea run is working in {out}") from error
-        yield file.fileno()

@@ -12,6 +12,8 @@ VERBS = {
     "run": ("stages.orchestrator:main", "run a pipeline: galatea run configs/pipelines/artform.yaml"),
     "view": ("stages.view:main", "look at an artifact live in the browser"),
     "table": ("stages.results:main", "join metrics.csv files: means, paired differences, intervals"),
+    "status": ("stages.status:main", "what each step of a pipeline is doing, here or on a cluster"),
+    "step": ("stages.slurm:step", "one step of a pipeline, as batch scripts run it"),
     "zoo": ("stages.zoo:main", "official checkpoint files to artifacts and back"),
     "world": ("stages.world:main", "render samples of the embedded world"),
 }

@@ -9,8 +9,8 @@ import yaml
 
 from models import artifact
 from models.errors import UserError
+from models.files import ROOT
 from stages import __main__, cli
-from stages.orchestrator import ROOT
 from stages.table import STAGES, VERBS
 from tests.stages.toy import ToyPerArtwork, ToyTraining
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from models import artifact
 from models.errors import UserError
-from stages import __main__, orchestrator
+from stages import __main__, orchestrator, steps
 from tests.stages import small
 from tests.stages.processes import Kill, galatea
 
@@ -120,7 +120,7 @@ class Forked:
 def test_a_killed_pipeline(work, lines, tmp_path, monkeypatch):
     """Orchestrator and step die together, again and again; standalone stages give the same artifacts."""
     forking = SimpleNamespace(Popen=Forked, PIPE=subprocess.PIPE, STDOUT=subprocess.STDOUT)
-    monkeypatch.setattr(orchestrator, "subprocess", forking)
+    monkeypatch.setattr(steps, "subprocess", forking)
     settings = {
         stage: {key: yaml.safe_load(value) for key, value in (o[2:].split("=", 1) for o in lines[stage][2:])}
         for stage in ("anchor", "stylize", "present")
@@ -149,16 +149,16 @@ def test_a_killed_pipeline(work, lines, tmp_path, monkeypatch):
 def test_a_step_that_outlives_its_pipeline_keeps_the_folder(tmp_path):
     """Killed alone, the orchestrator cannot end its step, which may still write."""
     code = "import time; print('busy', flush=True); time.sleep(60)"
-    with orchestrator._lock(tmp_path, False) as lock:
+    with steps.locked(tmp_path) as lock:
         step = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, pass_fds=(lock,))
         assert step.stdout.readline() == b"busy\n"
     try:
-        with pytest.raises(UserError, match="another galatea run is working"), orchestrator._lock(tmp_path, False):
+        with pytest.raises(UserError, match="another galatea run is working"), steps.locked(tmp_path):
             pass
     finally:
         step.kill()
         step.communicate()
-    with orchestrator._lock(tmp_path, False):
+    with steps.locked(tmp_path):
         pass
 
 
@@ -168,8 +168,8 @@ def test_a_folder_that_was_half_removed_is_not_foreign(tmp_path, monkeypatch):
     (step / "items").mkdir(parents=True)
     (step / "status.json").write_text("{}")
     with monkeypatch.context() as patch:
-        patch.setattr(orchestrator.shutil, "rmtree", lambda path: (path / "status.json").unlink() or 1 / 0)
+        patch.setattr(steps.shutil, "rmtree", lambda path: (path / "status.json").unlink() or 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            orchestrator._clear(step)
-    orchestrator._clear(step)
+            steps.clear(step)
+    steps.clear(step)
     assert not list(tmp_path.iterdir())

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from models.errors import UserError
-from stages import hashing, orchestrator
+from stages import hashing, orchestrator, steps
 from stages.orchestrator import main, read_pipeline
 from stages.table import STAGES
 
@@ -149,14 +149,15 @@ def test_foreign_folder_and_lock(place, galatea):
     (place / "out" / "one" / "thesis.txt").write_text("x")
     with pytest.raises(UserError, match="holds files of something else"):
         galatea()
-    with orchestrator._lock(place / "out", False), pytest.raises(UserError, match="another galatea run"):
+    with steps.locked(place / "out"), pytest.raises(UserError, match="another galatea run"):
         galatea()
 
 
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        (["--launcher", "slurm"], "launcher 'slurm' is not part of this version"),
+        (["--launcher", "slurm"], "--launcher slurm and --cluster FILE go together"),
+        (["--launcher", "pbs"], "argument --launcher: invalid choice: 'pbs'"),
         (["--work", "x"], "argument --work: invalid int value: 'x'"),
         (["--image", "none.png"], "--image none.png: there is no such file or folder"),
         (["--nothing", "1"], "unrecognized arguments: --nothing 1"),
@@ -198,5 +199,5 @@ def test_the_code_version_counts(monkeypatch):
 
 
 def test_shipped_pipelines_are_valid():
-    for file in (orchestrator.ROOT / "configs" / "pipelines").glob("*.yaml"):
+    for file in (steps.ROOT / "configs" / "pipelines").glob("*.yaml"):
         assert read_pipeline(file).steps
