@@ -158,6 +158,22 @@ class Camera:
             image = (local / depth[..., None]) @ self.intrinsics.mT
         return image[..., :2], depth
 
+    def turn(self, yaw: Tensor | float, pivot: Tensor | tuple[float, float, float] = (0.0, 0.0, 0.0)) -> Camera:
+        """The cameras swung around the vertical axis through ``pivot``: yaw grows, pitch and roll stay.
+
+        Args:
+            yaw: radians, a number or (B,).
+            pivot: (3,) world units.
+        """
+        yaw = torch.as_tensor(yaw, dtype=self.cam2world.dtype, device=self.device).expand(len(self))
+        centre = torch.as_tensor(pivot, dtype=self.cam2world.dtype, device=self.device)
+        turned = torch.eye(4, dtype=self.cam2world.dtype, device=self.device).repeat(len(self), 1, 1)
+        turned[:, 0, 0] = turned[:, 2, 2] = yaw.cos()
+        turned[:, 0, 2], turned[:, 2, 0] = yaw.sin(), -yaw.sin()
+        with _full_precision(turned):
+            turned[:, :3, 3] = centre - turned[:, :3, :3] @ centre
+            return Camera(turned @ self.cam2world, self.intrinsics)
+
     def mirror(self) -> Camera:
         """The camera that sees the mirrored head (x -> -x) as the mirrored image."""
         flip = torch.diag(torch.tensor([-1.0, 1.0, 1.0, 1.0], dtype=self.cam2world.dtype, device=self.device))

@@ -64,16 +64,34 @@ class InceptionDistribution(nn.Module):
         return self.network(((image.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)).reshape(len(image), -1)
 
 
-def fid(features: EmbeddedDistribution | InceptionDistribution) -> FrechetInceptionDistance:
+class Precomputed(nn.Module):
+    """Takes features (B, num_features) instead of images: for values that every image must enter once."""
+
+    def __init__(self, num_features: int) -> None:
+        super().__init__()
+        self.num_features = num_features
+
+    def forward(self, features: Tensor) -> Tensor:
+        return features
+
+
+Distribution = EmbeddedDistribution | InceptionDistribution
+
+
+def fid(features: Distribution | Precomputed, gather: bool = True) -> FrechetInceptionDistance:
     """Frechet distance (Heusel et al. 2017, Eq. 6): ``update(images, real=...)``, then ``compute()``.
 
     Needs clearly more images than features to be meaningful; with few images give :func:`kid` beside it.
+
+    Args:
+        features: the network.
+        gather: whether ``compute()`` joins what all ranks have seen.
     """
-    return FrechetInceptionDistance(feature=features, normalize=True)
+    return FrechetInceptionDistance(feature=features, normalize=True, sync_on_compute=gather)
 
 
 def kid(
-    features: EmbeddedDistribution | InceptionDistribution, subset_size: int, subsets: int = 50
+    features: Distribution | Precomputed, subset_size: int, subsets: int = 50, gather: bool = True
 ) -> KernelInceptionDistance:
     """Kernel distance (Binkowski et al. 2018): ``compute()`` gives mean and deviation over random subsets.
 
@@ -81,5 +99,8 @@ def kid(
         features: the network.
         subset_size: images per subset, no more than were seen of either kind.
         subsets: number of them, drawn from torch's global generator.
+        gather: whether ``compute()`` joins what all ranks have seen.
     """
-    return KernelInceptionDistance(feature=features, subsets=subsets, subset_size=subset_size, normalize=True)
+    return KernelInceptionDistance(
+        feature=features, subsets=subsets, subset_size=subset_size, normalize=True, sync_on_compute=gather
+    )

@@ -5,9 +5,11 @@ A mask weighs pixels; an image whose mask is empty has the value NaN.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
+from kornia.filters import gaussian_blur2d
 from torch import Generator, Tensor
 from torch.nn import functional as F
 from torchmetrics.functional.image import structural_similarity_index_measure
@@ -37,6 +39,12 @@ def ssim(image: Tensor, truth: Tensor, mask: Tensor | None = None) -> Tensor:
     pair = ((image + 1) / 2, (truth + 1) / 2)
     _, full = structural_similarity_index_measure(*pair, data_range=1.0, reduction="none", return_full_image=True)
     return masked_mean(full, mask)
+
+
+def high_frequency(image: Tensor, sigma: float = 1.0) -> Tensor:
+    """Root mean square of what a Gaussian blur takes away: (B,); ``sigma`` in pixels."""
+    side = 2 * math.ceil(3 * sigma) + 1
+    return (image - gaussian_blur2d(image, (side, side), (sigma, sigma))).square().flatten(1).mean(1).sqrt()
 
 
 def masked_distance(network: PerceptualDistance, image: Tensor, truth: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -199,3 +199,17 @@ def test_angles_are_limited_around_the_mean():
         yaw, pitch = rig.angles(cameras)
         torch.testing.assert_close(torch.stack([yaw, pitch]), torch.stack(rig.within(yaw, pitch)))
         assert float(yaw.max() - yaw.min()) == pytest.approx(0.4, abs=1e-4)
+
+
+def test_turning_changes_the_yaw_only():
+    rig = Rig()
+    camera = rig.camera(torch.tensor([-0.3, 0.2]), torch.tensor([0.1, -0.2]))
+    tilt = torch.eye(4)
+    tilt[0, 0] = tilt[1, 1] = math.cos(0.1)
+    tilt[0, 1], tilt[1, 0] = -math.sin(0.1), math.sin(0.1)
+    rolled = Camera(camera.cam2world @ tilt, camera.intrinsics)
+    turned = camera.turn(torch.tensor([0.5, -0.4]), rig.pivot)
+    wanted = rig.camera(torch.tensor([0.2, -0.2]), torch.tensor([0.1, -0.2]))
+    torch.testing.assert_close(turned.cam2world, wanted.cam2world, atol=1e-5, rtol=0)
+    again = rolled.turn(torch.tensor([0.5, -0.4]), rig.pivot)
+    torch.testing.assert_close(again.cam2world, wanted.cam2world @ tilt, atol=1e-5, rtol=0)

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy.ndimage import gaussian_filter
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torchmetrics.functional.image import peak_signal_noise_ratio as torchmetrics_psnr
 
@@ -12,6 +13,7 @@ from models.metrics.image import (
     change_correlation,
     crop_to_mask,
     diversity,
+    high_frequency,
     identity_similarity,
     in_batches,
     masked_distance,
@@ -72,6 +74,14 @@ def test_masks_weigh_pixels(pair):
     outside = torch.where(mask[:1] > 0, truth[:1], image[:1])
     distance = masked_distance(lambda a, b: (a - b).abs().flatten(1).sum(1), outside, truth[:1], mask[:1])
     assert float(distance) == 0
+
+
+def test_high_frequency(pair):
+    image, _ = pair
+    blurred = gaussian_filter(image.double().numpy(), (0, 0, 1, 1), truncate=3.0, mode="mirror")
+    wanted = ((image.double().numpy() - blurred) ** 2).mean((1, 2, 3)) ** 0.5
+    assert high_frequency(image).tolist() == pytest.approx(wanted.tolist(), rel=1e-4)
+    assert high_frequency(torch.ones(1, 3, 9, 9)).item() == pytest.approx(0, abs=1e-6)
 
 
 def test_crop_to_mask():
