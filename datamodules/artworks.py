@@ -137,9 +137,7 @@ def read_artworks(
     artworks: dict[str, Artwork] = {}
     for entry in entries:
         file = place.parent / entry["file"] if place.is_file() else place / entry["file"]
-        identity = (
-            re.sub(r"[^A-Za-z0-9_.-]", "_", Path(entry["file"]).with_suffix("").as_posix()).lstrip("_.-") or "artwork"
-        )
+        identity = item_id(entry["file"])
         if identity in artworks:
             raise UserError(f"{place} has two artworks with the id {identity!r}: rename one of the files")
         given = {"yaw_deg": yaw_deg, "pitch_deg": pitch_deg}
@@ -157,6 +155,11 @@ def read_artworks(
             seed=entry.get("seed"),
         )
     return [artworks[identity] for identity in sorted(artworks)]
+
+
+def item_id(file: str) -> str:
+    """A picture's id, safe as a file name, from the name of its file."""
+    return re.sub(r"[^A-Za-z0-9_.-]", "_", Path(file).with_suffix("").as_posix()).lstrip("_.-") or "artwork"
 
 
 def pose_angles(yaw_deg: float | None, pitch_deg: float | None, rig: Rig, what: str) -> tuple[float, float] | None:

@@ -206,6 +206,15 @@ def average_gradients(module: nn.Module) -> None:
             gradient.copy_(part.view_as(gradient))
 
 
+def gather(found: list[Any]) -> list[Any]:
+    """What all ranks found, rank after rank; some of it twice where the data do not divide by the ranks."""
+    if not torch.distributed.is_initialized():
+        return found
+    lists: list[list[Any]] = [[] for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather_object(lists, found)
+    return [entry for part in lists for entry in part]
+
+
 class IndependentRanks(DDPStrategy):
     """Ranks whose gradients Lightning leaves alone: no wrapper."""
 
@@ -247,23 +256,23 @@ class PerArtworkStage(Stage, Generic[State]):
         group_size: items optimised together.
         save_every: steps between saves of the resident group.
         seed: of all draws, see :func:`item_generator`.
+
+    Attributes:
+        shard: (index, count) takes every count-th group only, as one of several runs in the same folder; a run
+            without it then finishes and exports. Set by the command line.
     """
 
     wrapped = False
+    shard: tuple[int, int] = (0, 1)
 
     def __init__(self, *, steps: int, group_size: int = 1, save_every: int = 100, seed: int = 0) -> None:
         super().__init__()
         if steps < 1 or group_size < 1 or save_every < 1:
             raise UserError("steps, group_size and save_every must be at least 1")
         self.automatic_optimization = False
-
-    Attributes:
-        shard: (index, count) takes every count-th group only, as one of several runs in the same folder; a run
-            without it then finishes and exports. Set by the command line.
         self.steps = steps
         self.group_size = group_size
         self.save_every = save_every
-    shard: tuple[int, int] = (0, 1)
         self.seed = seed
         self._plan: deque[_Tick] = deque()
         self._group: list[State] = []  # a list, so that nn.Module registers nothing of it
@@ -305,21 +314,12 @@ class PerArtworkStage(Stage, Generic[State]):
     def on_fit_start(self) -> None:
         items = sorted(self.trainer.datamodule.items, key=lambda item: item.id)  # type: ignore[attr-defined]
         groups = [items[i : i + self.group_size] for i in range(0, len(items), self.group_size)]
+        groups = groups[self.shard[0] :: self.shard[1]]
         world = self.trainer.world_size
         ticks = [[t for group in groups[rank::world] for t in self._ticks(group)] for rank in range(world)]
         self._plan = deque(ticks[self.global_rank])
         # Every rank runs as many steps as the longest, idle at the end: no rank waits in another's barrier.
         self.trainer.datamodule.steps = range(max(map(len, ticks)))  # type: ignore[attr-defined]
-
-    def _ticks(self, items: Sequence[Artwork]) -> list[_Tick]:
-        record = self._read_record(items)
-        if record is None:
-        groups = groups[self.shard[0] :: self.shard[1]]
-            return [_Tick(items, step) for step in range(self.steps)]
-        if record["finished"]:
-            return []
-        # A group killed between its last step and its results has one tick left, that only writes them.
-        return [_Tick(items, step) for step in range(min(record["step"], self.steps - 1), self.steps)]
 
     def agree(self, asked: bool) -> bool:
         return asked  # ranks work apart, and never wait for one another
@@ -327,6 +327,15 @@ class PerArtworkStage(Stage, Generic[State]):
     def save_progress(self) -> None:
         if self._group:
             self._save(self._group[0])
+
+    def _ticks(self, items: Sequence[Artwork]) -> list[_Tick]:
+        record = self._read_record(items)
+        if record is None:
+            return [_Tick(items, step) for step in range(self.steps)]
+        if record["finished"]:
+            return []
+        # A group killed between its last step and its results has one tick left, that only writes them.
+        return [_Tick(items, step) for step in range(min(record["step"], self.steps - 1), self.steps)]
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
         if not self._plan:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from torchvision.utils import make_grid
 
 from datamodules.mannequins import RIG, Scene, render
 from models.camera import Camera
+from models.errors import UserError
 from models.generators.base import Discriminator, Generator, Rendering, Verdict
 from models.generators.painted import PaintedGenerator
 from models.image_io import write_image
@@ -23,7 +24,7 @@ from models.metrics.geometry import depth_mae, normal_error
 from models.metrics.image import change_correlation, psnr, ssim
 from models.metrics.records import Record, write_records
 from models.rendering.manifolds import ManifoldPredictor, fit_predictor
-from stages.base import ArtifactRef, Stage, average_gradients, broadcast
+from stages.base import ArtifactRef, Stage, average_gradients, broadcast, gather
 
 _VIEWS_DEG = (-60, -36, -24, -12, 0, 12, 24, 36, 60)  # yaws at which fitted heads are compared with the truth
 _NEAR_DEG = 36  # larger yaws are reported apart
@@ -40,9 +41,9 @@ class PriorStage(Stage):
     A batch holds ``image`` (B, V, 3, H, W) and ``label`` (B, V, 25). Where it also holds ``z`` (B, z_dim), the
     generator reconstructs the images from their own latents, cameras and expressions; ``depth``, ``mask`` and
     ``segmentation`` help where they are there. Where z is N(0, I), as in the embedded world, these renderings are
-    fair samples too, and the adversarial terms judge them; otherwise z and camera are drawn.
+    fair samples too, and the adversarial terms judge them; otherwise z is drawn, and seen by the real images' cameras.
 
-    Adversarial terms (GRAMInverter, A.3): non-saturating loss, R1, and pose regularisation, in which the
+    Adversarial terms (GRAMInverter, A.4): non-saturating loss, R1, and pose regularisation, in which the
     discriminator regresses the camera of real and generated images. All counts are of REAL images seen.
 
     Args:
@@ -50,11 +51,12 @@ class PriorStage(Stage):
         total_images: real images of the whole run.
         adversarial_from: real images after which the adversarial terms set in.
         adversarial_weight, r1_weight, pose_weight: weights; R1 is 10 / 2 times the mean squared norm in the paper.
-        r1_every: steps between R1 steps (lazy regularisation).
+        r1_every: steps between R1 steps (lazy regularisation); 1 is the paper's.
         reconstruction_weight: 0 trains a plain GAN.
         mask_weight, depth_weight, edge_weight, feature_weight: inside the reconstruction: of the opacity, the depth,
             image gradients, and how much more a pixel of an eye, a brow or the mouth counts.
-        learning_rate: of the generator, after ``warmup_images``, falling by a cosine to 1 % of itself.
+        learning_rate: of the generator, after ``warmup_images``.
+        schedule: "cosine" lets it fall to 1 % of itself, "constant" is the paper's.
         style_lr_scale: of mapping network, style affines, outputs and detail maps, against ``learning_rate``: with
             equalised learning rates these are what limits regression.
         discriminator_lr: constant.
@@ -94,6 +96,7 @@ class PriorStage(Stage):
         edge_weight: float = 0.5,
         feature_weight: float = 4.0,
         learning_rate: float = 6e-3,
+        schedule: Literal["cosine", "constant"] = "cosine",
         style_lr_scale: float = 1.0,
         discriminator_lr: float = 2e-3,
         predictor_lr: float = 2e-5,
@@ -120,6 +123,7 @@ class PriorStage(Stage):
         self.mask_weight, self.depth_weight, self.edge_weight = mask_weight, depth_weight, edge_weight
         self.feature_weight = feature_weight
         self.learning_rate, self.discriminator_lr, self.predictor_lr = learning_rate, discriminator_lr, predictor_lr
+        self.schedule = schedule
         self.warmup_images, self.betas, self.views_per_step, self.clip = warmup_images, betas, views_per_step, clip
         self.style_lr_scale = style_lr_scale
         self.ema_images, self.fit_manifolds, self.seed = ema_images, fit_manifolds, seed
@@ -127,6 +131,7 @@ class PriorStage(Stage):
         self.neighbours = neighbours
         self._records: list[Record] = []
         self._pictures: list[Tensor] = []
+        self._labels: list[Tensor] = []
         self.register_buffer("images_seen", torch.zeros((), dtype=torch.int64))
         self.register_buffer("steps_done", torch.zeros((), dtype=torch.int64))
         if channels_last:
@@ -155,7 +160,7 @@ class PriorStage(Stage):
         ]
         if self.discriminator is not None:
             # Lazy regularisation: R1 every k steps shortens Adam's memory accordingly (StyleGAN2, App. B).
-            ratio = self.r1_every / (self.r1_every + 1)
+            ratio = self.r1_every / (self.r1_every + 1) if self.r1_every > 1 else 1.0
             optimizers.append(
                 torch.optim.Adam(
                     self.discriminator.parameters(), lr=self.discriminator_lr * ratio, betas=(0.0, 0.99**ratio)
@@ -166,7 +171,10 @@ class PriorStage(Stage):
     def on_fit_start(self) -> None:
         predictor = getattr(self.generator, "predictor", None)
         if self.fit_manifolds and isinstance(predictor, ManifoldPredictor) and self.images_seen == 0:
-            points, values = self.trainer.datamodule.manifold_field()  # type: ignore[attr-defined]
+            field = getattr(self.trainer.datamodule, "manifold_field", None)  # type: ignore[attr-defined]
+            if field is None:
+                raise UserError("these data know no surface to fit manifolds to: set --model.fit_manifolds false")
+            points, values = field()
             generator = torch.Generator().manual_seed(self.seed)
             with torch.enable_grad():
                 error = fit_predictor(predictor, points.to(self.device), values.to(self.device), generator=generator)
@@ -188,6 +196,11 @@ class PriorStage(Stage):
             group["lr"] = self.learning_rate * group["scale"] * self._schedule()
         known = "z" in batch and self.reconstruction_weight > 0
         adversarial = self.discriminator is not None and int(self.images_seen) >= self.adversarial_from
+        if not (known or adversarial):
+            raise UserError(
+                "pictures whose latents are not known, or not used, train a plain GAN: it needs a "
+                "--model.discriminator, and --model.adversarial_from 0"
+            )
 
         fake = self._render(batch, camera) if known else self._sample(camera, draws)
         losses = self.reconstruction(fake, batch) if known else {}
@@ -202,8 +215,8 @@ class PriorStage(Stage):
         optimizer.zero_grad()
         self.manual_backward(loss)
         average_gradients(self.generator)
-        losses["gradient_norm"] = torch.nn.utils.clip_grad_norm_(self.generator.parameters(), self.clip)
         optimizer.step()
+        losses["gradient_norm"] = self._gradient_norm
         if adversarial:
             losses |= self._judge(others[0], real, fake.image.detach(), camera, step)
 
@@ -216,6 +229,14 @@ class PriorStage(Stage):
         self.log("prior/lr", optimizer.param_groups[0]["lr"])
         if int(self.images_seen) >= self.total_images:
             self.trainer.should_stop = True
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        # Here, and not after backward: under 16-mixed gradients are scaled until now.
+        if optimizer is self.trainer.optimizers[0]:
+            norm = torch.nn.utils.clip_grad_norm_(self.generator.parameters(), self.clip)
+            # The scaler leaves a step out whose gradients overflow, and scales less from then on: nothing is wrong.
+            skipped = getattr(self.trainer.precision_plugin, "scaler", None) is not None and not norm.isfinite()
+            self._gradient_norm = torch.zeros_like(norm) if skipped else norm
 
     def on_train_end(self) -> None:
         for generator in (self.generator, self.average):
@@ -307,7 +328,7 @@ class PriorStage(Stage):
 
     def _schedule(self) -> float:
         seen = float(self.images_seen)
-        progress = min(seen / self.total_images, 1.0)
+        progress = min(seen / self.total_images, 1.0) if self.schedule == "cosine" else 0.0
         return min(1.0, (seen + 1) / self.warmup_images) * (0.01 + 0.99 * (0.5 + 0.5 * math.cos(math.pi * progress)))
 
     @torch.no_grad()
@@ -323,21 +344,24 @@ class PriorStage(Stage):
     # -- validation ----------------------------------------------------------------------------------------------
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        if "z" not in batch:
+        known = "z" in batch
+        if not known and batch_idx > 0:
             return
         camera = Camera.from_label(batch["label"].flatten(0, 1))
-        expression = batch["expression"].flatten(0, 1) if self.average.expressions else None
+        expression = batch["expression"].flatten(0, 1) if known and self.average.expressions else None
+        z = batch["z"] if known else self.average.sample_z(len(camera), torch.Generator().manual_seed(self.seed))
         with torch.no_grad():
-            fake = self.average.synthesis(self.average.mapping(batch["z"]), camera, expression=expression)
+            fake = self.average.synthesis(self.average.mapping(z.to(self.device)), camera, expression=expression)
         real = batch["image"].flatten(0, 1)
-        error = (fake.image.clamp(-1, 1) - real).square().flatten(1).mean(1) / 4
-        self.log("val/psnr", (-10 * error.log10()).mean(), batch_size=len(real), prog_bar=True, sync_dist=True)
+        if known:
+            error = (fake.image.clamp(-1, 1) - real).square().flatten(1).mean(1) / 4
+            self.log("val/psnr", (-10 * error.log10()).mean(), batch_size=len(real), prog_bar=True, sync_dist=True)
         if batch_idx == 0:
             pairs = torch.stack([real, fake.image], 1).flatten(0, 1)[:32].clamp(-1, 1)
             self._panel = pairs
 
     def panels(self) -> dict[str, Tensor]:
-        """Truth and generated, side by side."""
+        """Truth, or a real picture, and generated from the same camera, side by side."""
         pairs = getattr(self, "_panel", None)
         if pairs is None:
             return {}
@@ -351,11 +375,21 @@ class PriorStage(Stage):
 
     # -- test: the embedded world knows the truth -------------------------------------------------------------------
 
+    def on_test_batch_start(self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
+        if "z" not in batch and self.kid_features is None:
+            raise UserError(
+                "test measures against the embedded world; of other pictures it knows the distribution only: "
+                "name a network for it as --model.kid_features"
+            )
+
     @torch.no_grad()
     def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Latent fits, expressions and samples against held-out subjects of the embedded world."""
         generator = self.average.eval()
         self._pictures.append(batch["image"].flatten(0, 1).cpu())
+        self._labels.append(batch["label"].flatten(0, 1).cpu())
+        if "z" not in batch:
+            return
         left = self.fit_subjects - len({record.item for record in self._records})
         for z, seed in list(zip(batch["z"], batch["seed"].tolist(), strict=True))[: max(left, 0)]:
             self._records += self._measure(generator, z[None], int(seed))
@@ -422,11 +456,7 @@ class PriorStage(Stage):
     @staticmethod
     def _gather(records: list[Record]) -> list[Record]:
         """The records of all ranks, each subject once."""
-        if not torch.distributed.is_initialized():
-            return records
-        lists: list[list[Record]] = [[] for _ in range(torch.distributed.get_world_size())]
-        torch.distributed.all_gather_object(lists, records)
-        unique = {(r.item, r.variant, r.metric, r.view): r for part in lists for r in part}
+        unique = {(r.item, r.variant, r.metric, r.view): r for r in gather(records)}
         return [unique[key] for key in sorted(unique)]
 
     def _kernel_distances(self, features: EmbeddedDistribution | InceptionDistribution) -> list[Record]:
@@ -446,12 +476,12 @@ class PriorStage(Stage):
         return records
 
     def _samples(self, count: int) -> Tensor:
-        """Pictures (count, 3, R, R) of random codes from random views, on the CPU."""
+        """Pictures (count, 3, R, R) of random codes from the cameras of the held-out pictures, on the CPU."""
         draws = torch.Generator().manual_seed(self.seed)
         samples = []
-        for chunk in torch.arange(count).split(16):
-            z = self.average.sample_z(len(chunk), draws).to(self.device)
-            camera = self.average.rig.replace(distribution="uniform").random(len(chunk), draws).to(self.device)
+        for labels in torch.cat(self._labels)[:count].split(16):
+            z = self.average.sample_z(len(labels), draws).to(self.device)
+            camera = Camera.from_label(labels.to(self.device))
             samples.append(self.average.synthesis(self.average.mapping(z), camera).image.clamp(-1, 1).cpu())
         return torch.cat(samples)
 

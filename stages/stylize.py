@@ -24,7 +24,7 @@ from models.generators.base import Generator, Latents, Rendering
 from models.image_io import write_image
 from models.losses.augment import PairAugmentation
 from models.losses.direction import directional_l2, directional_loss, displacement
-from models.losses.image import locality_codes, locality_loss
+from models.losses.inversion import locality
 from models.losses.views import PseudoView, carried, faced, mirrored
 from models.metrics.image import diversity
 from models.metrics.portrait import Score, score_head, strip
@@ -461,12 +461,9 @@ class StylizeStage(PerArtworkStage[StyleState]):
 
     def _locality(self, tuned: TunedWeights, target: Target, recipe: Recipe, draws: torch.Generator) -> Tensor:
         """PTI's regularisation at a code near the pivot, from the artwork's view."""
-        sample = self.generator.mapping(self.generator.sample_z(1, draws).to(self.device))
-        codes = {n: locality_codes(t, sample.groups[n], recipe.locality_distance) for n, t in target.ws.groups.items()}
-        near = Latents(codes)
-        with torch.no_grad():
-            original = self.generator.synthesis(near, target.camera).image
-        return locality_loss(tuned.synthesis(near, target.camera).image, original, self.perceptual).mean()
+        z = self.generator.sample_z(1, draws).to(self.device)
+        distance = recipe.locality_distance
+        return locality(tuned, self.generator, target.ws, z, target.camera, self.perceptual, distance).mean()
 
     def before_step(self, state: StyleState) -> None:
         for index, active in enumerate(state.active):

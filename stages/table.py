@@ -5,15 +5,17 @@ STAGES = {
     "prior": ("stages.prior:PriorStage", "train a 3D-aware generator"),
     "anchor": ("stages.anchor:AnchorStage", "fit the generator to one artwork"),
     "stylize": ("stages.stylize:StylizeStage", "carry the artwork's style to every view"),
+    "invert": ("stages.invert:InvertStage", "train an encoder that inverts a generator in one pass"),
+    "tune": ("stages.tune:TuneStage", "tune the generator to all pictures that its encoder inverts"),
     "present": ("stages.present:PresentStage", "render turntables, views and meshes of the result"),
 }
 
 VERBS = {
     "run": ("stages.orchestrator:main", "run a pipeline: galatea run configs/pipelines/artform.yaml"),
-    "view": ("stages.view:main", "look at an artifact live in the browser"),
-    "table": ("stages.results:main", "join metrics.csv files: means, paired differences, intervals"),
     "status": ("stages.status:main", "what each step of a pipeline is doing, here or on a cluster"),
     "step": ("stages.slurm:step", "one step of a pipeline, as batch scripts run it"),
+    "view": ("stages.view:main", "look at an artifact live in the browser"),
+    "table": ("stages.results:main", "join metrics.csv files: means, paired differences, intervals"),
     "zoo": ("stages.zoo:main", "official checkpoint files to artifacts and back"),
     "world": ("stages.world:main", "render samples of the embedded world"),
 }

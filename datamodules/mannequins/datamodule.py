@@ -10,8 +10,11 @@ from torch.utils.data import DataLoader
 
 from datamodules.mannequins.dataset import CacheConfig, MannequinImages, Sample, build_cache
 from datamodules.mannequins.envelope import envelope_field
-from datamodules.mannequins.styles import PLAIN
+from datamodules.mannequins.render import Truth, render
+from datamodules.mannequins.scene import Scene
+from datamodules.mannequins.styles import PLAIN, STYLES
 from datamodules.resumable import ResumableLoader
+from models.camera import Camera
 
 
 class MannequinDataModule(pl.LightningDataModule):
@@ -112,6 +115,12 @@ class MannequinDataModule(pl.LightningDataModule):
     def manifold_field(self) -> tuple[Tensor, Tensor]:
         """Samples of the field whose level sets suit these heads, see :func:`envelope_field`."""
         return envelope_field()
+
+    def truth(self, sample: Sample, camera: Camera) -> Truth:
+        """What the first view of one test subject shows, expression and style included, from other cameras."""
+        config = self.configs["test"]
+        scene = Scene.from_z(sample["z"][None].cpu(), sample["expression"][:1].cpu()).repeat_interleave(len(camera))
+        return render(scene, camera.to("cpu"), config.size, STYLES[int(sample["style"][0])], config.supersample)
 
     def _folder(self, split: str) -> Path:
         return build_cache(self.configs[split], self.cache_dir, self.draw_workers, self.compiled)

@@ -56,6 +56,10 @@ class Truth:
     expression: Tensor
     camera: Camera
 
+    def to(self, device: torch.device) -> Truth:
+        """On another device."""
+        return Truth(**{field.name: getattr(self, field.name).to(device) for field in fields(self)})
+
 
 Evaluate = Callable[[Tensor], Tensor]
 

@@ -16,10 +16,14 @@ class Encoder(Configurable):
     Attributes:
         resolution: image side in pixels.
         channels: of the image: 3, or the number of labels of a segmentation.
+        expressions: how many expression coefficients it predicts beside the codes.
+        mean_latents: the mean code it was trained with, a batch of one, where it knows it.
     """
 
     resolution: int
     channels: int = 3
+    expressions: int = 0
+    mean_latents: Latents | None = None
 
     @abstractmethod
     def forward(self, image: Tensor) -> Latents:
@@ -37,6 +41,10 @@ class Encoder(Configurable):
         """
         offsets = self(image).groups
         return Latents({name: latent_avg.groups[name] + offset for name, offset in offsets.items()})
+
+    def invert(self, image: Tensor, latent_avg: Latents) -> tuple[Latents, Tensor | None]:
+        """As :meth:`codes`, with the expression (B, E) beside them where the encoder predicts one."""
+        return self.codes(image, latent_avg), None
 
     def check_image(self, image: Tensor) -> None:
         """Refuse images of another size.

@@ -6,7 +6,7 @@ Manipulation" (Tov et al., 2021, Section 4).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -21,14 +21,19 @@ MEDIUM, FINE = 3, 7  # first style codes that look at the second and at the thir
 
 
 class MapToStyle(nn.Module):
-    """(B, C, side, side) -> (B, w_dim) by strided convolutions down to one pixel, then a linear layer."""
+    """(B, C, side, side) -> (B, w_dim) by strided convolutions down to one pixel, then a linear layer.
 
-    def __init__(self, channels: int, w_dim: int, side: int) -> None:
+    Args:
+        width: channels of the convolutions; w_dim by default.
+    """
+
+    def __init__(self, channels: int, w_dim: int, side: int, width: int | None = None) -> None:
         super().__init__()
+        width = width or w_dim
         self.convs = nn.Sequential()
-        for before in (channels, *[w_dim] * (side.bit_length() - 2)):
-            self.convs.extend([nn.Conv2d(before, w_dim, 3, 2, 1), nn.LeakyReLU(0.01)])
-        self.linear = EqualLinear(w_dim, w_dim)
+        for before in (channels, *[width] * (side.bit_length() - 2)):
+            self.convs.extend([nn.Conv2d(before, width, 3, 2, 1), nn.LeakyReLU(0.01)])
+        self.linear = EqualLinear(width, w_dim)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.linear(self.convs(x).flatten(1))
@@ -42,73 +47,132 @@ class GradualStyleEncoder(Encoder):
         resolution: image side in pixels, a power of two of at least 32.
         channels: of the image: 3, or the number of labels of a segmentation.
         widths, depths, reduction: of the trunk's four stages, see :class:`models.encoders.irse.IRTrunk`.
+        groups: number and size of the codes in each latent group, where the generator does not have one group of
+            ``num_ws`` codes. Codes are counted through the groups.
+        expressions: coefficients of an animatable generator that one more network tells from the finest level; 0 for
+            a still face.
+        style_width: channels inside of the networks that make codes; the size of the code by default.
 
     Attributes:
         latent_avg: (num_ws, w_dim) buffer: the mean code it was trained with, zeros where it predicts codes themselves.
+            With ``groups`` one of each, ``latent_avg_NAME``.
     """
 
     latent_avg: Tensor
 
     def __init__(
         self,
-        num_ws: int,
+        num_ws: int = 0,
         w_dim: int = 512,
         resolution: int = 256,
         channels: int = 3,
         widths: Sequence[int] = WIDTHS,
         depths: Sequence[int] = DEPTHS,
         reduction: int | None = REDUCTION,
+        groups: dict[str, Sequence[int]] | None = None,
+        expressions: int = 0,
+        style_width: int | None = None,
     ) -> None:
         super().__init__()
         if resolution < 32 or resolution & (resolution - 1):
             raise ValueError(f"resolution must be a power of two of at least 32, got {resolution}")
-        self.num_ws, self.w_dim, self.resolution, self.channels = num_ws, w_dim, resolution, channels
+        if (num_ws > 0) == bool(groups):
+            raise ValueError("give either num_ws or groups")
+        sizes = {name: (count, size) for name, (count, size) in (groups or {"ws": (num_ws, w_dim)}).items()}
+        self.groups, self.num_ws = sizes, sum(count for count, _ in sizes.values())
+        self.w_dim, self.resolution, self.channels, self.expressions = w_dim, resolution, channels, expressions
         self.trunk = IRTrunk(channels, widths, depths, reduction)
         _, fine, medium, coarse = widths
         side = resolution // 16  # of the coarsest map
         self.styles = nn.ModuleList(
-            MapToStyle(coarse, w_dim, side * (1 if i < MEDIUM else 2 if i < FINE else 4)) for i in range(num_ws)
+            MapToStyle(coarse, size, side << level_of(i), style_width)
+            for i, size in enumerate(size for count, size in sizes.values() for _ in range(count))
         )
         self.latlayer1 = nn.Conv2d(medium, coarse, 1)
         self.latlayer2 = nn.Conv2d(fine, coarse, 1)
-        self.register_buffer("latent_avg", torch.zeros(num_ws, w_dim))
+        if expressions:
+            self.expression = MapToStyle(coarse, expressions, side << 2, style_width or coarse)
+        self._averages = {name: f"latent_avg_{name}" if groups else "latent_avg" for name in sizes}
+        for name, (count, size) in sizes.items():
+            self.register_buffer(self._averages[name], torch.zeros(count, size))
+
+    @property
+    def mean_latents(self) -> Latents:
+        """The mean code it was trained with, a batch of one."""
+        return Latents({name: getattr(self, buffer)[None] for name, buffer in self._averages.items()})
+
+    @mean_latents.setter
+    def mean_latents(self, mean: Latents) -> None:
+        for name, buffer in self._averages.items():
+            getattr(self, buffer).copy_(mean.groups[name][0])
 
     def forward(self, image: Tensor) -> Latents:
-        return Latents({"ws": self.predict(image, self.num_ws)})
+        return self.offsets(image)[0]
 
     def codes(self, image: Tensor, latent_avg: Latents | None = None) -> Latents:
         """Codes for ``Generator.synthesis``: ``latent_avg``, by default the encoder's own, + offsets."""
-        return super().codes(image, latent_avg or Latents({"ws": self.latent_avg[None]}))
+        return super().codes(image, latent_avg or self.mean_latents)
 
-    def predict(self, image: Tensor, count: int) -> Tensor:
-        """(B, count, w_dim): what the first ``count`` style networks say. Levels that none of them sees are not built.
+    def invert(self, image: Tensor, latent_avg: Latents | None = None) -> tuple[Latents, Tensor | None]:
+        """As :meth:`Encoder.invert`, from ``latent_avg``, by default the encoder's own."""
+        offsets, expression = self.offsets(image)
+        mean = (latent_avg or self.mean_latents).groups
+        return Latents({name: mean[name] + offset for name, offset in offsets.groups.items()}), expression
+
+    def offsets(self, image: Tensor) -> tuple[Latents, Tensor | None]:
+        """Offsets from the mean code, and the expression (B, expressions) or None.
+
+        Raises:
+            ValueError: for images of another size.
+        """
+        found, expression = self.predict(image, range(self.num_ws))
+        return self.grouped([found[i] for i in range(self.num_ws)]), expression
+
+    def grouped(self, codes: Sequence[Tensor]) -> Latents:
+        """All codes, each (B, size), in their groups."""
+        rest = iter(codes)
+        return Latents({n: torch.stack([next(rest) for _ in range(count)], 1) for n, (count, _) in self.groups.items()})
+
+    def predict(self, image: Tensor, chosen: Collection[int]) -> tuple[dict[int, Tensor], Tensor | None]:
+        """What the chosen style networks say, (B, size) each, and the expression where there is one.
+
+        Levels of the pyramid that none of them sees are not built.
 
         Raises:
             ValueError: for images of another size.
         """
         self.check_image(image)
-        _, fine, medium, level = self.trunk(image)
-        found = []
-        for i, style in enumerate(self.styles[:count]):
-            if i == MEDIUM:
-                level = upsample_add(level, self.latlayer1(medium))
-            elif i == FINE:
-                level = upsample_add(level, self.latlayer2(fine))
-            found.append(style(level))
-        return torch.stack(found, 1)
+        _, fine, medium, coarse = self.trunk(image)
+        levels, laterals = [coarse], [(self.latlayer1, medium), (self.latlayer2, fine)]
+
+        def level(number: int) -> Tensor:
+            while len(levels) <= number:
+                layer, features = laterals[len(levels) - 1]
+                levels.append(upsample_add(levels[-1], layer(features)))
+            return levels[number]
+
+        found = {i: self.styles[i](level(level_of(i))) for i in chosen}
+        return found, self.expression(level(2)) if self.expressions else None
 
 
 class Encoder4Editing(GradualStyleEncoder):
     """e4e: one code, and what the others differ from it by: close to W, hence easy to edit.
 
     Training starts with equal codes and lets them differ one after the other; :meth:`set_progressive_stage` says how
-    far that went. A new instance is at the last stage. Arguments as of :class:`GradualStyleEncoder`.
+    far that went. A new instance is at the last stage. Arguments as of :class:`GradualStyleEncoder`; with several
+    latent groups each has a code that its others differ from.
     """
 
     stage: int | None = None
 
+    @property
+    def bases(self) -> list[int]:
+        """The first code of each group."""
+        counts = [count for count, _ in self.groups.values()]
+        return [sum(counts[:i]) for i in range(len(counts))]
+
     def set_progressive_stage(self, stage: int | None) -> None:
-        """Let codes 1 to ``stage`` differ from code 0: none at 0, all for None.
+        """Let the first ``stage`` codes that are no group's first differ from it: none at 0, all for None.
 
         Raises:
             ValueError: when it is negative.
@@ -117,12 +181,21 @@ class Encoder4Editing(GradualStyleEncoder):
             raise ValueError(f"a progressive stage is 0 or more, got {stage}")
         self.stage = stage
 
-    def forward(self, image: Tensor) -> Latents:
-        count = self.num_ws if self.stage is None else min(self.stage + 1, self.num_ws)
-        found = self.predict(image, count)
+    def offsets(self, image: Tensor) -> tuple[Latents, Tensor | None]:
+        bases = self.bases
+        differing = [i for i in range(self.num_ws) if i not in bases][: self.stage]
+        found, expression = self.predict(image, sorted([*bases, *differing]))
         # E(x) = (w, w + delta_1, ..., w + delta_(N-1)), deltas that are not trained yet being 0.
-        deltas = F.pad(found[:, 1:], (0, 0, 1, self.num_ws - count))
-        return Latents({"ws": found[:, :1] + deltas})
+        codes: list[Tensor] = []
+        for i in range(self.num_ws):
+            base = found[max(b for b in bases if b <= i)]
+            codes.append(base if i in bases or i not in found else base + found[i])
+        return self.grouped(codes), expression
+
+
+def level_of(code: int) -> int:
+    """Which level of the pyramid a code looks at: 0 coarse, 1 medium, 2 fine."""
+    return (code >= MEDIUM) + (code >= FINE)
 
 
 def upsample_add(coarse: Tensor, lateral: Tensor) -> Tensor:

@@ -181,7 +181,7 @@ def test_wrong_labels(folder, as_zip, change, message):
         module(zipped(folder) if as_zip else folder)
 
 
-@pytest.mark.parametrize(("kept", "message"), [(0, "is empty"), (20, "is not an image file"), (60, "is damaged")])
+@pytest.mark.parametrize(("kept", "message"), [(0, "is empty"), (4, "is not an image file"), (60, "is damaged")])
 @pytest.mark.parametrize("workers", [0, 1])
 def test_damaged_picture(folder, workers, kept, message):
     place = folder / "00001" / "img00000007.png"

@@ -7,7 +7,8 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 
 from datamodules.mannequins import EXPRESSIONS, Z_DIM, MannequinDataModule
 from models import artifact
-from models.camera import Camera
+from models.camera import Camera, Rig
+from models.errors import UserError
 from models.generators.base import Rendering
 from models.generators.discriminator import ImageDiscriminator
 from models.generators.manifold import ManifoldGenerator
@@ -125,6 +126,34 @@ def test_plain_gan_needs_no_latents(tmp_path, data):
     trainer(tmp_path).fit(module, datamodule=data)
     assert weights(module).isfinite().all()
     assert not torch.equal(weights(module), before)
+
+
+class Pictures(pl.LightningDataModule):
+    """As portraits come: pictures with cameras and names, and nothing else."""
+
+    def train_dataloader(self):
+        draws = torch.Generator().manual_seed(0)
+        image = torch.rand(4, 1, 3, SIZE, SIZE, generator=draws) * 2 - 1
+        label = Rig().random(4, draws).label()[:, None]
+        return torch.utils.data.DataLoader([{"image": image, "label": label, "name": list("abcd")}], batch_size=None)
+
+    test_dataloader = train_dataloader
+
+
+def test_portraits_train_a_plain_gan(tmp_path):
+    module = stage(adversarial_from=0, total_images=8, views_per_step=2, fit_manifolds=False)
+    before = weights(module)
+    trainer(tmp_path).fit(module, datamodule=Pictures())
+    assert weights(module).isfinite().all() and not torch.equal(weights(module), before)
+
+
+def test_what_portraits_cannot_do_is_refused(tmp_path):
+    with pytest.raises(UserError, match="fit_manifolds false"):
+        trainer(tmp_path).fit(stage(adversarial_from=0), datamodule=Pictures())
+    with pytest.raises(UserError, match="adversarial_from 0"):
+        trainer(tmp_path).fit(stage(fit_manifolds=False), datamodule=Pictures())
+    with pytest.raises(UserError, match="kid_features"):
+        trainer(tmp_path).test(stage(), datamodule=Pictures(), verbose=False)
 
 
 def test_protocol_writes_every_score(tmp_path, data):

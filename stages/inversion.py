@@ -1,0 +1,389 @@
+"""What the inversion stages share: an encoder tells codes from a picture, a generator shows them from anywhere.
+
+A subclass of :class:`InversionStage` builds ``generator`` and ``encoder`` in :meth:`InversionStage.build_networks` and
+writes :meth:`InversionStage.losses`; one that shows heads in another way overrides :meth:`InversionStage.reconstruct`.
+Trained is what requires a gradient.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchvision.utils import make_grid
+
+from datamodules.artworks import item_id
+from models.anchors import Anchor, AnchorSet
+from models.camera import Camera
+from models.encoders.base import Encoder
+from models.errors import UserError
+from models.features.base import Frozen, move_frozen
+from models.features.embedded import to_working_size
+from models.generators.base import Generator, Latents, Rendering
+from models.image_io import write_image
+from models.losses.inversion import ReconstructionLoss
+from models.metrics.image import identity_similarity, psnr, ssim
+from models.metrics.portrait import compare_views, strip
+from models.metrics.records import Record, write_records
+from stages.base import ArtifactRef, Stage, average_gradients, broadcast, gather
+
+Batch = dict[str, Any]
+Renderer = Callable[[Camera | None], Rendering]
+"""Pictures of B heads from B * V cameras, V in a row of each head; from None in a 2D generator."""
+
+PROTOCOL, VIEWS_PROTOCOL, PROTOCOL_VERSION = "inversion", "inversion-views", "1"
+VIEWS_DEG = (-30, -20, -10, 0, 10, 20, 30)  # yaws at which heads are compared with the truth
+_SHOWN = 6  # heads on a panel
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Adam and its learning rate. The defaults are GRAMInverter's for its encoder (A.4).
+
+    Attributes:
+        learning_rate: of the first step.
+        final: learning rate from step ``drop_at`` on.
+        drop_at: optimiser step; null lets the rate fall to ``final`` by a cosine over the whole run.
+        betas: of Adam.
+    """
+
+    learning_rate: float = 3e-4
+    final: float = 6e-5
+    drop_at: int | None = 100_000
+    betas: tuple[float, float] = (0.9, 0.999)
+
+    def rate(self, step: int, steps: int) -> float:
+        """Learning rate of a step of a run of so many steps."""
+        if self.drop_at is not None:
+            return self.learning_rate if step < self.drop_at else self.final
+        share = min(step / max(steps, 1), 1.0)
+        return self.final + (self.learning_rate - self.final) * 0.5 * (1 + math.cos(math.pi * share))
+
+
+class InversionStage(Stage):
+    """Base of the stages that train what turns a picture into a head.
+
+    A batch holds ``image`` (B, V, 3, H, W) and, for a 3D generator, ``label`` (B, V, 25): each picture is a head of its
+    own. ``test`` measures each subject's first picture; where the data module knows the truth (``truth``), the head is
+    compared with it from other sides as well. ``predict`` hands on heads as the stage ``anchor`` does.
+
+    Args:
+        perceptual: the perceptual distance of L_r and of the scores.
+        identity: the identity embedding of L_r; null leaves its term out.
+        judge: the identity embedding of the scores, better not the one that is trained with; null takes that one.
+        reconstruction: weights of L_r.
+        schedule: of the optimiser.
+        tested: artifact of this stage that validate, test and predict take the networks from; by default a checkpoint.
+        variant: name in the scores; by default the stage's.
+        seed: of all draws.
+    """
+
+    wrapped = False  # progressive training leaves some parameters without a gradient
+    generator: Generator
+    encoder: Encoder
+
+    def __init__(
+        self,
+        perceptual: nn.Module,
+        identity: nn.Module | None = None,
+        judge: nn.Module | None = None,
+        reconstruction: ReconstructionLoss = ReconstructionLoss(),  # noqa: B008 - frozen
+        schedule: Schedule = Schedule(),
+        tested: ArtifactRef | None = None,
+        variant: str | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.perceptual = Frozen(perceptual)
+        self.identity = None if identity is None else Frozen(identity)
+        self.judge = self.identity if judge is None else Frozen(judge)
+        self.reconstruction, self.schedule, self.tested = reconstruction, schedule, tested
+        self.variant, self.seed = variant or self.name, seed
+        self._validated: dict[str, float] = {}  # of the last validation, for the artifact
+        self._records: list[Record] = []
+        self._heads: list[tuple[str, Anchor, Tensor]] = []  # of predict: id, head, picture
+        self._shown: Batch | None = None
+
+    # -- for subclasses ---------------------------------------------------------------------------
+
+    @abstractmethod
+    def build_networks(self) -> None:
+        """Set ``generator`` and ``encoder`` for training."""
+
+    @abstractmethod
+    def losses(self, image: Tensor, camera: Camera | None, batch: Batch) -> dict[str, Tensor]:
+        """Terms (B,) of pictures (B, 3, H, W); the mean of ``"loss"`` is minimised, all are logged."""
+
+    def reconstruct(self, image: Tensor, camera: Camera | None) -> Renderer:
+        """The heads that pictures (B, 3, H, W) show, seen by B cameras (None in 2D)."""
+        ws, expression = self.invert(image)
+        return partial(self.generator.synthesis, ws, expression=expression)
+
+    def modules_out(self) -> dict[str, nn.Module]:
+        """What the artifact holds."""
+        return {"generator": self.generator, "encoder": self.encoder}
+
+    # -- networks ---------------------------------------------------------------------------------
+
+    def build_model(self) -> None:
+        if self.tested is None:
+            self.build_networks()
+        else:
+            self.take_networks("tested", self.tested.path)
+            check_fit(self.encoder, self.generator)
+        self.train()
+
+    def take_networks(self, role: str, path: str) -> None:
+        """Generator and encoder of an artifact, frozen."""
+        generator, encoder = (self.take(role, ArtifactRef(path, name)) for name in ("generator", "encoder"))
+        if not isinstance(generator, Generator) or not isinstance(encoder, Encoder):
+            raise UserError(f"{path} does not hold a generator and its encoder: it is not the result of galatea invert")
+        self.generator, self.encoder = generator.requires_grad_(False), encoder.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> InversionStage:
+        """Networks that do not learn stay in evaluation mode."""
+        super().train(mode)
+        for network in self.children():
+            if not any(parameter.requires_grad for parameter in network.parameters()):
+                network.eval()
+        return self
+
+    def invert(self, image: Tensor) -> tuple[Latents, Tensor | None]:
+        """Codes of pictures (B, 3, H, W), and expressions (B, E) where the encoder tells them."""
+        mean = self.encoder.mean_latents or self.generator.mean_latents
+        return self.encoder.invert(to_working_size(image, self.encoder.resolution), mean)
+
+    def pictures(self, batch: Batch) -> tuple[Tensor, Camera | None]:
+        """A batch's pictures (B * V, 3, H, W) and their cameras, None for a 2D generator.
+
+        Raises:
+            UserError: when a 3D generator's pictures have no cameras.
+        """
+        image = batch["image"].flatten(0, 1)
+        if not self.generator.is_3d:
+            return image, None
+        if "label" not in batch:
+            raise UserError("a 3D generator needs the cameras of the pictures: their labels, see --data")
+        return image, Camera.from_label(batch["label"].flatten(0, 1))
+
+    def compared(self, found: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
+        """A rendering and a picture, both at the smaller side of the two."""
+        side = min(found.shape[-1], image.shape[-1])
+        return to_working_size(found, side), to_working_size(image, side)
+
+    def recover(self, found: Tensor, image: Tensor) -> dict[str, Tensor]:
+        """The terms of L_r, see :class:`ReconstructionLoss`."""
+        return self.reconstruction(*self.compared(found, image), self.perceptual, self.identity)
+
+    # -- training ---------------------------------------------------------------------------------
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        learning = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.Adam(learning, lr=1.0, betas=self.schedule.betas)
+        steps = int(self.trainer.estimated_stepping_batches)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(self.schedule.rate, steps=steps))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_fit_start(self) -> None:
+        move_frozen(self, self.device)
+
+    on_validation_start = on_test_start = on_predict_start = on_fit_start
+
+    def on_train_start(self) -> None:
+        broadcast(self)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        self._shown = self._shown or batch
+        terms = self.losses(*self.pictures(batch), batch)
+        self.log_dict({f"{self.name}/{name}": value.detach().float().mean() for name, value in terms.items()})
+        self.log(f"{self.name}/lr", self.optimizers().param_groups[0]["lr"])  # type: ignore[union-attr]
+        return terms["loss"].mean()
+
+    def on_after_backward(self) -> None:
+        average_gradients(self)
+
+    def draws(self) -> torch.Generator:
+        """A CPU generator for the draws of this step and rank."""
+        return torch.Generator().manual_seed((self.seed * 1_000_003 + self.global_step) * 1009 + self.global_rank)
+
+    # -- validation -------------------------------------------------------------------------------
+
+    def on_validation_epoch_start(self) -> None:
+        broadcast(self.encoder)  # of batch normalisation each rank has its own statistics
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        if batch_idx == 0:
+            self._shown = batch
+        image, camera = self.pictures(batch)
+        for name, values in self.scores(self.reconstruct(image, camera)(camera).image, image).items():
+            self.log(f"val/{name}", values.mean(), batch_size=len(values), sync_dist=True, prog_bar=name == "psnr")
+
+    def on_validation_end(self) -> None:
+        found = self.trainer.callback_metrics
+        self._validated = {name: float(value) for name, value in found.items() if name.startswith("val/")}
+
+    def scores(self, found: Tensor, image: Tensor) -> dict[str, Tensor]:
+        """How well renderings show pictures: psnr, ssim, lpips and, with an identity network, identity, (B,) each."""
+        found, image = self.compared(found.float().clamp(-1, 1), image)
+        values = {"psnr": psnr(found, image), "ssim": ssim(found, image), "lpips": self.perceptual(found, image)}
+        if self.judge is not None:
+            values["identity"] = identity_similarity(self.judge, found, image)
+        return values
+
+    @torch.no_grad()
+    def panels(self) -> dict[str, Tensor]:
+        """Picture, reconstruction and the head from other sides, a row each."""
+        if self._shown is None:
+            return {}
+        learning = self.training
+        self.eval()
+        image, camera = self.pictures({k: self._shown[k][:, :1] for k in ("image", "label") if k in self._shown})
+        image, camera = image[:_SHOWN].to(self.device), camera and camera[:_SHOWN].to(self.device)
+        render, side = self.reconstruct(image, camera), self.generator.resolution
+        columns = [to_working_size(image, side), render(camera).image]
+        if camera is not None:
+            orbit = self.generator.rig.orbit(5).to(self.device)
+            views = render(Camera.cat([orbit] * len(image))).image
+            columns += views.unflatten(0, (len(image), -1)).unbind(1)
+        self.train(learning)
+        tiles = torch.stack(columns, 1).flatten(0, 1).clamp(-1, 1)
+        return {"heads": make_grid(tiles, nrow=len(columns), padding=1, pad_value=1.0)}
+
+    # -- test -------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        image, camera = self.pictures({name: batch[name][:, :1] for name in ("image", "label") if name in batch})
+        render = self.reconstruct(image, camera)
+        found = render(camera).image
+        scores = self.scores(found, image)
+        for row, item in enumerate(items_of(batch)):
+            for name, values in scores.items():
+                self._records.append(self.record(PROTOCOL, item, "input", name, float(values[row])))
+            picture = strip(*(pair[row : row + 1] for pair in self.compared(image, found)))
+            if camera is not None and hasattr(self.trainer.datamodule, "truth"):  # type: ignore[attr-defined]
+                sample = {name: value[row] for name, value in batch.items()}
+                views = self.compare(item, sample, self.reconstruct(image[row : row + 1], camera[row]), camera[row])
+                picture = torch.cat([picture, views], 2)
+            write_image(self.out / "strips" / f"{item_id(item)}.png", picture)
+
+    def compare(self, item: str, sample: Batch, render: Renderer, camera: Camera) -> Tensor:
+        """Score one head against the truth from ``VIEWS_DEG``, at the height of the picture's camera.
+
+        Returns:
+            truth above rendering, (3, 2 * side, V * side).
+        """
+        rig = self.generator.rig
+        _, pitch = rig.angles(camera)
+        views = rig.camera(torch.tensor([math.radians(yaw) for yaw in VIEWS_DEG]), pitch.cpu()).to(self.device)
+        truth, source = (
+            self.trainer.datamodule.truth(sample, cameras).to(self.device)  # type: ignore[attr-defined]
+            for cameras in (views, camera)
+        )
+        found = render(views)
+        for score in compare_views(found, truth, source, self.perceptual, self.judge):
+            self._records.append(self.record(VIEWS_PROTOCOL, item, score.view, score.metric, score.value))
+        return strip(truth.image, found.image)
+
+    def record(self, protocol: str, item: str, view: str, metric: str, value: float) -> Record:
+        """One value, with the network that measured it."""
+        kind = metric.partition("@")[0]
+        network = {"lpips": self.perceptual, "identity": self.judge}.get(kind)
+        name = "" if network is None else type(network.module).__name__
+        return Record(protocol, PROTOCOL_VERSION, "test", item, view, self.seed, self.variant, name, metric, value)
+
+    def on_test_epoch_end(self) -> None:
+        unique = {(r.protocol, r.item, r.view, r.metric): r for r in gather(self._records)}
+        self._records = []
+        if self.trainer.is_global_zero:
+            write_records(self.out / "metrics.csv", [unique[key] for key in sorted(unique)])
+        for protocol, metric in sorted({(r.protocol, r.metric) for r in unique.values()}):
+            values = [r.value for r in unique.values() if (r.protocol, r.metric) == (protocol, metric)]
+            finite = [value for value in values if math.isfinite(value)]
+            if finite:
+                self.log(f"test/{protocol}/{metric}", sum(finite) / len(finite), rank_zero_only=True)
+
+    # -- predict and export -----------------------------------------------------------------------
+
+    @torch.no_grad()
+    def predict_step(self, batch: Batch, batch_idx: int) -> None:
+        image, camera = self.pictures({name: batch[name][:, :1] for name in ("image", "label") if name in batch})
+        ws, expression = self.invert(image)
+        count = len(self.generator.expressions)
+        expression = image.new_zeros(len(image), count) if expression is None else expression
+        labels = None if camera is None else camera.label().cpu()
+        for row, item in enumerate(items_of(batch)):
+            own = slice(row, row + 1)
+            codes, moves = ws[own].to("cpu").map(Tensor.float), expression[own].cpu().float()
+            head = Anchor(codes, None, moves, None if labels is None else labels[own])
+            self._heads.append((item_id(item), head, image[row].cpu()))
+
+    def on_predict_epoch_end(self) -> None:
+        self._heads = gather(self._heads)
+
+    def export(self) -> dict[str, Any]:
+        if self._heads:
+            return self.export_heads()
+        source = next(iter(self.inputs.values())).manifest["modules"].get("generator", {})
+        dtype = {"encoder": "float16", "generator": source.get("dtype")}  # the latter as precise as it came
+        return {"modules": self.modules_out(), "metrics": self._validated, "dtype": dtype}
+
+    def export_heads(self) -> dict[str, Any]:
+        """The heads of predict beside their generator, for the stages that go on from ``anchor``."""
+        heads = {identity: head for identity, head, _ in self._heads}
+        folder = self.out / "pictures"
+        media = {}
+        for identity, _, picture in self._heads:
+            name = f"reference_{identity}.png"
+            write_image(folder / name, picture)
+            media[name] = folder / name
+        modules = {"generator": self.generator, "anchors": AnchorSet.pack(heads, self.generator)}
+        return {"modules": modules, "media": media}
+
+    # -- resume -----------------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["validated"] = self._validated
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        self._validated = checkpoint["validated"]
+
+
+def items_of(batch: Batch) -> list[str]:
+    """What the subjects of a batch are called: their files' names, or the seeds of the embedded world."""
+    return list(batch["name"]) if "name" in batch else [str(seed) for seed in batch["seed"].tolist()]
+
+
+@torch.no_grad()
+def check_fit(encoder: Encoder, generator: Generator) -> None:
+    """Refuse an encoder whose codes or expressions are not the generator's.
+
+    Raises:
+        UserError: saying what both have.
+    """
+    wanted = {name: tuple(t.shape[1:]) for name, t in generator.mean_latents.groups.items()}
+    was = encoder.training
+    side, device = encoder.resolution, next(encoder.parameters()).device
+    codes, _ = encoder.eval().invert(
+        torch.zeros(1, encoder.channels, side, side, device=device), generator.mean_latents
+    )
+    encoder.train(was)
+    found = {name: tuple(t.shape[1:]) for name, t in codes.groups.items()}
+    if found != wanted:
+        raise UserError(f"the encoder gives {_sizes(found)}, the generator takes {_sizes(wanted)}")
+    if encoder.expressions not in (0, len(generator.expressions)):
+        raise UserError(
+            f"the encoder tells {encoder.expressions} expressions, the generator has {len(generator.expressions)}"
+        )
+
+
+def _sizes(groups: dict[str, tuple[int, ...]]) -> str:
+    return " and ".join(f"{count} codes of {size} ({name})" for name, (count, size) in groups.items())

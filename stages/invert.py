@@ -1,0 +1,120 @@
+"""Trains an encoder that inverts any generator in one forward pass (GRAMInverter, Sec. 3.2 and A.4; e4e)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from models.camera import Camera
+from models.encoders.base import Encoder
+from models.encoders.pyramid import Encoder4Editing, GradualStyleEncoder
+from models.errors import UserError, one_line
+from models.features.identity import ArcFaceIdentity
+from models.generators.base import Generator
+from models.losses.inversion import delta_regulariser, latent_error, latent_pull
+from stages.base import ArtifactRef
+from stages.inversion import Batch, InversionStage, check_fit
+
+
+class InvertStage(InversionStage):
+    """L = L_r + delta_weight L_d-reg + pull_weight L_w+, of a frozen generator (GRAMInverter, A.4).
+
+    The generator may be of any kind, 2D ones included. An e4e encoder starts with equal codes and lets them differ one
+    after the other. Beyond the paper: where the data know the codes behind their pictures, as the embedded world does,
+    these may be asked for too; and an encoder with ``expressions`` tells those of an animatable generator.
+
+    Args:
+        prior: artifact and module of the generator.
+        encoder: what to train; its codes must be the generator's.
+        trunk: weights that the encoder's trunk starts from: an ArcFace file or artifact of the same sizes, as of
+            :class:`models.features.identity.ArcFaceIdentity`; null starts from random ones.
+        delta_weight, pull_weight: weights of L_d-reg and of L_w+.
+        delta_from, delta_every: the first difference is trained from this step on, and one more every so many steps;
+            ``delta_every`` 0 trains all of them from step ``delta_from`` on. The numbers are e4e's.
+        rendered: pictures of a batch, drawn at random, that are rendered for L_r; all by default.
+        code_weight, expression_weight: of the mean squared errors of codes and expressions, where these are known.
+        options: of :class:`InversionStage`.
+    """
+
+    name = "invert"
+
+    def __init__(
+        self,
+        prior: ArtifactRef,
+        encoder: Encoder,
+        trunk: str | None = None,
+        delta_weight: float = 1e-3,
+        pull_weight: float = 1e-4,
+        delta_from: int = 20_000,
+        delta_every: int = 2_000,
+        rendered: int | None = None,
+        code_weight: float = 0.0,
+        expression_weight: float = 0.0,
+        **options: Any,
+    ) -> None:
+        super().__init__(**options)
+        self.prior, self.encoder = prior, encoder
+        self.trunk = trunk
+        self.delta_weight, self.pull_weight = delta_weight, pull_weight
+        self.delta_from, self.delta_every = delta_from, delta_every
+        self.rendered = rendered
+        self.code_weight, self.expression_weight = code_weight, expression_weight
+
+    def build_networks(self) -> None:
+        generator = self.take("prior", self.prior)
+        if not isinstance(generator, Generator):
+            raise UserError(f"{self.prior.path}: module {self.prior.module!r} is not a generator")
+        self.generator = generator.requires_grad_(False)
+        if self.trunk is not None:
+            start_trunk(self.encoder, self.trunk)
+        check_fit(self.encoder, generator)
+        if isinstance(self.encoder, GradualStyleEncoder):
+            self.encoder.mean_latents = generator.mean_latents
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> int | None:
+        if isinstance(self.encoder, Encoder4Editing):
+            self.encoder.set_progressive_stage(self.progress(self.global_step))
+        return super().on_train_batch_start(batch, batch_idx)
+
+    def progress(self, step: int) -> int | None:
+        """How many codes may differ from the first at a step; None for all."""
+        if step < self.delta_from:
+            return 0
+        return 1 + (step - self.delta_from) // self.delta_every if self.delta_every else None
+
+    def losses(self, image: Tensor, camera: Camera | None, batch: Batch) -> dict[str, Tensor]:
+        ws, expression = self.invert(image)
+        shown = torch.randperm(len(image), generator=self.draws())[: self.rendered].to(image.device)
+        seen = camera if camera is None else camera[shown]
+        moves = expression if expression is None else expression[shown]
+        found = self.generator.synthesis(ws[shown], seen, expression=moves).image
+        terms = self.recover(found, image[shown])
+        delta, pull = delta_regulariser(ws), latent_pull(ws, self.generator.mean_latents)
+        loss = terms["reconstruction"].mean() + self.delta_weight * delta + self.pull_weight * pull
+        terms |= {"delta": delta, "pull": pull}
+        if self.code_weight and "z" in batch:
+            truth = self.generator.mapping(batch["z"]).repeat_interleave(len(image) // len(batch["z"]))
+            terms["code"] = latent_error(ws, truth)
+            loss = loss + self.code_weight * terms["code"]
+        if self.expression_weight and expression is not None and "expression" in batch:
+            error = expression.float() - batch["expression"].flatten(0, 1)
+            terms["expression"] = error.square().mean(1)
+            loss = loss + self.expression_weight * terms["expression"]
+        return {**terms, "loss": loss}
+
+
+def start_trunk(encoder: Encoder, weights: str) -> None:
+    """Fill an encoder's IR-SE trunk from a face recognition network, as pSp and e4e start.
+
+    Raises:
+        UserError: when the encoder has no such trunk, or one of other sizes.
+    """
+    state = ArcFaceIdentity(weights).network.trunk.state_dict()
+    try:
+        encoder.get_submodule("trunk").load_state_dict(state)
+    except (AttributeError, RuntimeError) as error:
+        raise UserError(
+            f"{weights} does not fit the trunk of {type(encoder).__name__}: {one_line(error)[:200]}"
+        ) from error

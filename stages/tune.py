@@ -1,0 +1,71 @@
+"""Tunes a generator to all pictures that its encoder inverts (GRAMInverter, A.4; PTI, Roich et al., 2021)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from models.camera import Camera
+from models.features.base import Frozen
+from models.generators.base import Generator
+from models.losses.inversion import locality
+from models.tuning import part
+from stages.base import ArtifactRef
+from stages.inversion import Batch, InversionStage
+
+
+class TuneStage(InversionStage):
+    """L = L_r + locality_weight L_R: pivots are what the frozen encoder answers, the generator learns.
+
+    Args:
+        inverter: artifact of ``invert`` (or of this stage): generator and encoder.
+        train, freeze: which parameters of the generator move, see :func:`models.tuning.part`; the manifold predictor
+            stays (A.4).
+        locality_weight: of L_R, which keeps the generator like the original near the pivots.
+        locality_samples: pictures of a batch whose pivots it looks at.
+        locality_distance: from the pivots, Euclidean over all of a code's numbers.
+        options: of :class:`InversionStage`.
+    """
+
+    name = "tune"
+
+    def __init__(
+        self,
+        inverter: ArtifactRef,
+        train: str = "synthesis",
+        freeze: str = "predictor",
+        locality_weight: float = 0.5,
+        locality_samples: int = 1,
+        locality_distance: float = 30.0,
+        **options: Any,
+    ) -> None:
+        super().__init__(**options)
+        self.inverter = inverter
+        self.tuned, self.kept = train, freeze
+        self.locality_weight, self.locality_samples = locality_weight, locality_samples
+        self.locality_distance = locality_distance
+
+    def build_networks(self) -> None:
+        self.take_networks("inverter", self.inverter.path)
+        chosen = set(part(self.generator, self.tuned, self.kept))
+        for name, parameter in self.generator.named_parameters():
+            parameter.requires_grad_(name in chosen)
+        original = self.take("inverter", ArtifactRef(self.inverter.path))
+        assert isinstance(original, Generator)
+        self.original = Frozen(original)
+
+    def losses(self, image: Tensor, camera: Camera | None, batch: Batch) -> dict[str, Tensor]:
+        with torch.no_grad():
+            ws, expression = self.invert(image)
+        terms = self.recover(self.generator.synthesis(ws, camera, expression=expression).image, image)
+        loss = terms["reconstruction"]
+        if self.locality_weight:
+            original, near = self.original.module, slice(self.locality_samples)
+            z = original.sample_z(len(image[near]), self.draws()).to(image.device)
+            view = camera and camera[near]
+            distance = self.locality_distance
+            terms["locality"] = locality(self.generator, original, ws[near], z, view, self.perceptual, distance)
+            loss = loss + self.locality_weight * terms["locality"].mean()
+        return {**terms, "loss": loss}
