@@ -1,7 +1,8 @@
 """What an artifact lets one look at: heads, each with its generator, code, expression and camera.
 
 An artifact holds ``generator``; after artworks were fitted also ``anchors`` (:class:`models.anchors.AnchorSet`),
-and after stylisation one ``stylised.ID`` per artwork.
+and after stylisation one ``stylised.ID`` per artwork. Where photos were inverted with details, it holds ``detail``
+(:class:`models.encoders.detail.DetailReconstructor`) and the photos beside their anchors.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from models.camera import Camera
 from models.errors import UserError
 from models.generators.base import Generator, Latents, Rendering
 from models.image_io import read_image
+from models.photos import PhotoSet
 
 STYLISED = "stylised."  # prefix of the modules that hold one artwork's generator
 TRUNCATION = 0.7  # of sampled subjects: typical rather than extreme heads
@@ -102,7 +104,8 @@ class Subjects:
         """Ids of all subjects."""
         if self.anchors is not None:
             return self.anchors.ids
-        return tuple(f"subject-{i + 1}" for i in range(self.samples))
+        count = self.samples if self.generator.z_dim else 1  # a baked head is what it is
+        return tuple(f"subject-{i + 1}" for i in range(count))
 
     def choose(self, wanted: Sequence[str] | None) -> tuple[str, ...]:
         """``wanted``, or all ids when it is ``None`` or empty.
@@ -132,8 +135,19 @@ class Subjects:
             if not isinstance(stylised, Generator):
                 raise ArtifactError(f"module {STYLISED + identity!r} of {self.artifact.path} is not a generator")
             generator, original = stylised.requires_grad_(False), self.generator
+        elif isinstance(self.anchors, PhotoSet) and "detail" in self.artifact.manifest["modules"]:
+            generator = self._detailed(self.anchors.only(identity))
         artwork = find_artwork(self.artifact, identity)
         return Subject(identity, generator, original, anchor.latents, anchor.expression, anchor.camera, artwork)
+
+    def _detailed(self, photo: PhotoSet) -> Generator:
+        from models.generators.detailed import DetailedGenerator  # here: few artifacts have details
+
+        detail = self.artifact.module("detail")
+        try:
+            return DetailedGenerator(self.generator, detail, photo).eval().requires_grad_(False)  # type: ignore[arg-type]
+        except (ValueError, AttributeError) as error:
+            raise ArtifactError(f"the details of {self.artifact.path} do not fit its generator: {error}") from error
 
     def _sampled(self, identity: str) -> Subject:
         z = self.generator.sample_z(self.samples, torch.Generator().manual_seed(self.seed))
