@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+from torch import Tensor
 
 from callbacks.progress import batches_done
+from models.errors import UserError
 from models.files import atomic_write
 
 
@@ -36,7 +38,17 @@ class LastCheckpoint(pl.Callback):
         self._saved = batches_done(trainer)
         path = Path(trainer.default_root_dir) / "checkpoints" / "last.ckpt"
         if trainer.is_global_zero:
-            with atomic_write(path) as temporary:
-                trainer.save_checkpoint(temporary, weights_only=False)
+            try:
+                with atomic_write(path) as temporary:
+                    trainer.save_checkpoint(temporary, weights_only=False)
+            except UserError as error:
+                raise UserError(f"{error} (it takes about {_bytes(trainer) / 1e6:.1f} MB)") from error
         else:  # gathering the state is collective; rank 0 alone writes
             trainer.save_checkpoint(path, weights_only=False)
+
+
+def _bytes(trainer: pl.Trainer) -> int:
+    """Of all weights, and of what the optimisers remember of them."""
+    slots = [slot for optimizer in trainer.optimizers for slot in optimizer.state.values()]
+    values = [*trainer.lightning_module.state_dict().values(), *(v for slot in slots for v in slot.values())]
+    return sum(v.numel() * v.element_size() for v in values if isinstance(v, Tensor))

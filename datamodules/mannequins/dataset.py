@@ -38,6 +38,7 @@ from datamodules.mannequins.scene import (
 )
 from datamodules.mannequins.styles import PLAIN, STYLES
 from models.camera import LABEL_SIZE, Camera
+from models.files import os_errors
 
 MANIFEST = "manifest.json"
 _VIEWS_SEED = 2**40  # keeps a subject's view draws apart from its latent draws
@@ -180,6 +181,9 @@ def build_cache(
         workers: drawing processes; 0 or 1 draws in this process.
         compiled: compile the distance field in each process; pays from some thousand pictures on.
         progress: show a progress bar.
+
+    Raises:
+        UserError: when it cannot be written.
     """
     folder = (Path(root) if root is not None else default_root()) / "mannequins" / config.key
     if folder.exists():
@@ -188,11 +192,17 @@ def build_cache(
             return folder
         warnings.warn(f"mannequin cache {folder} is damaged ({problem}); drawing it again", stacklevel=2)
         shutil.rmtree(folder)
+    with os_errors(folder):
+        _draw(config, folder, workers, compiled, progress)
+    return folder
+
+
+def _draw(config: CacheConfig, folder: Path, workers: int, compiled: bool, progress: bool) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f"{config.key}-", suffix=".tmp", dir=folder.parent))
     try:
         for name, (shape, dtype) in config.arrays().items():
-            np.lib.format.open_memmap(temporary / f"{name}.npy", mode="w+", dtype=dtype, shape=shape).flush()
+            _reserve(temporary / f"{name}.npy", shape, dtype)
         done = _work(partial(_draw_subject, config, temporary, compiled), config.subjects, workers)
         for _ in track(done, f"mannequins {config.key}", config.subjects, disable=not progress):
             pass
@@ -206,7 +216,14 @@ def build_cache(
                 raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return folder
+
+
+def _reserve(path: Path, shape: tuple[int, ...], dtype: str) -> None:
+    """An array of zeros, with its space on the disk: writing to a map finds a full disk by SIGBUS."""
+    np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape).flush()
+    if hasattr(os, "posix_fallocate"):
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
 
 
 def _work(draw: partial[None], count: int, workers: int) -> Iterator[None]:

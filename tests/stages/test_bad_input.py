@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import multiprocessing
 import os
+import re
 import resource
 import shutil
 import struct
@@ -19,7 +20,7 @@ from PIL import Image
 
 from models import artifact
 from stages import __main__
-from tests.stages import heads
+from tests.stages import heads, small
 
 for _name in ("features", "prior", "anchor", "stylize", "present", "orchestrator"):
     importlib.import_module(f"stages.{_name}")  # once here, and not in every process that a test forks
@@ -286,6 +287,43 @@ def test_output_below_a_file(inputs, here, stage):
     (here / "file").touch()
     sentence = refusal(here, *STAGES[stage](inputs, "--out=file/out"))
     assert sentence == f"cannot write file/out: Not a directory: {here / 'file'}"
+
+
+@pytest.fixture(scope="module")
+def training(tmp_path_factory):
+    """Command lines of the training stages, whose pictures are drawn."""
+    folder = tmp_path_factory.mktemp("training")
+    lines = small.lines(folder)
+    code, text = galatea(folder, *lines["prior"], "--trainer.fast_dev_run=true", f"--out={folder / 'drawn'}")
+    assert code == 0, text
+    return {stage: (*lines[stage], "--out=out") for stage in ("prior", "features")}
+
+
+@pytest.mark.parametrize("stage", ["prior", "features"])
+class TestCheckpoints:
+    def test_full_disk(self, training, here, stage):
+        """There is room for all but checkpoints: the last one that was whole is kept."""
+        kept = here / "out" / "checkpoints" / "last.ckpt"
+        kept.parent.mkdir(parents=True)
+        kept.write_bytes(b"whole")
+        sentence = refusal(here, *training[stage], limit=50_000)
+        assert re.fullmatch(rf"cannot write {kept}: File too large \(it takes about \d+\.\d MB\)", sentence)
+        assert kept.read_bytes() == b"whole" and list(kept.parent.iterdir()) == [kept]
+
+    def test_folder_that_is_a_file(self, training, here, stage):
+        place = here / "out" / "checkpoints"
+        place.parent.mkdir()
+        place.write_bytes(b"mine")
+        sentence = refusal(here, *training[stage])
+        assert sentence.startswith(f"cannot write {place}/last.ckpt: Not a directory: {place}")
+        assert place.read_bytes() == b"mine"
+
+
+def test_full_disk_of_the_mannequins(here):
+    options = ("--data.train_subjects=2", "--data.val_subjects=2", "--data.test_subjects=2", "--data.size=16")
+    sentence = refusal(here, "prior", "fit", *options, "--data.cache_dir=cache", *TRAINER, limit=2_000)
+    assert sentence.startswith("cannot write cache/mannequins/") and sentence.endswith(": File too large")
+    assert list((here / "cache" / "mannequins").iterdir()) == []
 
 
 @pytest.mark.parametrize("stage", ["anchor", "stylize", "present"])
