@@ -22,11 +22,10 @@ from models.generators.gram import (
     GRAMGenerator,
     StyleNetwork,
     Surfaces,
-    in_chunks,
     siren_init,
     unit_rays,
 )
-from models.generators.pointwise import affine
+from models.generators.pointwise import affine, in_chunks
 from models.rendering.manifolds import Brackets, first_brackets
 
 BEYOND = 10.0  # distance of surfaces that are not there: behind all others

@@ -1,4 +1,4 @@
-"""StyleGAN2 synthesis backbone that paints feature maps from style codes."""
+"""Backbones that paint feature maps from style codes: a light one, and StyleGAN2's own."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.generators.layers import ModulatedConv2d, StyledConv
+from models.generators.synthesis import SynthesisNetwork
 
 
 class StyleBackbone(nn.Module):
@@ -88,3 +89,35 @@ class StyleBackbone(nn.Module):
             painted = painted + self.outs[k](x, ws[:, 2 * k + 1])
             taps[f"block{self.sides[k]}"] = x
         return painted + self.out_bias[:, None, None], taps
+
+
+class StyleGAN2Backbone(nn.Module):
+    """StyleGAN2's synthesis network with its filters and stored noise maps, as EG3D paints its planes (Sec. 4.1).
+
+    Codes are laid out as in :class:`StyleBackbone`.
+
+    Args:
+        w_dim: size of one code.
+        channels: feature channels from the smallest block to the largest.
+        out_channels: channels of the painted map.
+        start: side of the smallest block.
+    """
+
+    def __init__(self, w_dim: int, channels: Sequence[int], out_channels: int, *, start: int = 4) -> None:
+        super().__init__()
+        self.network = SynthesisNetwork(w_dim, channels, out_channels, start=start)
+        self.sides, self.num_ws = self.network.sides, self.network.num_ws
+
+    @property
+    def tap_names(self) -> tuple[str, ...]:
+        """One tap a block: its features before the output layer."""
+        return tuple(f"block{side}" for side in self.sides)
+
+    def affines(self) -> list[nn.Module]:
+        """Style affines of the convolutions in layer order."""
+        return [layer.affine for block in self.network.blocks for layer in block.layers]  # type: ignore[union-attr]
+
+    def forward(self, ws: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """As :meth:`StyleBackbone.forward`."""
+        blocks = self.network(ws)
+        return blocks[-1][1], {name: x for name, (x, _) in zip(self.tap_names, blocks, strict=True)}

@@ -6,7 +6,7 @@ Sources: GRAM (Deng et al., 2022); its radiance network is the FiLM SIREN of pi-
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -18,7 +18,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from models.camera import Camera, Rig
 from models.generators.base import Edit, FieldSample, Latents, RadianceGenerator, Rendering
-from models.generators.pointwise import affine
+from models.generators.pointwise import affine, in_chunks
 from models.rendering.compositing import EMPTY, density_alpha, depth_normals, layer_weights
 from models.rendering.manifolds import CrossingCache, first_crossings, weights_version
 
@@ -26,7 +26,6 @@ BOX = 0.24  # side of the cube, world units, that the scalar field and the defor
 PLANE = -0.12  # z of the background plane, world units
 FLAT = 0.05  # samples whose scalars differ by no more are not interpolated
 WIDENING = 0.001  # how far colours reach beyond [0, 1], so that black and white are within reach
-CPU_NUMBERS, GPU_NUMBERS = 2**19, 2**28  # in an activation: a CPU's caches and allocator like small ones
 
 Affine = tuple[Tensor, Tensor]
 """Weight (B, out, in) and bias (B, 1, out) of each code."""
@@ -63,13 +62,6 @@ def unit_rays(camera: Camera, side: int) -> tuple[Tensor, Tensor, Tensor]:
 def full_precision(x: Tensor) -> torch.autocast:
     """Not under the caller's autocast: sines of large numbers need all their digits."""
     return torch.autocast(x.device.type, enabled=False)
-
-
-def in_chunks(function: Callable[[Tensor], Tensor], points: Tensor, width: int) -> Tensor:
-    """``function`` of (B, P, ...), some points at a time; ``width`` numbers per point in an activation."""
-    numbers = CPU_NUMBERS if points.device.type == "cpu" else GPU_NUMBERS
-    size = max(numbers // (len(points) * width), 16)
-    return torch.cat([function(part) for part in points.split(size, 1)], 1)
 
 
 class ScalarField(nn.Module):

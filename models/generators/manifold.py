@@ -6,16 +6,19 @@ Source: GRAMInverter (Deng et al., 2023), Sec. 3.1 and A.3; GRAM (Deng et al., 2
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from models.camera import Camera
+from models.generators.backbone import StyleBackbone
 from models.generators.base import Edit, FieldSample, Latents, Rendering
 from models.generators.fields import FrontalChart, HeadChart, TextureStack
 from models.generators.painted import PaintedGenerator, Painting, over_chart
+from models.generators.pointwise import in_chunks
 from models.generators.triplane import TriPlaneField
 from models.rendering.atlas import Atlas, Chart, flatten
 from models.rendering.compositing import composite_layers, density_alpha, depth_normals
@@ -43,9 +46,11 @@ class ManifoldGenerator(PaintedGenerator):
         levels: level values of the predictor, from the outermost (largest) to the innermost.
         thickness: optical thickness of one manifold: opacity = 1 - exp(-density * thickness).
         predictor: arguments of :class:`ManifoldPredictor`.
-        triplane: arguments of :class:`TriPlaneField`.
-        intersection_stride: crossings are found on an image this many times smaller, then upsampled; upsampling
-            loses crossings along silhouettes, the fewer the larger the image.
+        triplane: arguments of :class:`TriPlaneField`. The cube is around the middle of the rig's cameras.
+        background: as of :class:`PaintedGenerator`, or "shared" (Sec. C): an opaque plane with the tri-plane's own
+            radiance, which closes the back of its cube and hides what lies behind.
+        intersection_stride: crossings are found on an image this many times smaller, then upsampled (4 in A.3);
+            upsampling loses crossings along silhouettes, the fewer the larger the image.
         samples: samples per ray in the crossing search.
         bake_predictor: search on a baked grid; the predictor then gets no gradient from rendering.
         flattening: how :meth:`atlas` lays out the manifolds: "head" (on the chart) or "frontal" (on a square that
@@ -53,11 +58,12 @@ class ManifoldGenerator(PaintedGenerator):
         options: of :class:`PaintedGenerator`.
 
     Raises:
-        ValueError: when ``levels`` do not decrease, or ``field`` or ``flattening`` is unknown.
+        ValueError: when ``levels`` do not decrease, ``field`` or ``flattening`` is unknown, or textures are asked for a
+            shared background or another than the light backbone.
     """
 
     levels: Tensor
-    pivot: Tensor
+    middle: Tensor
 
     def __init__(
         self,
@@ -68,6 +74,7 @@ class ManifoldGenerator(PaintedGenerator):
         predictor: dict[str, Any] | None = None,
         triplane: dict[str, Any] | None = None,
         chart: dict[str, Any] | None = None,
+        background: str = "separate",
         intersection_stride: int = 1,
         samples: int = 48,
         bake_predictor: bool = True,
@@ -80,10 +87,14 @@ class ManifoldGenerator(PaintedGenerator):
             raise ValueError(f"field must be one of {FIELDS}, got {field!r}")
         if flattening not in FLATTENINGS:
             raise ValueError(f"flattening must be one of {FLATTENINGS}, got {flattening!r}")
+        shared = background == "shared"
+        if field == "textures" and (shared or options.get("backbone", "light") != "light"):
+            raise ValueError("field='textures' has no shared background, and is painted by the light backbone")
         planes = TriPlaneField(**(triplane or {})) if field == "triplane" else None
         stack = TextureStack(len(levels), thickness)
-        super().__init__((planes or stack).channels, z_dim, chart=chart, **options)
-        self.planes, self.stack, self.thickness = planes, stack, thickness
+        background = "none" if shared else background
+        super().__init__((planes or stack).channels, z_dim, chart=chart, background=background, **options)
+        self.planes, self.stack, self.thickness, self.shared = planes, stack, thickness, shared
         self.chart = HeadChart(**(chart or {}))
         self.predictor = ManifoldPredictor(**(predictor or {}))
         self.register_buffer("levels", torch.tensor([float(v) for v in levels]))
@@ -93,8 +104,9 @@ class ManifoldGenerator(PaintedGenerator):
         self.layout: Chart = self.chart
         if flattening == "frontal":
             self.layout = FrontalChart(self.rig.pivot, self.rig.frame * self.rig.far / self.rig.radius / 2)
-        self.register_buffer("pivot", torch.tensor(self.rig.pivot), persistent=False)
-        if planes is None:
+        middle = self.rig.pivot if self.rig.centre is None else self.rig.centre
+        self.register_buffer("middle", torch.tensor(middle), persistent=False)
+        if isinstance(self.backbone, StyleBackbone) and planes is None:
             # A clean and faint start: one shared colour, and every manifold lets most light through, so that all
             # of them receive gradient.
             with torch.no_grad():
@@ -139,13 +151,15 @@ class ManifoldGenerator(PaintedGenerator):
 
     def _on_planes(self, planes: TriPlaneField, painting: Painting, points: Tensor, uv: Tensor) -> Tensor:
         """Tri-plane features (B, P, C) at world points (B, P, 3) with chart coordinates (B, P, 2)."""
-        painted = painting.map.repeat_interleave(len(points) // len(painting.map), 0)
+        painted = painting.map
+        if len(points) > len(painted):
+            painted = painted.repeat_interleave(len(points) // len(painted), 0)
         if painting.shift is None or painting.ambient is None:
-            return planes.at(painted, points - self.pivot)
+            return planes.at(painted, points - self.middle)
         shift = over_chart(painting.shift, uv)
         # The difference of two displacements: where the chart ends a zero shift must still move nothing.
         moved = points + self.chart.displace(points, shift) - self.chart.displace(points, torch.zeros_like(shift))
-        return planes.at(painted, moved - self.pivot) + self.ambient_out(over_chart(painting.ambient, uv))
+        return planes.at(painted, moved - self.middle) + self.ambient_out(over_chart(painting.ambient, uv))
 
     def decode(self, features: Tensor, directions: Tensor | None = None) -> FieldSample:
         if self.planes is None:
@@ -182,31 +196,79 @@ class ManifoldGenerator(PaintedGenerator):
     def crossings(self, camera: Camera, resolution: int) -> Crossings:
         """Where the pixels' rays first meet each manifold; fp32, cached unless the predictor learns."""
         pixels = resolution * resolution
-        if not self.bake_predictor:
-            found = [self._search(camera[i], resolution, self.predictor) for i in range(len(camera))]
-            return Crossings.stack(found, pixels)
+        learns = torch.is_grad_enabled() and any(p.requires_grad for p in self.predictor.parameters())
+        if learns and not self.bake_predictor:
+            return Crossings.stack([self._search(camera[i], resolution) for i in range(len(camera))], pixels)
         state = (self.predictor.version, self.levels._version, self.levels.data_ptr(), resolution)
         keys = [bytes(label) for label in camera.label().detach().float().cpu().numpy()]
         with torch.no_grad():
             found = [
-                self._cache.get((key, state), lambda i=i: self._search(camera[i], resolution, self.predictor.baked()))
+                self._cache.get((key, state), lambda i=i: self._search(camera[i], resolution))
                 for i, key in enumerate(keys)
             ]
         return Crossings.stack(found, pixels)
 
-    def _search(self, camera: Camera, resolution: int, scalar: Callable[[Tensor], Tensor]) -> Crossings:
+    def _search(self, camera: Camera, resolution: int) -> Crossings:
         """Crossings of one camera, without the rays that meet nothing."""
+        scalar = self.predictor.baked() if self.bake_predictor else self.predictor
         side = math.ceil(resolution / self.intersection_stride)
         origins, directions = camera.rays(side)
         depth, valid = first_crossings(
             scalar, origins, directions, self.levels, near=self.rig.near, far=self.rig.far, samples=self.samples
         )
         depth, valid = upsample_crossings(depth, valid, side, resolution)
+        if self.planes is not None and self.shared:
+            valid = valid & (depth < self._plane_depth(self.planes, *camera.rays(resolution))[..., None])
         pixel = valid[0].any(-1).nonzero()[:, 0]
-        origins, directions = camera.rays(resolution)
-        depth, valid = depth[:, pixel], valid[:, pixel]
-        points = origins[:, pixel, None] + depth[..., None] * directions[:, pixel, None]
-        return Crossings(pixel[None], depth, valid, self.chart(points))
+        found = Crossings(pixel[None], depth[:, pixel], valid[:, pixel])
+        if self.planes is not None and not self.expressions:
+            return found
+        return replace(found, uv=self.chart(found.points(camera, resolution)))
+
+    def _plane_depth(self, planes: TriPlaneField, origins: Tensor, directions: Tensor) -> Tensor:
+        """Camera-z (C, P) at which rays meet the back of the planes' cube; far away where they never do."""
+        behind = origins[..., 2] - (self.middle[2] - planes.extent)
+        return behind / (-directions[..., 2]).clamp_min(1e-3)
+
+    def _plane(self, planes: TriPlaneField, painting: Painting, camera: Camera, side: int) -> Tensor:
+        """The image (C, 3, side, side) of the shared background; beyond the cube its border goes on."""
+        origins, directions = camera.rays(side)
+        points = origins + self._plane_depth(planes, origins, directions)[..., None] * directions
+        inside = (points - self.middle).clamp(-planes.extent, planes.extent).reshape(len(painting.map), -1, 3)
+        colour = in_chunks(lambda part: planes.decode(planes.at(painting.map, part)).colour, inside, planes.width)
+        return colour.reshape(len(camera), side, side, 3).permute(0, 3, 1, 2)
+
+    def _radiance(
+        self, painting: Painting, hits: Crossings, camera: Camera, side: int, rows: int, edit: Edit | None
+    ) -> Tensor:
+        """Colour and opacity (rows, P, 4) at the crossings of all views of each row; fp32."""
+        uv = None if hits.uv is None else hits.uv.reshape(rows, -1, 2)
+        points = None
+        if self.planes is not None or edit is not None:
+            points = hits.points(camera, side).reshape(rows, -1, 3)
+
+        def decoded(features: Tensor, points: Tensor | None) -> Tensor:
+            if edit is not None and points is not None:
+                features = edit(points, features)
+            sample = self.decode(features)
+            assert sample.occupancy is not None
+            return torch.cat([sample.colour.float(), sample.occupancy], -1)
+
+        if self.planes is None or points is None:
+            assert uv is not None
+            if painting.shift is not None:
+                uv = uv + over_chart(painting.shift, uv)
+            grid = uv.reshape(rows, -1, hits.depth.shape[-1], 2)
+            return decoded(self.stack.on_manifolds(painting.map, grid).flatten(1, 2), points)
+        planes = self.planes
+
+        def at(places: Tensor) -> Tensor:
+            points, uv = places[..., :3], places[..., 3:]
+            return decoded(self._on_planes(planes, painting, points, uv), points)
+
+        places = points if uv is None else torch.cat([points, uv], -1)
+        # A graph would hold all chunks together anyway.
+        return at(places) if torch.is_grad_enabled() else in_chunks(at, places, planes.width)
 
     def synthesis(
         self,
@@ -226,20 +288,8 @@ class ManifoldGenerator(PaintedGenerator):
         with torch.autocast(camera.device.type, enabled=False):
             hits = self.crossings(camera, size)
         layers = hits.depth.shape[1:]
-        uv = hits.uv.reshape(rows, -1, 2)
-        points = hits.points(camera, size).reshape(rows, -1, 3) if edit is not None or self.planes else None
-        if self.planes is not None and points is not None:
-            features = self._on_planes(self.planes, painting, points, uv)
-        else:
-            if painting.shift is not None:
-                uv = uv + over_chart(painting.shift, uv)
-            features = self.stack.on_manifolds(painting.map, uv.reshape(rows, -1, *layers[1:], 2)).flatten(1, 2)
-        if edit is not None and points is not None:
-            features = edit(points, features)
-        sample = self.decode(features)
-        assert sample.occupancy is not None
-        colour = sample.colour.float().reshape(cameras, *layers, 3)
-        alpha = sample.occupancy.reshape(cameras, *layers, 1) * hits.valid[..., None]
+        found = self._radiance(painting, hits, camera, size, rows, edit).reshape(cameras, *layers, 4)
+        colour, alpha = found[..., :3], found[..., 3:] * hits.valid[..., None]
         # A ray from outside meets larger levels first: crossings come in order and need no sorting (Eq. 2).
         depth = hits.depth[..., None] - self.rig.radius  # centred, for the precision of the squares
         blended, alpha, depth = composite_layers(torch.cat([colour, depth.square()], -1), alpha, depth)
@@ -249,7 +299,10 @@ class ManifoldGenerator(PaintedGenerator):
         seen = (alpha > 0).to(alpha.dtype)
         spread = (square / alpha.clamp_min(1e-6) - depth.square()).clamp_min(0) * seen
         depth = (depth + self.rig.radius) * seen
-        backdrop = self.backdrop(ws, size).repeat_interleave(cameras // len(ws), 0)
+        if self.planes is not None and self.shared:
+            backdrop = self._plane(self.planes, painting, camera, size)
+        else:
+            backdrop = self.backdrop(ws, size).repeat_interleave(cameras // len(ws), 0)
         return Rendering(
             image=colour + (1 - alpha) * backdrop,
             depth=depth,

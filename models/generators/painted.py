@@ -10,12 +10,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from models.camera import Camera, Rig
-from models.generators.backbone import StyleBackbone
+from models.generators.backbone import StyleBackbone, StyleGAN2Backbone
 from models.generators.base import Latents, RadianceGenerator
 from models.generators.deformation import ExpressionField
 from models.generators.fields import HeadChart
 from models.generators.layers import MappingNetwork
 
+BACKBONES = ("light", "stylegan2")
 BACKGROUNDS = ("separate", "none")
 
 
@@ -38,12 +39,13 @@ class PaintedGenerator(RadianceGenerator):
     Args:
         map_channels: channels of the painted map.
         resolution: native image side in pixels.
+        backbone: "light" (:class:`StyleBackbone`) or "stylegan2" (:class:`StyleGAN2Backbone`).
         channels: backbone channels from the smallest block, of side ``start``, to the largest.
         mapping_layers, mapping_hidden: of the mapping network.
         normalize_z: as StyleGAN; off where the length of z carries meaning.
-        detail_maps: of the backbone, see :class:`StyleBackbone`.
+        detail_maps: of the light backbone, see :class:`StyleBackbone`.
         octaves: of z's Fourier features, see :class:`MappingNetwork`.
-        lr_multiplier: of mapping network and affines.
+        lr_multiplier: of the mapping network and of light backbones' affines.
         expressions: names of the expression coefficients.
         expression_tap: backbone block whose features steer the expression field; the last but one by default.
         ambient: ambient channels of the expression field.
@@ -51,7 +53,7 @@ class PaintedGenerator(RadianceGenerator):
         chart: arguments of :class:`HeadChart`, on which expressions act. rig: arguments of :class:`Rig`.
 
     Raises:
-        ValueError: when ``background`` or ``expression_tap`` is unknown.
+        ValueError: when ``backbone``, ``background`` or ``expression_tap`` is unknown, or they do not go together.
     """
 
     w_mean: Tensor
@@ -62,6 +64,7 @@ class PaintedGenerator(RadianceGenerator):
         z_dim: int,
         resolution: int = 64,
         w_dim: int = 128,
+        backbone: str = "light",
         channels: Sequence[int] = (128, 96, 64, 48),
         start: int = 8,
         mapping_layers: int = 3,
@@ -79,6 +82,10 @@ class PaintedGenerator(RadianceGenerator):
         rig: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
+        if backbone not in BACKBONES:
+            raise ValueError(f"backbone must be one of {BACKBONES}, got {backbone!r}")
+        if backbone != "light" and detail_maps:
+            raise ValueError(f"detail_maps are of the light backbone, not of {backbone!r}")
         if background not in BACKGROUNDS:
             raise ValueError(f"background must be one of {BACKGROUNDS}, got {background!r}")
         self.z_dim, self.resolution, self.w_dim = z_dim, resolution, w_dim
@@ -93,14 +100,12 @@ class PaintedGenerator(RadianceGenerator):
             lr_multiplier=lr_multiplier,
             octaves=octaves,
         )
-        self.backbone = StyleBackbone(
-            w_dim,
-            channels,
-            map_channels,
-            start=start,
-            lr_multiplier=lr_multiplier,
-            detail_maps=detail_maps,
-        )
+        if backbone == "light":
+            self.backbone = StyleBackbone(
+                w_dim, channels, map_channels, start=start, lr_multiplier=lr_multiplier, detail_maps=detail_maps
+            )
+        else:
+            self.backbone = StyleGAN2Backbone(w_dim, channels, map_channels, start=start)
         self.num_ws = self.backbone.num_ws
         self.background = None
         if background == "separate":

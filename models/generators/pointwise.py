@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+CPU_NUMBERS, GPU_NUMBERS = 2**19, 2**28  # in an activation: a CPU's caches and allocator like small ones
 IMAGES = 16  # from this many on PyTorch leaves a 1 x 1 convolution to oneDNN
+
+
+def in_chunks(function: Callable[[Tensor], Tensor], points: Tensor, width: int) -> Tensor:
+    """``function`` of (B, P, ...), some points at a time; ``width`` numbers per point in an activation."""
+    numbers = CPU_NUMBERS if points.device.type == "cpu" else GPU_NUMBERS
+    size = max(numbers // (len(points) * width), 16)
+    return torch.cat([function(part) for part in points.split(size, 1)], 1)
 
 
 def affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

@@ -58,7 +58,7 @@ class TriPlaneField(Configurable):
         density_bias: float = -4.0,
     ) -> None:
         super().__init__()
-        self.features, self.extent = features, extent
+        self.features, self.extent, self.width = features, extent, max(features, hidden)
         self.density_scale, self.density_bias = density_scale, density_bias
         self.hidden = EqualLinear(features, hidden)
         self.out = EqualLinear(hidden, 4)

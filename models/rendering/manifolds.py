@@ -18,6 +18,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from models.camera import Camera
 from models.configurable import Configurable
+from models.generators.pointwise import affine, in_chunks
 
 Item = TypeVar("Item")
 
@@ -28,7 +29,7 @@ def weights_version(module: nn.Module) -> Hashable:
 
 
 class ManifoldPredictor(Configurable):
-    """M: R^3 -> R, a sphere's signed distance plus a small MLP that starts at zero.
+    """M: R^3 -> R, a sphere's signed distance plus a small MLP that starts at zero (GRAMInverter, Eq. 1).
 
     Args:
         hidden: width of each hidden layer.
@@ -36,6 +37,10 @@ class ManifoldPredictor(Configurable):
         centre, radius: of the initial sphere, world units.
         extent: half side of the cube in which the levels live, world units.
         grid: side of the grid that :meth:`baked` samples the predictor on.
+        activation: "softplus", for smooth surfaces, or "relu" as GRAM's.
+
+    Raises:
+        ValueError: when ``activation`` is neither.
     """
 
     centre: Tensor
@@ -48,25 +53,33 @@ class ManifoldPredictor(Configurable):
         radius: float = 0.9,
         extent: float = 1.8,
         grid: int = 80,
+        activation: str = "softplus",
     ) -> None:
         super().__init__()
+        if activation not in ("softplus", "relu"):
+            raise ValueError(f"activation must be softplus or relu, got {activation!r}")
         widths = [3, *[hidden] * layers]
         self.hidden = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
         self.last = nn.Linear(hidden, 1)
         nn.init.zeros_(self.last.weight)
         nn.init.zeros_(self.last.bias)
         self.register_buffer("centre", torch.tensor([float(v) for v in centre]), persistent=False)
-        self.radius, self.extent, self.grid = radius, extent, grid
+        self.radius, self.extent, self.grid, self.activation = radius, extent, grid, activation
         self._baked: tuple[object, Tensor] | None = None
 
     def forward(self, points: Tensor) -> Tensor:
         """(..., 3) world points -> (...) scalar, fp32."""
         with torch.autocast(points.device.type, enabled=False):
-            points = points.float()
-            x = points
-            for layer in self.hidden:
-                x = F.softplus(layer(x), beta=10.0)
-            return (points - self.centre).norm(dim=-1) - self.radius + self.last(x)[..., 0]
+            flat = points.float().reshape(1, -1, 3)
+            return in_chunks(self._at, flat, self.last.in_features).reshape(points.shape[:-1])
+
+    def _at(self, points: Tensor) -> Tensor:
+        """(1, P, 3) -> (1, P, 1)."""
+        x = points
+        for layer in self.hidden:
+            x = affine(x, layer.weight[None], layer.bias[None, None])  # type: ignore[index]
+            x = F.relu(x) if self.activation == "relu" else F.softplus(x, beta=10.0)
+        return (points - self.centre).norm(dim=-1, keepdim=True) - self.radius + self.last(x)
 
     @property
     def version(self) -> Hashable:
@@ -199,13 +212,13 @@ class Crossings:
         pixel: (C, K) row-major pixel of each ray; the number of pixels where the row is padding.
         depth: (C, K, N) camera-z, world units.
         valid: (C, K, N) whether the ray meets that manifold.
-        uv: (C, K, N, 2) canonical chart coordinates.
+        uv: (C, K, N, 2) canonical chart coordinates; None where nobody asks for them.
     """
 
     pixel: Tensor
     depth: Tensor
     valid: Tensor
-    uv: Tensor
+    uv: Tensor | None = None
 
     def scatter(self, values: Tensor, pixels: int) -> Tensor:
         """Put per-ray values (C, K, D) back into the image: (C, pixels, D), 0 where no manifold is met."""
@@ -227,7 +240,8 @@ class Crossings:
         def pad(name: str, fill: float) -> Tensor:
             return pad_sequence([getattr(c, name)[0] for c in items], batch_first=True, padding_value=fill)
 
-        return Crossings(pad("pixel", pixels), pad("depth", 1.0), pad("valid", 0), pad("uv", 0.0))
+        uv = None if items[0].uv is None else pad("uv", 0.0)
+        return Crossings(pad("pixel", pixels), pad("depth", 1.0), pad("valid", 0), uv)
 
 
 class CrossingCache(Generic[Item]):
