@@ -120,7 +120,8 @@ class MannequinDataModule(pl.LightningDataModule):
         """What the first view of one test subject shows, expression and style included, from other cameras."""
         config = self.configs["test"]
         scene = Scene.from_z(sample["z"][None].cpu(), sample["expression"][:1].cpu()).repeat_interleave(len(camera))
-        return render(scene, camera.to("cpu"), config.size, STYLES[int(sample["style"][0])], config.supersample)
+        style = STYLES[int(sample["style"][0])]
+        return render(scene, camera.to("cpu"), config.size, style, config.supersample, self.compiled)
 
     def _folder(self, split: str) -> Path:
         return build_cache(self.configs[split], self.cache_dir, self.draw_workers, self.compiled)

@@ -75,8 +75,12 @@ class NeuralSurface(nn.Module):
         self.features = nn.ParameterList(
             0.1 * torch.randn(1, recipe.features, side, side, side, generator=generator) for side in sides
         )
-        self.colour = nn.Sequential(nn.Linear(recipe.features + 6, recipe.hidden), nn.ReLU())
-        self.colour.append(nn.Linear(recipe.hidden, 3))
+        # Without their own initial values, which would be drawn from the global generator.
+        hidden, out = (
+            nn.utils.skip_init(nn.Linear, *sizes)
+            for sizes in ((recipe.features + 6, recipe.hidden), (recipe.hidden, 3))
+        )
+        self.colour = nn.Sequential(hidden, nn.ReLU(), out)
         for parameter in self.colour.parameters():
             bound = parameter.shape[-1] ** -0.5
             nn.init.uniform_(parameter, -bound, bound, generator=generator)

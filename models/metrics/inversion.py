@@ -329,10 +329,10 @@ class InversionScores(Metric):
         count = len(features)
         if count < 2:
             return {}
-        real, found, novel = features.unbind(1)
+        real, own, novel = features.unbind(1)
         values: dict[str, Tensor] = {}
         given = Precomputed(self.num_features)
-        for suffix, fake in (("", found), ("_nv", novel)):
+        for suffix, fake in (("", own), ("_nv", novel)):
             # The items of all ranks are here already: nothing to gather.
             kernel = kid(given, subset_size=min(_KID_SUBSET, count), gather=False)
             for name, metric in (("fid", fid(given, gather=False)), ("kid", kernel)):
@@ -340,8 +340,8 @@ class InversionScores(Metric):
                 metric.update(fake, real=False)
                 with torch.random.fork_rng(devices=[]):
                     torch.manual_seed(self.seed)  # of KID's subsets
-                    distance = metric.compute()
-                values[name + suffix] = distance if name == "fid" else distance[0]
+                    found = metric.compute()
+                values[name + suffix] = found[0] if isinstance(found, tuple) else found  # KID has a deviation too
         return {metric: values[metric] for metric in SETS}
 
 
