@@ -8,10 +8,10 @@ IMAGE :=
 # Many small tensors: more threads only help on idle cores.
 THREADS := 1
 
-.PHONY: help install demo test check bench clean
+.PHONY: help install demo test test-slurm check bench clean
 
 help:  ## Show the targets
-	@grep -hE '^[a-z_.$$()/]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([^:]+):[^#]*## /\1\t/' | expand -t 12
+	@grep -hE '^[a-z_.$$()/-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([^:]+):[^#]*## /\1\t/' | expand -t 12
 
 # The stamp is newer than pyproject.toml exactly when the environment is complete.
 $(VENV)/.stamp: pyproject.toml
@@ -31,6 +31,9 @@ demo: $(VENV)/.stamp  ## One artwork to a turnable head: make demo [IMAGE=portra
 
 test: $(VENV)/.stamp  ## Run the tests
 	OMP_NUM_THREADS=$(THREADS) $(BIN)/python -m pytest -n auto
+
+test-slurm: $(VENV)/.stamp  ## Run the tests that start a SLURM cluster here (root in a container; see tests/slurm)
+	OMP_NUM_THREADS=$(THREADS) $(BIN)/python -m pytest -m slurm tests/slurm
 
 check: $(VENV)/.stamp  ## Style, types and import directions
 	$(BIN)/ruff check .
