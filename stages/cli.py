@@ -156,8 +156,9 @@ class GalateaCLI(LightningCLI):
         return super().instantiate_trainer(**kwargs)
 
     def _loggers(self, given: Any, out: Path) -> list[Logger]:
-        shard = self._option("shard")
-        loggers: list[Logger] = [CSVLogger(out, name="logs" if shard is None else f"logs/{shard.replace('/', '_of_')}")]
+        if (shard := self._option("shard")) is not None:
+            out = out / "shards" / shard.partition("/")[0]
+        loggers: list[Logger] = [CSVLogger(out, name="logs")]
         if isinstance(given, Logger):
             loggers.append(given)
         elif isinstance(given, list):
@@ -165,7 +166,12 @@ class GalateaCLI(LightningCLI):
         if (project := self._option("wandb")) is not False:
             offline = "WANDB_API_KEY" not in os.environ
             project = "galatea" if project is True else project
-            loggers.append(WandbLogger(project=project, name=out.name, save_dir=out, offline=offline, log_model=False))
+            resumes = self.subcommand == "fit" and (
+                self._option("ckpt_path") or isinstance(self.model, PerArtworkStage)
+            )
+            run = _last_wandb_run(out) if resumes else None
+            options = {"project": project, "name": out.name, "save_dir": out, "offline": offline, "id": run}
+            loggers.append(WandbLogger(**options, log_model=False))
         return loggers
 
     def _callbacks(self, given: Any) -> list[pl.Callback]:
@@ -182,6 +188,12 @@ class GalateaCLI(LightningCLI):
 
 def _as_list(callbacks: Any) -> list[pl.Callback]:
     return callbacks if isinstance(callbacks, list) else [callbacks] if callbacks else []
+
+
+def _last_wandb_run(out: Path) -> str | None:
+    """Id of the W&B run that was the last to write in ``out``."""
+    names = sorted(folder.name.partition("run-")[2] for folder in out.glob("wandb/*run-*-*"))  # TIME-ID
+    return names[-1].rpartition("-")[2] if names else None
 
 
 def _shard(text: str) -> tuple[int, int]:
@@ -232,5 +244,6 @@ def run(name: str, stage_class: type[Stage], arguments: Sequence[str]) -> None:
     warnings.filterwarnings("ignore", ".*LeafSpec.*")
     warnings.filterwarnings("ignore", ".*configure_optimizers. returned .None.*")
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
+    warnings.filterwarnings("ignore", ".*in eval mode at the start of training.*")  # frozen networks are meant to be
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     GalateaCLI(name, stage_class, arguments)

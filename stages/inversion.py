@@ -29,16 +29,14 @@ from models.generators.base import Generator, Latents, Rendering
 from models.image_io import write_image
 from models.losses.inversion import ReconstructionLoss
 from models.metrics.image import identity_similarity, psnr, ssim
-from models.metrics.portrait import compare_views, strip
-from models.metrics.records import Record, write_records
+from models.metrics.inversion import PROTOCOL, VERSION, InversionProtocol, InversionScores
+from models.metrics.records import Record, finite, write_records
 from stages.base import ArtifactRef, Stage, average_gradients, broadcast, gather
 
 Batch = dict[str, Any]
 Renderer = Callable[[Camera | None], Rendering]
-"""Pictures of B heads from B * V cameras, V in a row of each head; from None in a 2D generator."""
+"""B heads, seen by B * V cameras, V in a row of each head; by None in a 2D generator."""
 
-PROTOCOL, VIEWS_PROTOCOL, PROTOCOL_VERSION = "inversion", "inversion-views", "1"
-VIEWS_DEG = (-30, -20, -10, 0, 10, 20, 30)  # yaws at which heads are compared with the truth
 _SHOWN = 6  # heads on a panel
 
 
@@ -70,17 +68,18 @@ class InversionStage(Stage):
     """Base of the stages that train what turns a picture into a head.
 
     A batch holds ``image`` (B, V, 3, H, W) and, for a 3D generator, ``label`` (B, V, 25): each picture is a head of its
-    own. ``test`` measures each subject's first picture; where the data module knows the truth (``truth``), the head is
-    compared with it from other sides as well. ``predict`` hands on heads as the stage ``anchor`` does.
+    own. ``test`` measures each subject's first picture by the shared protocol (:mod:`models.metrics.inversion`); where
+    the data module knows the truth (its method ``truth``), also against that. ``predict`` hands on heads as the stage
+    ``anchor`` does.
 
     Args:
-        perceptual: the perceptual distance of L_r and of the scores.
+        perceptual: the perceptual distance of L_r.
         identity: the identity embedding of L_r; null leaves its term out.
-        judge: the identity embedding of the scores, better not the one that is trained with; null takes that one.
+        protocol: what ``test`` measures, and with which networks.
         reconstruction: weights of L_r.
         schedule: of the optimiser.
         tested: artifact of this stage that validate, test and predict take the networks from; by default a checkpoint.
-        variant: name in the scores; by default the stage's.
+        variant: name in the scores; the stage's by default.
         seed: of all draws.
     """
 
@@ -92,7 +91,7 @@ class InversionStage(Stage):
         self,
         perceptual: nn.Module,
         identity: nn.Module | None = None,
-        judge: nn.Module | None = None,
+        protocol: InversionProtocol | None = None,
         reconstruction: ReconstructionLoss = ReconstructionLoss(),  # noqa: B008 - frozen
         schedule: Schedule = Schedule(),
         tested: ArtifactRef | None = None,
@@ -102,11 +101,11 @@ class InversionStage(Stage):
         super().__init__()
         self.perceptual = Frozen(perceptual)
         self.identity = None if identity is None else Frozen(identity)
-        self.judge = self.identity if judge is None else Frozen(judge)
+        self.protocol = protocol
         self.reconstruction, self.schedule, self.tested = reconstruction, schedule, tested
         self.variant, self.seed = variant or self.name, seed
         self._validated: dict[str, float] = {}  # of the last validation, for the artifact
-        self._records: list[Record] = []
+        self._records: list[Record] = []  # of a 2D generator
         self._heads: list[tuple[str, Anchor, Tensor]] = []  # of predict: id, head, picture
         self._shown: Batch | None = None
 
@@ -229,12 +228,10 @@ class InversionStage(Stage):
         self._validated = {name: float(value) for name, value in found.items() if name.startswith("val/")}
 
     def scores(self, found: Tensor, image: Tensor) -> dict[str, Tensor]:
-        """How well renderings show pictures: psnr, ssim, lpips and, with an identity network, identity, (B,) each."""
+        """How well renderings show pictures: psnr, ssim, lpips and, with an identity network, id, (B,) each."""
         found, image = self.compared(found.float().clamp(-1, 1), image)
         values = {"psnr": psnr(found, image), "ssim": ssim(found, image), "lpips": self.perceptual(found, image)}
-        if self.judge is not None:
-            values["identity"] = identity_similarity(self.judge, found, image)
-        return values
+        return values if self.identity is None else values | {"id": identity_similarity(self.identity, found, image)}
 
     @torch.no_grad()
     def panels(self) -> dict[str, Tensor]:
@@ -243,7 +240,7 @@ class InversionStage(Stage):
             return {}
         learning = self.training
         self.eval()
-        image, camera = self.pictures({k: self._shown[k][:, :1] for k in ("image", "label") if k in self._shown})
+        image, camera = self.pictures(first_views(self._shown))
         image, camera = image[:_SHOWN].to(self.device), camera and camera[:_SHOWN].to(self.device)
         render, side = self.reconstruct(image, camera), self.generator.resolution
         columns = [to_working_size(image, side), render(camera).image]
@@ -257,63 +254,67 @@ class InversionStage(Stage):
 
     # -- test -------------------------------------------------------------------------------------
 
+    def on_test_epoch_start(self) -> None:
+        if self.protocol is None:
+            raise UserError("test needs what it measures: see model.protocol in configs/stages/invert.yaml")
+        features = self.protocol.distribution.module.num_features
+        self._scores = InversionScores(self.protocol.networks, features, self.seed).to(self.device)
+
     @torch.no_grad()
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        image, camera = self.pictures({name: batch[name][:, :1] for name in ("image", "label") if name in batch})
-        render = self.reconstruct(image, camera)
-        found = render(camera).image
-        scores = self.scores(found, image)
+        image, camera = self.pictures(first_views(batch))
+        image = to_working_size(image, self.generator.resolution)
+        assert self.protocol is not None
+        share = -(-self.protocol.surfaces // self.trainer.world_size)
         for row, item in enumerate(items_of(batch)):
-            for name, values in scores.items():
-                self._records.append(self.record(PROTOCOL, item, "input", name, float(values[row])))
-            picture = strip(*(pair[row : row + 1] for pair in self.compared(image, found)))
-            if camera is not None and hasattr(self.trainer.datamodule, "truth"):  # type: ignore[attr-defined]
+            own = image[row : row + 1]
+            if camera is None:
+                found = self.reconstruct(own, None)(None).image
+                self._records += self.flat_records(item, found, own)
+                continue
+            truth = getattr(self.trainer.datamodule, "truth", None)  # type: ignore[attr-defined]
+            if truth is not None:
                 sample = {name: value[row] for name, value in batch.items()}
-                views = self.compare(item, sample, self.reconstruct(image[row : row + 1], camera[row]), camera[row])
-                picture = torch.cat([picture, views], 2)
-            write_image(self.out / "strips" / f"{item_id(item)}.png", picture)
+                truth = partial(self.true_views, truth, sample)
+            surface = len(self._scores.names) < share
+            measured = self.protocol(item, own, camera[row], self.generator.rig, self.reconstruct, truth, surface)
+            self._scores.update(item, measured)
+            for name, picture in measured.pictures.items():
+                write_image(self.out / name / f"{item_id(item)}.png", picture)
 
-    def compare(self, item: str, sample: Batch, render: Renderer, camera: Camera) -> Tensor:
-        """Score one head against the truth from ``VIEWS_DEG``, at the height of the picture's camera.
+    @staticmethod
+    def true_views(truth: Callable[[Batch, Camera], Any], sample: Batch, camera: Camera) -> Any:
+        """What cameras see of a sample's head, on their device."""
+        return truth(sample, camera).to(camera.device)
 
-        Returns:
-            truth above rendering, (3, 2 * side, V * side).
-        """
-        rig = self.generator.rig
-        _, pitch = rig.angles(camera)
-        views = rig.camera(torch.tensor([math.radians(yaw) for yaw in VIEWS_DEG]), pitch.cpu()).to(self.device)
-        truth, source = (
-            self.trainer.datamodule.truth(sample, cameras).to(self.device)  # type: ignore[attr-defined]
-            for cameras in (views, camera)
-        )
-        found = render(views)
-        for score in compare_views(found, truth, source, self.perceptual, self.judge):
-            self._records.append(self.record(VIEWS_PROTOCOL, item, score.view, score.metric, score.value))
-        return strip(truth.image, found.image)
-
-    def record(self, protocol: str, item: str, view: str, metric: str, value: float) -> Record:
-        """One value, with the network that measured it."""
-        kind = metric.partition("@")[0]
-        network = {"lpips": self.perceptual, "identity": self.judge}.get(kind)
-        name = "" if network is None else type(network.module).__name__
-        return Record(protocol, PROTOCOL_VERSION, "test", item, view, self.seed, self.variant, name, metric, value)
+    def flat_records(self, item: str, found: Tensor, image: Tensor) -> list[Record]:
+        """The protocol's scores of a 2D generator, which has one view."""
+        networks = {"lpips": self.perceptual, "id": self.identity}
+        return [
+            Record(
+                PROTOCOL, VERSION, "test", item, "", self.seed, self.variant,
+                "" if (network := networks.get(metric)) is None else type(network.module).__name__,
+                metric, float(value),
+            )
+            for metric, value in self.scores(found, image).items()
+        ]  # fmt: skip
 
     def on_test_epoch_end(self) -> None:
-        unique = {(r.protocol, r.item, r.view, r.metric): r for r in gather(self._records)}
+        flat = {(record.item, record.metric): record for record in gather(self._records)}
+        records = [flat[key] for key in sorted(flat)] or self._scores.records(self.variant, seed=self.seed)
         self._records = []
         if self.trainer.is_global_zero:
-            write_records(self.out / "metrics.csv", [unique[key] for key in sorted(unique)])
-        for protocol, metric in sorted({(r.protocol, r.metric) for r in unique.values()}):
-            values = [r.value for r in unique.values() if (r.protocol, r.metric) == (protocol, metric)]
-            finite = [value for value in values if math.isfinite(value)]
-            if finite:
-                self.log(f"test/{protocol}/{metric}", sum(finite) / len(finite), rank_zero_only=True)
+            write_records(self.out / "metrics.csv", records)
+        for metric in sorted({record.metric for record in records}):
+            values = [record.value for record in finite(records) if record.metric == metric]
+            if values:
+                self.log(f"test/{metric}", sum(values) / len(values), rank_zero_only=True)
 
     # -- predict and export -----------------------------------------------------------------------
 
     @torch.no_grad()
     def predict_step(self, batch: Batch, batch_idx: int) -> None:
-        image, camera = self.pictures({name: batch[name][:, :1] for name in ("image", "label") if name in batch})
+        image, camera = self.pictures(first_views(batch))
         ws, expression = self.invert(image)
         count = len(self.generator.expressions)
         expression = image.new_zeros(len(image), count) if expression is None else expression
@@ -355,6 +356,11 @@ class InversionStage(Stage):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
         self._validated = checkpoint["validated"]
+
+
+def first_views(batch: Batch) -> Batch:
+    """Each subject's first picture and its label: (B, 1, ...)."""
+    return {name: batch[name][:, :1] for name in ("image", "label") if name in batch}
 
 
 def items_of(batch: Batch) -> list[str]:

@@ -72,6 +72,12 @@ class InvertStage(InversionStage):
         check_fit(self.encoder, generator)
         if isinstance(self.encoder, GradualStyleEncoder):
             self.encoder.mean_latents = generator.mean_latents
+        if isinstance(self.encoder, Encoder4Editing):
+            # Beyond e4e: differences start at 0, so that none disturbs whose turn a short run does not reach.
+            for i, style in enumerate(self.encoder.styles):
+                if i not in self.encoder.bases:
+                    torch.nn.init.zeros_(style.get_parameter("linear.weight"))
+        self.encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # faster on CPUs
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> int | None:
         if isinstance(self.encoder, Encoder4Editing):
@@ -95,6 +101,11 @@ class InvertStage(InversionStage):
         loss = terms["reconstruction"].mean() + self.delta_weight * delta + self.pull_weight * pull
         terms |= {"delta": delta, "pull": pull}
         if self.code_weight and "z" in batch:
+            if batch["z"].shape[1] != self.generator.z_dim:
+                raise UserError(
+                    f"the data know codes z of {batch['z'].shape[1]} numbers, the generator's have "
+                    f"{self.generator.z_dim}: set --model.code_weight 0"
+                )
             truth = self.generator.mapping(batch["z"]).repeat_interleave(len(image) // len(batch["z"]))
             terms["code"] = latent_error(ws, truth)
             loss = loss + self.code_weight * terms["code"]

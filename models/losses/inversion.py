@@ -47,7 +47,7 @@ class ReconstructionLoss:
         terms = {"pixel": pixel_mse(image, target), "perceptual": perceptual(image, target)}
         if identity is not None:
             terms["identity"] = 1 - torch.cosine_similarity(identity(image), identity(target), dim=1)
-        total = sum((getattr(self, name) * value.float() for name, value in terms.items()), image.new_zeros(len(image)))
+        total = sum((getattr(self, name) * value for name, value in terms.items()), image.new_zeros(len(image)))
         return {**terms, "reconstruction": total}
 
 
@@ -70,7 +70,7 @@ def latent_error(latents: Latents, truth: Latents) -> Tensor:
 
 def sum_over_groups(latents: Latents, function: Callable[[Tensor], Tensor]) -> Tensor:
     """The sum of ``function`` (B, n, w) -> (B,) over the groups."""
-    return torch.stack([function(t.float()) for t in latents.groups.values()]).sum(0)
+    return torch.stack([function(t) for t in latents.groups.values()]).sum(0)
 
 
 def locality(

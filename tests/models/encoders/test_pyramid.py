@@ -76,6 +76,53 @@ def test_progressive_stages():
         encoder.set_progressive_stage(-1)
 
 
+@torch.no_grad()
+def test_groups():
+    """The same networks, told apart by group; each group has a code that its others differ from."""
+    groups = {"renderer": (5, 6), "decoder": (3, 6)}
+    for cls in (GradualStyleEncoder, Encoder4Editing):
+        whole = tiny(cls)
+        torch.manual_seed(0)
+        encoder = cls(groups=groups, **TINY).eval()
+        encoder.load_state_dict({k: v for k, v in whole.state_dict().items() if k != "latent_avg"}, strict=False)
+        found = encoder(images()).groups
+        assert {name: tuple(t.shape[1:]) for name, t in found.items()} == groups
+        alone = whole(images()).ws
+        torch.testing.assert_close(found["renderer"], alone[:, :5])
+        if cls is GradualStyleEncoder:
+            torch.testing.assert_close(found["decoder"], alone[:, 5:])
+        else:
+            deltas = alone - alone[:, :1]
+            deltas[:, 0] = alone[:, 0]
+            torch.testing.assert_close(
+                found["decoder"], deltas[:, 5:] + torch.cat([deltas[:, 5:6] * 0, *[deltas[:, 5:6]] * 2], 1)
+            )
+    encoder.set_progressive_stage(5)
+    again = encoder(images()).groups
+    torch.testing.assert_close(again["renderer"], found["renderer"])
+    torch.testing.assert_close(again["decoder"][:, 1], found["decoder"][:, 1])
+    assert torch.equal(again["decoder"][:, 2], again["decoder"][:, 0])
+    mean = Latents({name: torch.randn(1, *size) for name, size in groups.items()})
+    encoder.mean_latents = mean
+    for name, codes in encoder.codes(images()).groups.items():
+        torch.testing.assert_close(codes, mean.groups[name] + again[name])
+    with pytest.raises(ValueError, match="either num_ws or groups"):
+        cls(8, groups=groups, **TINY)
+
+
+def test_expressions():
+    encoder = tiny(Encoder4Editing, expressions=3, style_width=5)
+    latents, expression = encoder.invert(images())
+    assert expression is not None and expression.shape == (2, 3) and latents.ws.shape == (2, 8, 6)
+    torch.testing.assert_close(latents.ws, encoder.codes(images()).ws)
+    encoder.set_progressive_stage(0)  # the codes look at the coarsest level only, the expression at the finest
+    expression = encoder.invert(images())[1]
+    assert expression is not None
+    expression.sum().backward()
+    assert encoder.latlayer2.weight.grad is not None and encoder.styles[0].linear.weight.grad is None
+    assert tiny(Encoder4Editing).invert(images())[1] is None
+
+
 def test_unused_style_networks_get_no_gradient():
     encoder = tiny(Encoder4Editing)
     encoder.set_progressive_stage(1)
