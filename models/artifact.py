@@ -12,7 +12,6 @@ Time, host and paths go to ``run.json``, which is not hashed.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -31,18 +30,12 @@ import torch
 from torch import Tensor, nn
 
 from models.configurable import build, spec
-from models.errors import UserError, one_line
+from models.errors import one_line
 from models.files import os_errors, resolve, sha256
+from models.manifest import FORMAT, MANIFEST, ArtifactError, canonical, manifest_id, read_manifest
 
-FORMAT = 1
-MANIFEST = "manifest.json"
 RUN = "run.json"
-_KEYS = {"format", "stage", "modules", "files", "parents", "licences", "metrics", "step_hash", "extra"}
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
-
-
-class ArtifactError(UserError, ValueError):
-    """An artifact that cannot be written, or must not be trusted."""
 
 
 @dataclass(frozen=True)
@@ -224,7 +217,7 @@ def save(
                 "step_hash": step_hash,
                 "extra": dict(extra or {}),
             }
-            manifest = json.loads(_canonical(manifest))  # tuples become lists now, as they would when read back
+            manifest = json.loads(canonical(manifest))  # tuples become lists now, as they would when read back
             (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n")
             (temporary / RUN).write_text(json.dumps(_run(path, bases), indent=1) + "\n")
             _replace_folder(temporary, path)
@@ -254,30 +247,6 @@ def load(path: str | os.PathLike[str], base: Artifact | None = None) -> Artifact
             if sha256(file) != digest:
                 raise ArtifactError(f"{file} is damaged: its SHA-256 is not the one in the manifest")
     return Artifact(path, manifest, _find_bases(path, manifest, base))
-
-
-def read_manifest(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The manifest of the artifact folder ``path``, checked for form; files are not verified.
-
-    Raises:
-        ArtifactError: when it is missing or not a manifest of this format.
-    """
-    file = Path(path) / MANIFEST
-    if not file.exists():
-        raise ArtifactError(f"there is no artifact in {path} ({MANIFEST} is missing)")
-    if file.is_symlink():
-        raise ArtifactError(f"{file} is a link, which an artifact must not hold")
-    try:
-        manifest = json.loads(file.read_text("utf-8"), parse_constant=_refuse_constant)
-        _check_manifest(manifest)
-    except (ValueError, RecursionError, OSError) as error:
-        raise ArtifactError(f"{file} is not a manifest: {one_line(error)}") from error
-    return manifest
-
-
-def manifest_id(manifest: Mapping[str, Any]) -> str:
-    """SHA-256 of the canonical manifest."""
-    return hashlib.sha256(_canonical(manifest)).hexdigest()
 
 
 def strictest(licences: Sequence[Mapping[str, str]]) -> str:
@@ -371,50 +340,6 @@ def _safe_file(path: Path, name: str) -> Path:
     if not file.is_file():
         raise ArtifactError(f"{file} is missing")
     return file
-
-
-def _check_manifest(manifest: Any) -> None:
-    if not isinstance(manifest, dict):
-        raise ValueError("it is not a JSON object")
-    if manifest.get("format") != FORMAT:
-        raise ValueError(f"its format is {manifest.get('format')!r}, this version reads {FORMAT}")
-    if manifest.keys() != _KEYS:
-        raise ValueError(f"its keys differ: {', '.join(sorted(manifest.keys() ^ _KEYS))}")
-    for key in ("modules", "files", "parents", "metrics", "extra"):
-        if not isinstance(manifest[key], dict):
-            raise ValueError(f"{key} is not an object")
-    for name, digest in manifest["files"].items():
-        if not isinstance(digest, str) or not re.fullmatch("[0-9a-f]{64}", digest):
-            raise ValueError(f"the hash of {name} is not a SHA-256")
-    for name, entry in manifest["modules"].items():
-        keys = {"class_path", "init_args", "file", "dtype", "delta_of"}
-        if not isinstance(entry, dict) or entry.keys() != keys or not isinstance(entry["init_args"], dict):
-            raise ValueError(f"module {name} does not have exactly: {', '.join(sorted(keys))}")
-        if entry["file"] not in manifest["files"]:
-            raise ValueError(f"the file of module {name} has no hash")
-        delta = entry["delta_of"]
-        if delta is not None and not (isinstance(delta, dict) and delta.keys() == {"id", "module"}):
-            raise ValueError(f"delta_of of module {name} does not have exactly: id, module")
-        if delta is not None and delta["id"] is None:
-            base = manifest["modules"].get(delta["module"])
-            if not isinstance(base, dict) or base.get("delta_of") is not None:
-                raise ValueError(f"module {name} is a delta of {delta['module']!r}, which is not a whole module here")
-    licences = manifest["licences"]
-    if not isinstance(licences, list) or not all(isinstance(e, dict) and "licence" in e for e in licences):
-        raise ValueError("licences is not a list of objects that name a licence")
-    for parent in manifest["parents"].values():
-        _check_manifest(parent)
-
-
-def _canonical(manifest: Mapping[str, Any]) -> bytes:
-    try:
-        return json.dumps(manifest, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
-    except (TypeError, ValueError) as error:
-        raise ArtifactError(f"the manifest cannot be written as JSON: {one_line(error)}") from error
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not JSON")
 
 
 def _unique(entries: list[dict[str, str]]) -> list[dict[str, str]]:

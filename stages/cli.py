@@ -156,9 +156,9 @@ class GalateaCLI(LightningCLI):
         return super().instantiate_trainer(**kwargs)
 
     def _loggers(self, given: Any, out: Path) -> list[Logger]:
-        if (shard := self._option("shard")) is not None:
-            out = out / "shards" / shard.partition("/")[0]
-        loggers: list[Logger] = [CSVLogger(out, name="logs")]
+        shard = self._option("shard")
+        place = out if shard is None else out / "shards" / shard.partition("/")[0]
+        loggers: list[Logger] = [CSVLogger(place, name="logs")]
         if isinstance(given, Logger):
             loggers.append(given)
         elif isinstance(given, list):
@@ -169,8 +169,8 @@ class GalateaCLI(LightningCLI):
             resumes = self.subcommand == "fit" and (
                 self._option("ckpt_path") or isinstance(self.model, PerArtworkStage)
             )
-            run = _last_wandb_run(out) if resumes else None
-            options = {"project": project, "name": out.name, "save_dir": out, "offline": offline, "id": run}
+            run = _last_wandb_run(place) if resumes else None
+            options = {"project": project, "name": out.name, "save_dir": place, "offline": offline, "id": run}
             loggers.append(WandbLogger(**options, log_model=False))
         return loggers
 

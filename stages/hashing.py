@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from models.artifact import MANIFEST, manifest_id, read_manifest
 from models.files import os_errors, resolve, sha256
+from models.manifest import MANIFEST, manifest_id, read_manifest
 from models.version import VERSION
 
 # Where, how visibly and how fast a step runs; not what comes out.

@@ -23,9 +23,9 @@ from typing import Any
 
 import yaml
 
-from models.artifact import MANIFEST, manifest_id, read_manifest
 from models.errors import UserError, one_line
 from models.files import ROOT, atomic_write, os_errors, resolve, sweep
+from models.manifest import MANIFEST, manifest_id, read_manifest
 from stages.hashing import step_hash
 
 PREEMPTED = os.EX_TEMPFAIL  # exit status of callbacks.preemption: saved and stopped, the same command continues

@@ -80,6 +80,20 @@ def test_losses_panels_and_final_metrics_of_a_fit(tmp_path):
     assert metrics and metrics == {name: history[f"final/{name}"][-1] for name in metrics}
 
 
+def test_a_run_that_goes_on_is_one_run(tmp_path):
+    line = ["anchor", "fit", *small.lines(tmp_path)["anchor"][2:], f"--out={tmp_path / 'out'}", "--wandb"]
+    for _ in range(2):
+        cli.run("anchor", AnchorStage, line[1:])
+        wandb.finish()
+    first, second = sorted((tmp_path / "out" / "wandb").glob("offline-run-*"))
+    assert first.name.rpartition("-")[2] == second.name.rpartition("-")[2] != ""
+    shared = {"out": tmp_path / "out", "shard": "0/2"}
+    cli.run("anchor", AnchorStage, [*line[1:], *small.options(shared)])
+    wandb.finish()
+    (other,) = (tmp_path / "out" / "shards" / "0" / "wandb").glob("offline-run-*")
+    assert other.name.rpartition("-")[2] != first.name.rpartition("-")[2]
+
+
 def test_turntables_of_present(tmp_path):
     result = heads.stylised(tmp_path, ids=("ann",))
     options = {"model.result.path": result.path, "model.frames": 4, "model.scale": 1, "model.mesh_size": 0}
