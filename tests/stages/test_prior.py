@@ -1,10 +1,14 @@
 """The training of the prior: a few of its steps on a tiny embedded world."""
 
+import contextlib
+
 import pytest
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.plugins import MixedPrecision
 
+from callbacks.guard import FiniteGuard
 from datamodules.mannequins import EXPRESSIONS, Z_DIM, MannequinDataModule
 from models import artifact
 from models.camera import Camera, Rig
@@ -145,6 +149,78 @@ def test_portraits_train_a_plain_gan(tmp_path):
     before = weights(module)
     trainer(tmp_path).fit(module, datamodule=Pictures())
     assert weights(module).isfinite().all() and not torch.equal(weights(module), before)
+
+
+def test_portraits_are_measured_by_their_distribution(tmp_path):
+    """Samples from the cameras of the pictures; their codes are not known."""
+    module = stage(kid_features=EmbeddedDistribution(weights=None))
+    trainer(tmp_path).test(module, datamodule=Pictures(), verbose=False)
+    records = read_records(tmp_path / "metrics.csv")
+    assert {(r.variant, r.metric) for r in records} == {("samples", "kid"), ("real halves", "kid")}
+    cameras = Camera.from_label(next(iter(Pictures().train_dataloader()))["label"][:2, 0])
+    z = module.average.sample_z(2, torch.Generator().manual_seed(module.seed))
+    with torch.no_grad():
+        expected = module.average.synthesis(module.average.mapping(z), cameras).image.clamp(-1, 1)
+    torch.testing.assert_close(module._samples(2), expected)
+
+
+def test_portraits_are_shown_beside_samples(tmp_path):
+    module = stage(adversarial_from=0, total_images=8, fit_manifolds=False)
+    trainer(tmp_path, limit_val_batches=1).fit(module, Pictures().train_dataloader(), Pictures().train_dataloader())
+    picture = module.panels()["pairs"]
+    assert picture.shape == (3, SIZE + 2, 8 * (SIZE + 2))
+    real = next(iter(Pictures().train_dataloader()))["image"][:, 0]
+    shown = picture.unflatten(2, (8, SIZE + 2))[:, 1:-1, :, 1:-1].permute(2, 0, 1, 3)
+    assert torch.equal(shown[::2], real) and not torch.equal(shown[1::2], real)
+
+
+class Scaled(MixedPrecision):
+    """16-mixed's scaling of losses without its half precision: the gradients are exact."""
+
+    def __init__(self, scale: float) -> None:
+        super().__init__("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=scale))
+
+    def forward_context(self):
+        return contextlib.nullcontext()
+
+
+CLIP = 1e-3
+
+
+def clipped(tmp_path, weight=1.0, **options) -> tuple[PriorStage, float]:
+    """A plain GAN, clipped at each of its steps, and the last norm that was logged."""
+    module = stage(adversarial_from=0, total_images=16, fit_manifolds=False, clip=CLIP, adversarial_weight=weight)
+    run = trainer(tmp_path, callbacks=[FiniteGuard(1)], **options)
+    run.fit(module, datamodule=Pictures())
+    return module, float(run.callback_metrics["prior/gradient_norm"])
+
+
+def test_scaled_gradients_are_clipped_at_their_true_size(tmp_path):
+    plain, norm = clipped(tmp_path)
+    scaled, same = clipped(tmp_path, plugins=[Scaled(2.0**12)])
+    assert norm > CLIP and same == pytest.approx(norm, rel=1e-5)
+    torch.testing.assert_close(weights(scaled), weights(plain))
+
+
+def test_overflowing_gradients_are_left_out(tmp_path):
+    """The scaler leaves the steps out, which is no reason to stop; four of them are too few to come down from there."""
+    module, norm = clipped(tmp_path, weight=1e4, plugins=[Scaled(2.0**127)])
+    assert norm == 0 and int(module.images_seen) == 16
+    assert all(
+        torch.equal(a, b) for a, b in zip(module.generator.parameters(), stage().generator.parameters(), strict=True)
+    )
+
+
+@pytest.mark.parametrize(("schedule", "end"), [("constant", 1.0), ("cosine", 0.01)])
+def test_schedules(schedule, end):
+    module = stage(schedule=schedule, total_images=100, warmup_images=10)
+    rates = [(module.images_seen.fill_(seen), module._schedule())[1] for seen in (0, 9, 100)]
+    assert rates[0] == pytest.approx(0.1) and rates[1] > 0.95 and rates[2] == pytest.approx(end)
+
+
+def test_r1_at_every_step_leaves_the_optimiser_as_it_is():
+    _, optimizer = stage(r1_every=1, discriminator_lr=1e-3).configure_optimizers()
+    assert optimizer.defaults["lr"] == 1e-3 and optimizer.defaults["betas"] == (0.0, 0.99)
 
 
 def test_what_portraits_cannot_do_is_refused(tmp_path):

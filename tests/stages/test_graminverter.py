@@ -1,0 +1,70 @@
+"""GRAMInverter's configurations, made small, from the command line on a folder of pictures with poses."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from models import artifact
+from models.camera import Rig
+from models.files import ROOT
+from models.generators.manifold import ManifoldGenerator
+from tests.stages.processes import galatea
+from tests.stages.small import TRAINER, options
+
+SIZE, COUNT = 32, 12
+RIG = {"radius": 2.7, "focal": 4.2647, "pivot": (0.0, 0.0, 0.2), "centre": (0.0, 0.0, 0.0), "near": 2.25, "far": 3.3}
+GENERATOR = {
+    "z_dim": 8, "w_dim": 16, "resolution": SIZE, "channels": "[16,16,12,8]", "mapping_hidden": 16,
+    "triplane.features": 8, "triplane.hidden": 8, "predictor.hidden": 8, "samples": 32,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def portraits(tmp_path_factory):
+    """Noise with the cameras of FFHQ, as EG3D stores them."""
+    folder = tmp_path_factory.mktemp("portraits")
+    labels = Rig(**RIG).random(COUNT, torch.Generator().manual_seed(0)).label()
+    pixels = np.random.default_rng(0).integers(0, 255, (COUNT, SIZE, SIZE, 3), dtype=np.uint8)
+    for name, image in enumerate(pixels):
+        Image.fromarray(image).save(folder / f"{name:02d}.png")
+    names = [[f"{name:02d}.png", label] for name, label in enumerate(labels.tolist())]
+    (folder / "dataset.json").write_text(json.dumps({"labels": names}))
+    return folder
+
+
+def test_prior_learns_from_portraits_by_adversarial_terms_alone(portraits, tmp_path):
+    """Four steps of three pictures."""
+    small = {f"model.generator.init_args.{name}": value for name, value in GENERATOR.items()}
+    small |= {
+        "model.discriminator.init_args.channels": "[8,8,8,8]", "model.total_images": 12, "trainer.devices": 1,
+        "trainer.log_every_n_steps": 1, "data.path": portraits, "data.size": SIZE, "data.batch_size": 3,
+        "data.val_fraction": 0.25, "data.workers": 0,
+    }  # fmt: skip
+    config = ROOT / "configs" / "paper" / "graminverter" / "prior.yaml"
+    galatea("prior", "fit", f"--config={config}", *options(small), *TRAINER, f"--out={tmp_path}")
+
+    with open(next(tmp_path.glob("logs/*/metrics.csv"))) as file:
+        rows = [row for row in csv.DictReader(file) if row["prior/adversarial"]]
+    terms = {name.removeprefix("prior/") for name in rows[0] if name.startswith("prior/")}
+    assert terms == {
+        "adversarial", "fake_pose", "discriminator", "real_pose", "r1", "gradient_norm", "lr"
+    }  # fmt: skip
+    assert len(rows) == 4 and all(math.isfinite(float(row[f"prior/{term}"])) for row in rows for term in terms)
+    assert [float(row["prior/lr"]) for row in rows] == pytest.approx([2.5e-3] * 4)
+    assert list(tmp_path.glob("panels/pairs/*.png"))
+
+    found = artifact.load(tmp_path)
+    assert set(found.manifest["modules"]) == {"generator", "discriminator"}
+    generator = found.module("generator")
+    assert isinstance(generator, ManifoldGenerator) and len(generator.levels) == 23
+    assert generator.predictor.last.weight.abs().max() > 0  # it began at zero
+    with torch.no_grad():
+        image = generator(generator.sample_z(2), generator.rig.camera(torch.tensor([-0.3, 0.3]))).image
+    assert image.shape == (2, 3, SIZE, SIZE) and image.isfinite().all()
