@@ -21,7 +21,7 @@ from torchmetrics.utilities import dim_zero_cat
 from models.camera import Camera, Rig
 from models.features.base import Frozen, move_frozen
 from models.generators.base import Rendering
-from models.metrics.consistency import SurfaceRecipe, carried, surface_consistency
+from models.metrics.consistency import SurfaceRecipe, carried, stacked_line, surface_consistency
 from models.metrics.distribution import Distribution, Precomputed, fid, kid
 from models.metrics.geometry import depth_mae, eroded, normal_error
 from models.metrics.image import high_frequency, identity_similarity, masked_distance, psnr, ssim
@@ -150,7 +150,7 @@ class InversionProtocol:
             rig: of the generator: around what cameras turn, and how far.
             invert: the method.
             truth: the true head, where it is known.
-            surface: whether to fit a surface to it.
+            surface: whether to fit a surface to it, and to draw the paper's stacked line.
         """
         move_frozen(self, image.device)
         head = invert(image, camera)
@@ -177,6 +177,8 @@ class InversionProtocol:
             one = surface_consistency(seen.image, alpha, views, self.surface)
             measured |= {"psnr_mv": one.psnr, "ssim_mv": one.ssim}
             pictures["surface"] = _rows((_picture(seen) + 1) * alpha - 1, one.fit.image)[:, :, : 8 * image.shape[-1]]
+            sweep = rig.orbit(image.shape[-2], self.surface_yaw).to(image.device)
+            pictures["line"] = stacked_line(_picture(head(sweep)))
         return Measured(measured, features, pictures)
 
     def novel_view(self, name: str, camera: Camera, rig: Rig) -> Camera:

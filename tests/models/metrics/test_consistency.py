@@ -6,7 +6,15 @@ from itertools import pairwise
 import pytest
 import torch
 
-from models.metrics.consistency import NeuralSurface, SurfaceRecipe, carried, fit_surface, look_up, surface_consistency
+from models.metrics.consistency import (
+    NeuralSurface,
+    SurfaceRecipe,
+    carried,
+    fit_surface,
+    look_up,
+    stacked_line,
+    surface_consistency,
+)
 from models.metrics.image import psnr
 from tests.models.metrics.ball import RADIUS, RIG, look
 
@@ -87,6 +95,14 @@ def test_carried_colours_of_the_truth_stay():
     assert (psnr(wrong, flat, shared & inner)[1:] < 25).all()
 
 
-def test_sizes_that_cannot_be(views):
+def test_stacked_lines_are_rows_of_the_views(views):
+    line = stacked_line(views.image, 0.3)
+    assert line.shape == (3, len(YAWS), 20)
+    for index in range(len(YAWS)):
+        assert torch.equal(line[:, index], views.image[index, :, 6])
+    assert torch.equal(stacked_line(views.image, 1.0)[:, 0], views.image[0, :, 19])
+
+
+def test_sizes_that_cannot_be():
     with pytest.raises(ValueError, match="at least one cell a level"):
         SurfaceRecipe(cells=2, levels=4)

@@ -9,10 +9,13 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 
 from models.camera import Camera
 from models.features.embedded import EmbeddedIdentity, EmbeddedLPIPS
+from models.files import ROOT
 from models.generators.base import Rendering
 from models.metrics.consistency import SurfaceRecipe
 from models.metrics.distribution import EmbeddedDistribution
-from models.metrics.inversion import METRICS, InversionProtocol, InversionScores, Measured, draws, novel_yaw
+from models.metrics.inversion import METRICS, SETS, InversionProtocol, InversionScores, Measured, draws, novel_yaw
+from models.metrics.records import read_records
+from models.metrics.table import summarise
 from tests.models.metrics.ball import RIG, look, rendering
 from tests.stages import tiny
 
@@ -88,7 +91,10 @@ def test_values_against_torchmetrics(protocol):
 
 def test_the_truth_is_a_perfect_score(protocol):
     camera = RIG.camera(0.1)
-    values = protocol("a", look(camera).image, camera, RIG, perfect, look, surface=True).values
+    measured = protocol("a", look(camera).image, camera, RIG, perfect, look, surface=True)
+    values = measured.values
+    assert measured.pictures["line"].shape == (3, 32, 32)
+    assert measured.pictures["sweep"].shape == (3, 4 * 32, 6 * 32)  # truth and found, without and with the mark
     assert values["psnr"] == values["psnr@near"] == values["psnr@far"] == values["psnr@hidden"] == math.inf
     for metric in ("lpips", "lpips@far", "lpips@hidden", "depth_mae", "depth_mae@far", "normal_error@near"):
         assert values[metric] == pytest.approx(0, abs=1e-3), metric
@@ -193,3 +199,14 @@ def test_no_items_have_no_scores():
     empty = InversionScores(NETWORKS, num_features=4)
     assert empty.compute() == {} and empty.records("v") == []
     assert "fid" not in collected([0]).compute()  # one item has no covariance
+
+
+def test_the_papers_numbers_are_a_file_like_ours():
+    records = read_records(ROOT / "docs" / "graminverter")
+    assert {r.metric for r in records} <= METRICS.keys() | set(SETS)
+    found = {(r.variant, r.metric): r.value for r in records}
+    # Table 2, the last row of Table 3, and what the tables share
+    assert found["detail", "psnr"] == 21.51 and found["detail", "fid_nv"] == 36.02
+    assert found["detail, no depth term", "psnr"] == 23.68 and found["general", "id"] == 0.648
+    assert found["pix2NeRF", "psnr_mv"] == 50.66 and ("PIRenderer", "psnr") not in found
+    assert len(summarise(records, "general")) == len(records) == len(found)
