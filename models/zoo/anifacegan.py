@@ -230,15 +230,6 @@ def _replay_full(fixture: Fixture) -> dict[str, Tensor]:
     canonical = torch.cat([found.at(samples) + found.at(shift), plane[:, :, None]], 2)
     frequencies, _ = gram.unstacked(_latents(fixture, generator, truncated=False).groups["ws"])
     cam2world = camera.cam2world * torch.tensor([1.0, -1.0, -1.0, 1.0])  # y up, looking along -z
-
-    thinned = {
-        "mid/points_world": samples,
-        "mid/ray_directions_world": directions,
-        "mid/background_points": plane[:, :, None],
-        "mid/weights": weights,
-        "out/intersections_target": target,
-        "out/intersections_canonical": canonical,
-    }
     depth = (weights * surfaces.distance).sum(-1) / (1 - missed)
     return {
         "mid/frequencies": frequencies,
@@ -246,7 +237,12 @@ def _replay_full(fixture: Fixture) -> dict[str, Tensor]:
         "out/image": colour.unflatten(1, (side, side)).movedim(-1, 1),
         "out/depth": depth.unflatten(1, (1, side, side)),
         "out/is_valid": F.pad(found.valid, (0, 1), value=True),
-        **{name: fixture.strided(f"full/{name}", x) for name, x in thinned.items()},
+        "mid/points_world": samples,
+        "mid/ray_directions_world": directions,
+        "mid/background_points": plane[:, :, None],
+        "mid/weights": weights,
+        "out/intersections_target": target,
+        "out/intersections_canonical": canonical,
     }
 
 

@@ -372,8 +372,9 @@ def _replay_rendering(
     """One rendering, watched, and thinned as it was recorded."""
     batch, side, jitter = len(camera), generator.render_resolution, None
     if fixture.has(case, "u_coarse"):
-        first, second = fixture.input(case, "u_coarse"), fixture.input(case, "u_fine")
-        jitter = torch.cat([first[..., 0], second.unflatten(0, (batch, -1))], -1)
+        jitter = fixture.input(case, "u_coarse")[..., 0]
+        if generator.fine:
+            jitter = torch.cat([jitter, fixture.input(case, "u_fine").unflatten(0, (batch, -1))], -1)
     origins, directions = camera.rays(side)
     length = directions.norm(dim=-1, keepdim=True)
 
@@ -407,7 +408,7 @@ def _replay_rendering(
     depths = torch.cat([found.flatten() for found in passes])
     (colour, sigma), planes = seen["decoder"][0], seen["planes"][0][1]
     image = rendering.image if case == "det" else F.adaptive_avg_pool2d(rendering.image, 32)
-    results = {
+    return {
         "mid/ray_origins": origins[:, 0],
         "mid/ray_directions": directions / length,
         "mid/depths_coarse": passes[0],
@@ -428,8 +429,6 @@ def _replay_rendering(
         "out/feature_image": rendering.features,
         "out/image": image,
     }
-    kept = [name for name in fixture.targets()[case] if name in results]
-    return {name: fixture.strided(f"{case}/{name}", results[name]) for name in kept}
 
 
 FAMILY = Family(

@@ -81,8 +81,8 @@ class Family:
     replays: Callable[[Mapping[str, Any]], bool]
     """Whether a fixture's ``meta.json`` is of this family. Cheap; never raises, whatever other families' hold."""
     replay: Callable[[Fixture, str], dict[str, Tensor]]
-    """All arrays of one case, by their name without the case: "mid/w", "out/image". The official weights come from
-    ``fixture.state(model)`` and go through the same conversion as a user's file."""
+    """All arrays of one case, by their name without the case: "mid/w", "out/image"; those recorded in part, whole.
+    The official weights come from ``fixture.state(model)`` and go through the same conversion as a user's file."""
     settings: Mapping[str, str] = field(default_factory=dict)
     """What ``convert`` takes in its mapping: name -> one line of explanation."""
     export: Callable[[Mapping[str, Configurable]], dict[str, Any]] | None = None

@@ -306,7 +306,8 @@ def _replay_full(fixture: Fixture) -> dict[str, Tensor]:
     distance, valid, _ = generator.crossings(ws, origins, directions)
     surfaces = generator.surfaces(ws, origins, directions)
     colour, weights, missed = generator.trace(ws, origins, directions, surfaces)
-    depth = (weights * surfaces.distance).sum(-1)
+    total, depth = weights.sum(-1), (weights * surfaces.distance).sum(-1)
+    mean = depth / (1 - missed)  # of what surfaces stop, as released: not of all that is seen, with last_back
     steps = torch.linspace(generator.near, generator.far, generator.samples)
     samples = origins[:, :, None] + steps[:, None] * directions[:, :, None]
     frequencies, phases = unstacked(ws.ws)
@@ -318,26 +319,23 @@ def _replay_full(fixture: Fixture) -> dict[str, Tensor]:
     seen = generator.view(directions)[:, :, None].expand(-1, -1, distance.shape[-1] + generator.background, -1)
     seen = fixture.strided("full/mid/points", image(seen))
     radiance = _radiance(generator, ws, points.flatten(1, 3), seen.flatten(1, 3)).unflatten(1, points.shape[1:4])
-    thinned = {
-        "out/is_valid": valid,
-        "out/intersections": origins[:, :, None] + distance[..., None] * directions[:, :, None],
-        "mid/weights": image(weights),
-        "mid/z_vals": image(surfaces.distance),
-        "mid/ray_directions_world": directions,
-        "mid/sample_points_world": samples,
-        "mid/scalar_field": generator.predictor(samples),
-    }
     return {
         "out/image": image(colour).movedim(-1, 1),
-        "out/weights_sum": image(weights.sum(-1)),
-        "out/depth_times_weights_sum": image(depth),
-        "out/depth": image(depth / (1 - missed)),
+        "out/weights_sum": image(total),
+        "out/depth_times_weights_sum": image(mean * total if generator.last_back else depth),
+        "out/depth": image(mean),
         "mid/points": points,
         "mid/rgb_sigma": radiance,
         "mid/camera_origin": origins[:, 0],
         "mid/frequencies": frequencies,
         "mid/phase_shifts": phases,
-        **{name: fixture.strided(f"full/{name}", x) for name, x in thinned.items()},
+        "mid/ray_directions_world": directions,
+        "mid/sample_points_world": samples,
+        "mid/scalar_field": generator.predictor(samples),
+        "mid/weights": image(weights),
+        "mid/z_vals": image(surfaces.distance),
+        "out/is_valid": valid,
+        "out/intersections": origins[:, :, None] + distance[..., None] * directions[:, :, None],
     }
 
 
@@ -381,7 +379,7 @@ def _replay_radiance(fixture: Fixture) -> dict[str, Tensor]:
     return {
         "out/rgb_sigma": _radiance(generator, ws, points, directions),
         "out/scalar": generator.predictor(points)[..., None],
-        "mid/layer0": fixture.strided("rad/mid/layer0", first),
+        "mid/layer0": first,
     }
 
 

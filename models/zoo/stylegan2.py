@@ -246,17 +246,17 @@ def replay(fixture: Fixture, case: str) -> dict[str, Tensor]:
     finally:
         hook.remove()
     image, taps = rendering.image, rendering.taps
-    results = {
+    pooled = F.avg_pool2d(image, image.shape[-1] // fixture.arrays[f"{case}/out/image"].shape[-1])
+    return {
         "mid/w": ws.ws[:, 0],
         "mid/latents_first": ws.ws[:, 0],
         "mid/conv1": taps["block4"],
         "mid/convs_0": seen["up"],
         "mid/to_rgb1": taps["image4"],
         "mid/to_rgbs_0": taps["image8"],
-        "out/image": image,
+        "out/image": pooled,
         "out/image_mean_std": torch.stack([image.mean((1, 2, 3)), image.std((1, 2, 3))], 1),
     }
-    return {name: _thinned(fixture, f"{case}/{name}", value) for name, value in results.items()}
 
 
 def _replay_discriminator(fixture: Fixture) -> dict[str, Tensor]:
@@ -269,23 +269,12 @@ def _replay_discriminator(fixture: Fixture) -> dict[str, Tensor]:
     finally:
         hook.remove()
     return {
-        "mid/convs_0": _thinned(fixture, "disc/mid/convs_0", seen["stem"]),
-        "mid/convs_out": _thinned(fixture, "disc/mid/convs_out", verdict.features[-1]),
+        "mid/convs_0": seen["stem"],
+        "mid/convs_out": verdict.features[-1],
         "out/logits": verdict.logits,
         "out/logits_first_only": discriminator(image[:1]).logits,
         "out/logits_b2": discriminator(image[:2]).logits,
     }
-
-
-def _thinned(fixture: Fixture, name: str, value: Tensor) -> Tensor:
-    """As recorded: images pooled, features strided in channels and pixels, to the recorded shape."""
-    recorded = fixture.arrays[name].shape if name in fixture.arrays else value.shape
-    if value.ndim != 4 or len(recorded) != 4:
-        return value
-    pixels, channels = value.shape[2] // recorded[2], value.shape[1] // recorded[1]
-    if value.shape[1] == 3:
-        return F.avg_pool2d(value, pixels)
-    return value[:, ::channels, ::pixels, ::pixels]
 
 
 FAMILY = Family(

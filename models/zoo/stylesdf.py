@@ -345,22 +345,19 @@ def replay(fixture: Fixture, case: str) -> dict[str, Tensor]:
     def given(name: str) -> Tensor:
         return fixture.input(case if fixture.has(case, name) else "full", name)
 
-    def strided(results: dict[str, Tensor]) -> dict[str, Tensor]:
-        known = fixture.targets()[case]
-        return {name: fixture.strided(f"{case}/{name}", full) for name, full in results.items() if name in known}
-
     if case == "vdisc":
         verdict = cast(VolumeDiscriminator, found["discriminator"])(given("image"))
         results = {"out/gan_pred": verdict.logits}
         return results if verdict.pose is None else results | {"out/viewpoint_pred": verdict.pose}
     if case == "trunc":
         generator.renderer_mean.copy_(given("truncation_latent_renderer")[0])
-        generator.decoder_mean.copy_(given("truncation_latent_decoder")[0])
+        if generator.decoder is not None:
+            generator.decoder_mean.copy_(given("truncation_latent_decoder")[0])
         ws = generator.mapping(given("z"), truncation=float(given("truncation")))
     else:
         ws = generator.mapping(given("z"))
     if case == "query":
-        return strided(query(generator, ws[0], given("points_normalized"), given("viewdirs")))
+        return query(generator, ws[0], given("points_normalized"), given("viewdirs"))
     if case == "decoder" and generator.decoder is not None:
         *_, (_, image) = generator.decoder(given("features"), ws.groups["decoder"][:1])
         return {"out/image": image}
@@ -371,7 +368,7 @@ def replay(fixture: Fixture, case: str) -> dict[str, Tensor]:
         depths = generator.sample_depths(1, side, jitter, camera.device)
         points = origins[:1, :, :, None] + depths[..., None] * directions[:1, :, :, None]
         _, gradient = field_gradient(lambda p: generator.surface(ws[0], p), points.flatten(1, 3))
-        return strided({"out/eikonal_term": gradient.view_as(points)})
+        return {"out/eikonal_term": gradient.view_as(points)}
     rendering = generator.synthesis(ws, camera, randomness=jitter, taps=generator.tap_names)
     assert rendering.features is not None and rendering.alpha is not None
     maps = rendering.taps
@@ -397,7 +394,7 @@ def replay(fixture: Fixture, case: str) -> dict[str, Tensor]:
             "mid/decoder_to_rgb1": maps[f"image{side}"],
             "out/image": rendering.image,
         }
-    return strided(results)
+    return results
 
 
 def query(generator: StyleSDF, ws: Latents, points: Tensor, directions: Tensor) -> dict[str, Tensor]:

@@ -36,6 +36,18 @@ def test_parity(name):
         assert comparison.passed, comparison
 
 
+def test_parity_of_one_pass():
+    fixture = parity.Fixture.load(fixture_folder("eg3d_sr128"))
+    fixture.config["G_kwargs"]["rendering_kwargs"]["depth_resolution_importance"] = 0
+    for case in ("det", "jit"):
+        fixture.arrays.pop(f"{case}/in/u_fine", None)
+        results = eg3d.replay(fixture, case)
+        for name in ("depths_coarse", "sigma_coarse", "rgb_coarse"):
+            name = f"{case}/mid/{name}"
+            found = fixture.strided(name, results[name.removeprefix(f"{case}/")])
+            assert parity.compare(fixture, name, found).passed
+
+
 def small(**changes):
     options = {
         "z_dim": 8, "w_dim": 8, "channels": (4, 4), "plane_features": 4, "decoder": {"hidden": 6},

@@ -123,6 +123,21 @@ class TestFixture:
     def test_strided(self, folder):
         fixture = Fixture.load(folder)
         assert fixture.strided("a/out/z", torch.arange(8)).tolist() == [0, 2, 4, 6]
+        assert fixture.strided("a/out/unknown", torch.arange(8)).tolist() == list(range(8))
+        assert fixture.strided("a/out/z", torch.ones(8, 2)).shape == (8, 2)
+
+    @pytest.mark.parametrize(
+        ("size", "step"),
+        [(400, 32), (484, 64), (784, 64), (10, 8), (18, 8), (30, 4), (576, 64), (7, 1), (3, 4), (9, 3)],
+    )
+    def test_steps_of_sizes_that_they_do_not_divide(self, folder, size, step):
+        fixture, full = Fixture.load(folder), torch.arange(size)
+        fixture.arrays["a/out/z"] = full[::step].numpy()
+        kept = fixture.strided("a/out/z", full)
+        if step == 3:  # 3 of 9 are every third or every fourth: powers of two go first
+            assert kept.tolist() == [0, 4, 8]
+        else:
+            assert kept.tolist() == full[::step].tolist()
 
 
 class TestReport:

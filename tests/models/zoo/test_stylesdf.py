@@ -27,6 +27,20 @@ def test_numbers_of_the_official_network():
     assert [result for result in results if not result.passed] == []
 
 
+def test_the_renderer_alone_gives_the_same_numbers():
+    fixture = Fixture.load(fixture_folder("stylesdf_t32_s64"))
+    fixture.state = lambda model, state=fixture.state: {
+        key: tensor for key, tensor in state(model).items() if not key.startswith("decoder.")
+    }
+    decoders = ("image", "decoder_latent", "decoder_conv1", "decoder_to_rgb1")
+    arrays = fixture.meta["arrays"]
+    fixture.meta["arrays"] = {name: limits for name, limits in arrays.items() if not name.endswith(decoders)}
+    del fixture.arrays["trunc/in/truncation_latent_decoder"]
+    results = {result.name: result for result in replay(fixture)}
+    assert {"trunc/out/thumb_rgb", "full/out/xyz", "perturb/mid/features", "eikonal/out/eikonal_term"} <= results.keys()
+    assert [result for result in results.values() if not result.passed] == []
+
+
 def networks(decoder=DECODER, **changes):
     torch.manual_seed(0)
     generator = awaken(StyleSDF(decoder=decoder, **(SIZES | changes))).eval()
