@@ -1,7 +1,10 @@
 """The SLURM launcher with a scheduler that only writes down what it is asked; a real one is in tests/slurm."""
 
+import dataclasses
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 import textwrap
@@ -332,6 +335,19 @@ class TestQuery:
     def test_without_a_scheduler(self, monkeypatch):
         monkeypatch.setenv("PATH", "/nowhere")
         assert query(["1"]) == {} and query([]) == {}
+
+
+def test_the_commands_of_the_docs(tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(orchestrator.signal, "signal", lambda *_: None)
+    page = (ROOT / "docs" / "cluster.md").read_text().replace("\\\n", "")
+    found = [shlex.split(line) for line in re.findall(r"^galatea (.*)$", page, re.MULTILINE)]
+    runs = [words[1:] for words in found if words[0] == "run"]
+    for words in runs:
+        main([*words, "--out", str(tmp_path), *(["--dry_run"] if "--dry_run" not in words else [])])
+    assert len(runs) == 3 and capfd.readouterr().out.count("#!/bin/bash") == 5  # two arrays
+    keys = re.findall(r"^\| ((?:`\w+`(?:, )?)+) \|", page.partition("### What a step asks for")[2], re.MULTILINE)
+    named = {key for cell in keys for key in re.findall(r"`(\w+)`", cell)}
+    assert {each.name for each in dataclasses.fields(Resources)} <= named
 
 
 def test_a_plan_is_read_back(tmp_path):
