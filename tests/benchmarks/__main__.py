@@ -1,10 +1,11 @@
-"""``make bench``: the house's own operations; ``python -m tests.benchmarks zoo``: generators against official ones."""
+"""``make bench``: the house's own operations; ``python -m tests.benchmarks zoo``: generators against official ones;
+``python -m tests.benchmarks manifolds``: efficient GRAM against GRAM."""
 
 from __future__ import annotations
 
 import argparse
 
-from tests.benchmarks import house, zoo
+from tests.benchmarks import house, manifolds, zoo
 
 
 def main() -> None:
@@ -13,9 +14,12 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command")
     commands.add_parser("house", help="the main operations (default)")
     zoo.add_arguments(commands.add_parser("zoo", help="generators of the zoo, beside official ones where given"))
+    manifolds.add_arguments(commands.add_parser("manifolds", help="efficient GRAM beside GRAM"))
     arguments = parser.parse_args()
     if arguments.command == "zoo":
         zoo.main(arguments)
+    elif arguments.command == "manifolds":
+        manifolds.main(arguments)
     else:
         house.main()
 
