@@ -17,6 +17,7 @@ import yaml
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
+from pytorch_lightning.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from pytorch_lightning.utilities import rank_zero_only
 
 from callbacks.artifact import ExportArtifact
@@ -149,6 +150,9 @@ class GalateaCLI(LightningCLI):
             "logger": self._loggers(given["logger"], out),
             "callbacks": self._callbacks(given["callbacks"]),
         }
+        if SLURMEnvironment.detect() and not TorchElasticEnvironment.detect():
+            # Its own handler saves in the middle of a step, callbacks.preemption between two.
+            kwargs["plugins"] = [*_as_list(given["plugins"]), SLURMEnvironment(auto_requeue=False)]
         if isinstance(self.model, PerArtworkStage) and self.subcommand == "fit":
             kwargs |= {"max_epochs": 1, "max_steps": -1, "enable_model_summary": False}
         if not self.model.wrapped and self.subcommand == "fit" and (given["num_nodes"] > 1 or _devices(given) > 1):
@@ -186,8 +190,8 @@ class GalateaCLI(LightningCLI):
         return callbacks + [c for c in ours if not any(isinstance(g, type(c)) for g in callbacks)]
 
 
-def _as_list(callbacks: Any) -> list[pl.Callback]:
-    return callbacks if isinstance(callbacks, list) else [callbacks] if callbacks else []
+def _as_list(given: Any) -> list[Any]:
+    return given if isinstance(given, list) else [given] if given else []
 
 
 def _last_wandb_run(out: Path) -> str | None:
@@ -244,6 +248,7 @@ def run(name: str, stage_class: type[Stage], arguments: Sequence[str]) -> None:
     warnings.filterwarnings("ignore", ".*LeafSpec.*")
     warnings.filterwarnings("ignore", ".*configure_optimizers. returned .None.*")
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
+    warnings.filterwarnings("ignore", ".*`srun` command is available.*")
     warnings.filterwarnings("ignore", ".*in eval mode at the start of training.*")  # frozen networks are meant to be
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     GalateaCLI(name, stage_class, arguments)

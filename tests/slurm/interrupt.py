@@ -26,7 +26,9 @@ class Interrupt(pl.Callback):
             arrived = []
             signal.signal(signal.SIGUSR1, lambda *event: arrived.append(taken(*event)))  # type: ignore[operator]
             if trainer.is_global_zero:
-                subprocess.run(["scancel", "--batch", "--signal=USR1", os.environ["SLURM_JOB_ID"]], check=True)
+                task = os.environ.get("SLURM_ARRAY_TASK_ID")  # the last one's job has the number of the whole array
+                job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{task}" if task else os.environ["SLURM_JOB_ID"]
+                subprocess.run(["scancel", "--batch", "--signal=USR1", job], check=True)
             deadline = time.monotonic() + 120
             while not arrived and time.monotonic() < deadline:
                 time.sleep(0.05)

@@ -1,0 +1,59 @@
+"""The camera of an artwork: given, made from given angles, or estimated."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from datamodules.artworks import Artwork
+from models.camera import Camera, Rig
+from models.errors import UserError
+
+log = logging.getLogger(__name__)
+
+
+def check_camera(item: Artwork, rig: Rig) -> None:
+    """Refuse a camera that a generator cannot have; one that is to be estimated passes.
+
+    Raises:
+        UserError: for a label of another generator's world, or angles beyond the training poses.
+    """
+    if item.label is not None:
+        depth = float(Camera.from_label(item.label[None]).project(torch.tensor([[rig.pivot]]))[1])
+        if not rig.near < depth < rig.far:
+            raise UserError(
+                f"{item.id}: its camera is {depth:.3g} from the head, where the generator sees from "
+                f"{rig.near:.3g} to {rig.far:.3g}: give its angles instead of another generator's label"
+            )
+    elif item.angles is not None:
+        given = torch.tensor(item.angles)
+        nearest = torch.stack(rig.within(*given))
+        if not torch.allclose(given, nearest, atol=1e-6):
+            (yaw, pitch), (y, p) = torch.rad2deg(given).tolist(), torch.rad2deg(nearest).tolist()
+            raise UserError(
+                f"{item.id}: yaw {yaw:.4g} and pitch {pitch:.4g} degrees are beyond the generator's training "
+                f"poses, of which {y:.4g} and {p:.4g} are the nearest"
+            )
+
+
+def find_camera(item: Artwork, rig: Rig, pose: Callable[[Tensor], Tensor] | None, device: torch.device) -> Camera:
+    """The camera of an artwork, a batch of one on the CPU; an estimated one is the nearest that ``rig`` knows.
+
+    Args:
+        pose: (1, 3, H, W) on ``device`` to yaw and pitch (1, 2), radians; None refuses artworks without a camera.
+
+    Raises:
+        UserError: when there is nothing to know it from.
+    """
+    if item.label is not None:
+        return Camera.from_label(item.label[None])
+    if item.angles is not None:
+        return rig.camera(*item.angles)
+    if pose is None:
+        raise UserError(f"{item.id} has no camera: give --data.init_args.yaw_deg, or a pose network as --model.pose")
+    angles = pose(item.image[None].to(device)).detach().float().cpu()[0]
+    log.info("%s: estimated yaw %.1f, pitch %.1f degrees", item.id, *torch.rad2deg(angles).tolist())
+    return rig.camera(*rig.within(*angles))

@@ -1,0 +1,284 @@
+"""Trains details on the surface manifolds, and turns photos into heads in one pass (GRAMInverter, Sec. 3.3 and 3.4)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from datamodules.artworks import Artwork, item_id
+from datamodules.poses import check_camera, find_camera
+from models.anchors import Anchor
+from models.camera import Camera
+from models.encoders.detail import DetailReconstructor
+from models.errors import UserError
+from models.features.base import Frozen
+from models.features.embedded import to_working_size
+from models.generators.base import Latents, Rendering
+from models.generators.manifold import ManifoldGenerator
+from models.image_io import write_image
+from models.losses.detail import depth_loss, layer_normals, novel_view_loss, unseen
+from models.photos import PhotoSet
+from models.rendering.sheets import pose_overlay, sheet
+from models.rendering.visibility import seen_from
+from models.subjects import invert, look
+from stages.base import ArtifactRef
+from stages.inversion import Batch, InversionStage, Renderer, Schedule, first_views, items_of
+
+log = logging.getLogger(__name__)
+
+VIEWS = 5  # of a predicted head, on its picture
+
+
+@dataclass(frozen=True)
+class Regularisation:
+    """What holds details to the surface and away from what the photo does not show. The defaults are the paper's.
+
+    Attributes:
+        novel: weight of L_nv (Eq. 7); 0 leaves it out.
+        mask: where a novel view must stay as it was: "facing", where the surface turns away from the photo's camera
+            (Eq. 8); "visible", there and where something nearer hides it; "none", everywhere.
+        normals: of that mask: "opacity", by the gradient of the layers' opacities (Eq. 9), or "depth", of the depth
+            map, which cost nothing.
+        tau: of Eq. 8.
+        depth: weight of L_depth (Eq. 10); 0 leaves it out.
+        spacings: epsilon of Eq. 10, in mean distances between manifolds along a ray.
+    """
+
+    novel: float = 4.0
+    mask: Literal["facing", "visible", "none"] = "facing"
+    normals: Literal["opacity", "depth"] = "opacity"
+    tau: float = 0.1
+    depth: float = 2e-4
+    spacings: float = 1.5
+
+
+@dataclass(frozen=True)
+class _Coarse:
+    """A batch of B coarse heads, seen by the photos' cameras and by as many others, one after the other."""
+
+    ws: Latents
+    expression: Tensor | None
+    camera: Camera
+    """2 B."""
+    seen: Rendering
+    features: Tensor
+    """(B, 2, R, N, C) where R rays meet N manifolds."""
+
+
+class DetailStage(InversionStage):
+    """L = L_r + 4 L_nv + 2e-4 L_depth (Sec. 3.4): encoder and generator are frozen, the reconstructor learns.
+
+    ``predict`` takes photos (:class:`datamodules.artworks.ArtworkDataModule`) to heads in one pass. It hands on the
+    generator, the reconstructor and the photos with their codes and cameras, from which ``present`` and ``view`` make
+    :class:`models.generators.detailed.DetailedGenerator`.
+
+    Args:
+        inverter: artifact of ``tune``: generator, of surface manifolds, and encoder.
+        detail: what to train.
+        regularisation: weights and kinds of the two terms beside L_r.
+        joint: let generator and encoder learn too. With artifacts of untrained ones this is training without a prior
+            (Table 3, "- pretrain").
+        pose: estimates the camera of photos that have none; null refuses such photos.
+        options: of :class:`InversionStage`. The paper's learning rate is constant.
+    """
+
+    name = "detail"
+    generator: ManifoldGenerator
+
+    def __init__(
+        self,
+        inverter: ArtifactRef,
+        detail: DetailReconstructor,
+        regularisation: Regularisation = Regularisation(),
+        joint: bool = False,
+        pose: nn.Module | None = None,
+        schedule: Schedule = Schedule(3e-4, 3e-4),  # noqa: B008 - frozen
+        **options: Any,
+    ) -> None:
+        super().__init__(schedule=schedule, **options)
+        self.inverter, self.detail = inverter, detail
+        self.regularisation, self.joint = regularisation, joint
+        self.pose = None if pose is None else Frozen(pose)
+
+    def build_networks(self) -> None:
+        self.take_networks("inverter", self.inverter.path)
+        if self.joint:
+            self.generator.requires_grad_(True).predictor.requires_grad_(False)
+            self.encoder.requires_grad_(True)
+
+    def take_networks(self, role: str, path: str) -> None:
+        super().take_networks(role, path)
+        if not isinstance(self.generator, ManifoldGenerator):
+            raise UserError(f"{path} holds a {type(self.generator).__name__}: details need one of surface manifolds")
+        if role == "tested":
+            detail = self.take(role, ArtifactRef(path, "detail"))
+            assert isinstance(detail, DetailReconstructor)
+            self.detail = detail.requires_grad_(False)
+        try:
+            self.detail.check(self.generator)
+        except ValueError as error:
+            raise UserError(f"{error}: {path}") from error
+
+    def modules_out(self) -> dict[str, nn.Module]:
+        return {**super().modules_out(), "detail": self.detail}
+
+    def export(self) -> dict[str, Any]:
+        content = super().export()
+        return content | {"dtype": {**content.get("dtype", {}), "detail": "float16"}}
+
+    # -- training ---------------------------------------------------------------------------------
+
+    def losses(self, image: Tensor, camera: Camera | None, batch: Batch) -> dict[str, Tensor]:
+        assert camera is not None
+        options, generator = self.regularisation, self.generator
+        with torch.set_grad_enabled(self.joint):
+            coarse = self._coarse(image, camera)
+        first = coarse.seen.image[::2].detach()
+        details = self.detail(to_working_size(image, self.detail.resolution), first, camera, generator)
+        added: list[Tensor] = []
+
+        def edit(points: Tensor, features: Tensor) -> Tensor:
+            added.append(details(points))
+            return features + added[0].to(features.dtype)
+
+        final = generator.synthesis(coarse.ws, coarse.camera, expression=coarse.expression, edit=edit)
+        terms = self.recover(final.image[::2], image)
+        loss = terms["reconstruction"]
+        if options.novel:
+            found, before = final.image[1::2], coarse.seen.image[1::2]
+            terms["novel"] = novel_view_loss(found, before, self._mask(coarse), self.perceptual)
+            loss = loss + options.novel * terms["novel"]
+        if options.depth:
+            with torch.no_grad():
+                hits = generator.crossings(coarse.camera, generator.resolution)
+                alpha = generator.decode(coarse.features[:, 0].flatten(1, 2)).occupancy
+            assert alpha is not None
+            there = added[0].unflatten(1, coarse.features.shape[1:4])[:, 0]  # f_hr on the photo's own rays
+            opacity = alpha.float().unflatten(1, there.shape[1:3])
+            terms["depth"] = depth_loss(there, opacity, hits.depth[::2], hits.valid[::2], options.spacings)
+            loss = loss + options.depth * terms["depth"]
+        return {**terms, "depth_change": depth_change(final, coarse.seen)[::2], "loss": loss}
+
+    def _coarse(self, image: Tensor, camera: Camera) -> _Coarse:
+        """The coarse heads from the photos' cameras and from random ones."""
+        ws, expression = self.invert(image)
+        others = self.generator.rig.random(len(image), self.draws()).to(image.device)
+        order = torch.arange(2 * len(image)).unflatten(0, (2, -1)).T.flatten()  # each head's two views side by side
+        cameras = Camera.cat([camera, others])[order]
+        kept: list[Tensor] = []
+
+        def note(points: Tensor, features: Tensor) -> Tensor:
+            kept.append(features)
+            return features
+
+        seen = self.generator.synthesis(ws, cameras, expression=expression, edit=note)
+        layers = self.generator.crossings(cameras, self.generator.resolution).depth.shape[1:]
+        features = torch.cat(kept, 1)  # a field may be asked in chunks
+        return _Coarse(ws, expression, cameras, seen, features.unflatten(1, (2, *layers)))
+
+    @torch.no_grad()
+    def _mask(self, coarse: _Coarse) -> Tensor:
+        """M of Eq. 7: (B, 1, H, W)."""
+        options, seen = self.regularisation, coarse.seen
+        photo, novel = coarse.camera[::2], coarse.camera[1::2]
+        if options.mask == "none":
+            return torch.ones_like(seen.image[1::2, :1])
+        normals = seen.normals if options.normals == "depth" else None
+        normals = self._opacity_normals(coarse, novel) if normals is None else normals[1::2]
+        mask = unseen(normals, photo, options.tau)
+        if options.mask == "visible":
+            assert seen.depth is not None and seen.alpha is not None
+            shown = seen_from(novel, seen.depth[1::2], seen.alpha[1::2], photo, seen.depth[::2], seen.alpha[::2])
+            mask = torch.maximum(mask, (~shown).to(mask.dtype))
+        return mask
+
+    def _opacity_normals(self, coarse: _Coarse, camera: Camera) -> Tensor:
+        """Normals (B, 3, H, W) of the coarse heads by Eq. 9."""
+        generator, side = self.generator, self.generator.resolution
+        hits = generator.crossings(camera, side)
+
+        def opacity(points: Tensor) -> Tensor:
+            alpha = generator.decode(generator.features(coarse.ws, points, coarse.expression)).occupancy
+            assert alpha is not None
+            return alpha
+
+        normals = layer_normals(opacity, hits.points(camera, side), hits.valid)
+        return hits.scatter(normals, side * side).mT.unflatten(2, (side, side))
+
+    # -- from photos to heads ---------------------------------------------------------------------
+
+    def reconstruct(self, image: Tensor, camera: Camera | None) -> Renderer:
+        assert camera is not None
+        ws, expression = self.invert(image)
+        coarse = self.generator.synthesis(ws, camera, expression=expression).image
+        details = self.detail(to_working_size(image, self.detail.resolution), coarse, camera, self.generator)
+        return partial(self.generator.synthesis, ws, expression=expression, edit=details.edit)
+
+    def on_predict_start(self) -> None:
+        super().on_predict_start()
+        for item in getattr(self.trainer.datamodule, "items", ()):  # type: ignore[attr-defined]
+            check_camera(item, self.generator.rig)  # before anything is computed
+
+    @torch.no_grad()
+    def predict_step(self, batch: Batch | Sequence[Artwork], batch_idx: int) -> None:
+        if isinstance(batch, dict):
+            image, camera = self.pictures(first_views(batch))
+            assert camera is not None
+            for row, item in enumerate(items_of(batch)):
+                self._predict(item_id(item), image[row : row + 1], camera[row])
+        else:
+            for item in batch:
+                camera = find_camera(item, self.generator.rig, self.pose, self.device)
+                self._predict(item.id, item.at(self.detail.resolution)[None].to(self.device), camera.to(self.device))
+
+    def _predict(self, name: str, image: Tensor, camera: Camera) -> None:
+        """One photo (1, 3, H, W) to a head, its pictures in ``OUT/pictures/NAME``."""
+        generator, folder = self.generator, self.out / "pictures" / name
+        subject = invert(name, image, camera, generator, self.encoder, self.detail)
+        image = subject.artwork
+        assert image is not None
+        cameras = Camera.cat([camera, generator.rig.orbit(VIEWS).to(camera.device)])
+        coarse, final = (
+            look(head, subject.latents, cameras, subject.expression) for head in (generator, subject.generator)
+        )
+        captions = ["photo's view", *(f"{round(yaw):+d}°" for yaw in torch.rad2deg(cameras.yaw[1:]).tolist())]
+        rows = [
+            [("photo", image), *zip(captions, final.image, strict=True)],
+            [("", None), *zip(captions, coarse.image, strict=True)],
+        ]
+        outline = None if final.alpha is None else final.alpha[0]
+        pictures = {
+            "reference": image,
+            "coarse": coarse.image[0],
+            "detailed": final.image[0],
+            "views": sheet(rows, labels=["With details", "Codes alone"]),
+            "camera": pose_overlay(image.cpu(), generator.rig, camera.to("cpu"), outline),
+        }
+        for kind, picture in pictures.items():
+            write_image(folder / f"{kind}.png", picture)
+        head = Anchor(subject.latents.to("cpu"), None, subject.expression.cpu(), camera.label().cpu())
+        self._heads.append((name, head, image.cpu()))
+
+    def export_heads(self) -> dict[str, Any]:
+        heads = {name: head for name, head, _ in self._heads}
+        photos = PhotoSet.collect(heads, {name: image for name, _, image in self._heads}, self.generator)
+        media = {
+            f"{picture.stem}_{name}.png": picture
+            for name in photos.ids
+            for picture in sorted((self.out / "pictures" / name).iterdir())
+        }
+        return {"modules": {"generator": self.generator, "detail": self.detail, "anchors": photos}, "media": media}
+
+
+def depth_change(final: Rendering, coarse: Rendering) -> Tensor:
+    """Mean distance (B,) by which details have moved the surface that is solid in both, world units."""
+    assert final.depth is not None and final.alpha is not None and coarse.depth is not None and coarse.alpha is not None
+    both = (final.alpha > 0.5) & (coarse.alpha > 0.5)
+    change = ((final.depth - coarse.depth).abs() * both).detach()
+    return change.flatten(1).sum(1) / both.flatten(1).sum(1).clamp_min(1)
