@@ -218,6 +218,14 @@ def test_schedules(schedule, end):
     assert rates[0] == pytest.approx(0.1) and rates[1] > 0.95 and rates[2] == pytest.approx(end)
 
 
+def test_parts_learn_at_their_own_rates():
+    generator = ManifoldGenerator(4, resolution=SIZE, channels=[8, 8, 8], start=4, bake_predictor=False)
+    optimizer, *_ = PriorStage(generator, learning_rate=2.5e-3, predictor_lr=2e-5).configure_optimizers()
+    rates = {id(p): 2.5e-3 * group["scale"] for group in optimizer.param_groups for p in group["params"]}
+    for name, parameter in generator.named_parameters():
+        assert rates[id(parameter)] == pytest.approx(2e-5 if name.startswith("predictor.") else 2.5e-3)
+
+
 def test_r1_at_every_step_leaves_the_optimiser_as_it_is():
     _, optimizer = stage(r1_every=1, discriminator_lr=1e-3).configure_optimizers()
     assert optimizer.defaults["lr"] == 1e-3 and optimizer.defaults["betas"] == (0.0, 0.99)
