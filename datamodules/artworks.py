@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 FACE_FRACTION = 0.45  # of the frame's width that a face box takes in the embedded rig
 Box = tuple[int, int, int, int]  # x, y, width, height in pixels
-Crop = Literal["auto", "centre", "none"]
+Crop = Literal["auto", "face", "centre", "none"]
 
 
 @dataclass
@@ -74,7 +74,8 @@ class ArtworkDataModule(pl.LightningDataModule):
         path: an image file or a folder.
         yaw_deg, pitch_deg: pose of every artwork that has none of its own; null for both: estimate it.
         size: side of the framed image, pixels.
-        crop: "auto" looks for a face in images larger than ``size`` and frames it as the rig frames heads;
+        crop: "auto" looks for a face in images larger than ``size`` and frames it as the rig frames heads, "face" does
+            so too and refuses images that do not show exactly one;
             "centre" takes the largest centred square; "none" expects a square image that is framed already.
         rig: gives the limits of the angles.
     """
@@ -188,8 +189,8 @@ def frame(image: Tensor, size: int, box: Box) -> Tensor:
     return cut[0].clamp(-1, 1)
 
 
-def find_face(image: Tensor) -> Box | None:
-    """The largest frontal face in (1, 3, H, W), by scikit-image's LBP cascade, or ``None``."""
+def find_faces(image: Tensor) -> list[Box]:
+    """The frontal faces in (1, 3, H, W), by scikit-image's LBP cascade, largest first."""
     from skimage.data import lbp_frontal_face_cascade_filename  # here: heavy, and only foreign photos need it
     from skimage.feature import Cascade
 
@@ -200,11 +201,8 @@ def find_face(image: Tensor) -> Box | None:
     found = Cascade(lbp_frontal_face_cascade_filename()).detect_multi_scale(
         to_uint8(small[0]), 1.2, 1, min_size=(smallest, smallest), max_size=(largest, largest)
     )
-    if not found:
-        return None
-    face = max(found, key=lambda box: (box["width"] * box["height"], -box["r"], -box["c"]))
-    x, y, width, height = (round(face[key] * shrink) for key in ("c", "r", "width", "height"))
-    return x, y, width, height
+    found.sort(key=lambda box: (-box["width"] * box["height"], box["r"], box["c"]))
+    return [tuple(round(face[key] * shrink) for key in ("c", "r", "width", "height")) for face in found]
 
 
 def _box(image: Tensor, given: Any, crop: Crop, size: int, what: str) -> Box:
@@ -223,12 +221,19 @@ def _box(image: Tensor, given: Any, crop: Crop, size: int, what: str) -> Box:
         return centre
     if crop == "centre" or min(width, height) <= size:
         return centre
-    face = find_face(image)
-    if face is None:
+    faces = find_faces(image)
+    if crop == "face" and len(faces) != 1:
+        number = f"{len(faces)} faces, the largest at {list(faces[0])}" if faces else "no face"
+        raise UserError(
+            f"{what}: found {number}, where one is needed: give its crop [x, y, width, height] in artworks.json, "
+            "or take crop 'centre' or 'none'"
+        )
+    if not faces:
         log.info("%s: no face found, taking the centred square", what)
         return centre
-    x, y, w, h = face
-    log.info("%s: face found at x=%d y=%d, %d x %d pixels", what, *face)
+    x, y, w, h = faces[0]
+    others = f", the largest of {len(faces)}" if len(faces) > 1 else ""
+    log.info("%s: face found at x=%d y=%d, %d x %d pixels%s", what, *faces[0], others)
     return _square(x + w / 2, y + h / 2, round(w / FACE_FRACTION), width, height)
 
 

@@ -15,11 +15,16 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from models.anchors import AnchorSet
+from models.anchors import Anchor, AnchorSet
 from models.artifact import Artifact, ArtifactError
 from models.camera import Camera
+from models.encoders.base import Encoder
+from models.encoders.detail import DetailReconstructor
 from models.errors import UserError
+from models.features.embedded import to_working_size
 from models.generators.base import Generator, Latents, Rendering
+from models.generators.detailed import DetailedGenerator
+from models.generators.manifold import ManifoldGenerator
 from models.image_io import read_image
 from models.photos import PhotoSet
 
@@ -141,13 +146,10 @@ class Subjects:
         return Subject(identity, generator, original, anchor.latents, anchor.expression, anchor.camera, artwork)
 
     def _detailed(self, photo: PhotoSet) -> Generator:
-        from models.generators.detailed import DetailedGenerator  # here: few artifacts have details
-
         detail = self.artifact.module("detail")
-        try:
-            return DetailedGenerator(self.generator, detail, photo).eval().requires_grad_(False)  # type: ignore[arg-type]
-        except (ValueError, AttributeError) as error:
-            raise ArtifactError(f"the details of {self.artifact.path} do not fit its generator: {error}") from error
+        if not isinstance(self.generator, ManifoldGenerator) or not isinstance(detail, DetailReconstructor):
+            raise ArtifactError(f"{self.artifact.path} has details, but no generator of surface manifolds")
+        return DetailedGenerator(self.generator, detail.requires_grad_(False), photo).eval()
 
     def _sampled(self, identity: str) -> Subject:
         z = self.generator.sample_z(self.samples, torch.Generator().manual_seed(self.seed))
@@ -155,6 +157,33 @@ class Subjects:
         with torch.no_grad():
             latents = self.generator.mapping(z[row : row + 1], truncation=TRUNCATION)
         return Subject(identity, self.generator, None, latents, torch.zeros(1, len(self.generator.expressions)))
+
+
+@torch.no_grad()
+def invert(
+    identity: str,
+    image: Tensor,
+    camera: Camera,
+    generator: ManifoldGenerator,
+    encoder: Encoder,
+    detail: DetailReconstructor,
+) -> Subject:
+    """The head of a photo, in one pass of each network (GRAMInverter, Sec. 3).
+
+    Args:
+        image: (1, 3, H, W) in [-1, 1].
+        camera: of the photo, a batch of one.
+        generator, encoder, detail: of an artifact of the stage ``detail``.
+    """
+    mean = encoder.mean_latents or generator.mean_latents
+    ws, expression = encoder.invert(to_working_size(image, encoder.resolution), mean)
+    if expression is None:
+        expression = image.new_zeros(1, len(generator.expressions))
+    anchor = Anchor(ws.map(Tensor.float), None, expression.float(), camera.label())
+    image = to_working_size(image, detail.resolution)
+    photo = PhotoSet.collect({identity: anchor}, {identity: image[0]}, generator).to(image.device)
+    head = DetailedGenerator(generator, detail, photo).eval()
+    return Subject(identity, head, None, anchor.latents, anchor.expression, camera, image[0])
 
 
 def find_artwork(artifact: Artifact, identity: str) -> Tensor | None:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from datamodules.artworks import Artwork
+from datamodules.poses import check_camera, find_camera
 from models.anchors import Anchor, AnchorSet
 from models.camera import Camera
 from models.errors import UserError
@@ -215,22 +216,7 @@ class AnchorStage(PerArtworkStage[AnchorState]):
                 )
             if not generator.is_3d:
                 continue
-            if item.label is not None:
-                depth = float(Camera.from_label(item.label[None]).project(torch.tensor([[rig.pivot]]))[1])
-                if not rig.near < depth < rig.far:
-                    raise UserError(
-                        f"{item.id}: its camera is {depth:.3g} from the head, where the generator sees from "
-                        f"{rig.near:.3g} to {rig.far:.3g}: give its angles instead of another generator's label"
-                    )
-            elif item.angles is not None:
-                given = torch.tensor(item.angles)
-                nearest = torch.stack(rig.within(*given))
-                if not torch.allclose(given, nearest, atol=1e-6):
-                    (yaw, pitch), (y, p) = torch.rad2deg(given).tolist(), torch.rad2deg(nearest).tolist()
-                    raise UserError(
-                        f"{item.id}: yaw {yaw:.4g} and pitch {pitch:.4g} degrees are beyond the generator's training "
-                        f"poses, of which {y:.4g} and {p:.4g} are the nearest"
-                    )
+            check_camera(item, rig)
         if not generator.is_3d:
             log.info("%s is a 2D generator: artworks are fitted as they are, without a camera", self.prior.path)
 
@@ -261,20 +247,9 @@ class AnchorStage(PerArtworkStage[AnchorState]):
 
     def _label(self, item: Artwork) -> Tensor:
         """(25,) the artwork's camera, estimated where it is not given; (0,) in a 2D generator."""
-        rig = self.generator.rig
         if not self.generator.is_3d:
             return torch.zeros(0)
-        if item.label is not None:
-            return item.label
-        if item.angles is not None:
-            return rig.camera(*item.angles).label()[0]
-        if self.pose is None:
-            raise UserError(
-                f"{item.id} has no camera: give --data.init_args.yaw_deg, or a pose network as --model.pose"
-            )
-        angles = self.pose(item.image[None].to(self.device)).detach().float().cpu()[0]
-        log.info("%s: estimated yaw %.1f, pitch %.1f degrees", item.id, *torch.rad2deg(angles).tolist())
-        return rig.camera(*rig.within(*angles)).label()[0]
+        return find_camera(item, self.generator.rig, self.pose, self.device).label()[0]
 
     @torch.no_grad()
     def _starts(self, item: Artwork, reference: Tensor, label: Tensor) -> dict[str, Tensor]:

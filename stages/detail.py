@@ -241,29 +241,29 @@ class DetailStage(InversionStage):
         """One photo (1, 3, H, W) to a head, its pictures in ``OUT/pictures/NAME``."""
         generator, folder = self.generator, self.out / "pictures" / name
         subject = invert(name, image, camera, generator, self.encoder, self.detail)
-        image = subject.artwork
-        assert image is not None
+        photo = subject.artwork
+        assert photo is not None
         cameras = Camera.cat([camera, generator.rig.orbit(VIEWS).to(camera.device)])
         coarse, final = (
             look(head, subject.latents, cameras, subject.expression) for head in (generator, subject.generator)
         )
         captions = ["photo's view", *(f"{round(yaw):+d}°" for yaw in torch.rad2deg(cameras.yaw[1:]).tolist())]
         rows = [
-            [("photo", image), *zip(captions, final.image, strict=True)],
+            [("photo", photo), *zip(captions, final.image, strict=True)],
             [("", None), *zip(captions, coarse.image, strict=True)],
         ]
         outline = None if final.alpha is None else final.alpha[0]
         pictures = {
-            "reference": image,
+            "reference": photo,
             "coarse": coarse.image[0],
             "detailed": final.image[0],
             "views": sheet(rows, labels=["With details", "Codes alone"]),
-            "camera": pose_overlay(image.cpu(), generator.rig, camera.to("cpu"), outline),
+            "camera": pose_overlay(photo.cpu(), generator.rig, camera.to("cpu"), outline),
         }
         for kind, picture in pictures.items():
             write_image(folder / f"{kind}.png", picture)
         head = Anchor(subject.latents.to("cpu"), None, subject.expression.cpu(), camera.label().cpu())
-        self._heads.append((name, head, image.cpu()))
+        self._heads.append((name, head, photo.cpu()))
 
     def export_heads(self) -> dict[str, Any]:
         heads = {name: head for name, head, _ in self._heads}

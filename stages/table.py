@@ -7,6 +7,7 @@ STAGES = {
     "stylize": ("stages.stylize:StylizeStage", "carry the artwork's style to every view"),
     "invert": ("stages.invert:InvertStage", "train an encoder that inverts a generator in one pass"),
     "tune": ("stages.tune:TuneStage", "tune the generator to all pictures that its encoder inverts"),
+    "detail": ("stages.detail:DetailStage", "train details on manifolds; predict: photos to heads in one pass"),
     "present": ("stages.present:PresentStage", "render turntables, views and meshes of the result"),
 }
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from datamodules.artworks import ArtworkDataModule, find_face, frame, read_artworks
+from datamodules.artworks import ArtworkDataModule, find_faces, frame, read_artworks
 from models.camera import Camera, Rig
 from models.errors import UserError
 
@@ -124,11 +124,29 @@ def test_face_is_found_and_framed(tmp_path):
 
     Image.fromarray(astronaut()).save(tmp_path / "x.png")
     image = torch.from_numpy(astronaut()).permute(2, 0, 1)[None] / 127.5 - 1
-    x, y, width, height = find_face(image)
+    ((x, y, width, height),) = find_faces(image)
     assert abs(x + width / 2 - 222) < 20 and abs(y + height / 2 - 115) < 25
     framed = read_artworks(str(tmp_path / "x.png"), size=128)[0].image
-    face = find_face(framed[None])
-    assert face is not None and 0.35 < face[2] / 128 < 0.6 and abs(face[0] + face[2] / 2 - 64) < 16
+    (face,) = find_faces(framed[None])
+    assert 0.35 < face[2] / 128 < 0.6 and abs(face[0] + face[2] / 2 - 64) < 16
+
+
+def test_exactly_one_face_is_asked_for(tmp_path):
+    from skimage.data import astronaut
+
+    alone = astronaut()
+    for name, pixels in {
+        "one": alone,
+        "two": np.concatenate([alone, alone], 1),
+        "none": np.full_like(alone, 90),
+    }.items():
+        Image.fromarray(pixels).save(tmp_path / f"{name}.png")
+    one, same = (read_artworks(str(tmp_path / "one.png"), crop=crop)[0].image for crop in ("face", "auto"))
+    assert torch.equal(one, same)
+    with pytest.raises(UserError, match=r"two\.png: found 2 faces, the largest at \[.*give its crop"):
+        read_artworks(str(tmp_path / "two.png"), crop="face")
+    with pytest.raises(UserError, match=r"none\.png: found no face, where one is needed"):
+        read_artworks(str(tmp_path / "none.png"), crop="face")
 
 
 def test_data_module(folder):
