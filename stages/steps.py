@@ -162,6 +162,8 @@ def locked(out: Path, shared: bool = False) -> Iterator[int]:
             fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise UserError(f"another galatea run is working in {out}") from error
+        except OSError:  # a file system without locks, as some clusters have
+            pass
         yield file.fileno()
 
 

@@ -119,7 +119,7 @@ def test_a_prior_that_is_preempted_twice(cluster, tmp_path):
     small._write(tmp_path / "prior.yaml", config)
     line = ["prior", "fit", f"--config={tmp_path / 'prior.yaml'}", *small.TRAINER, "--trainer.strategy=ddp"]
     galatea(*line, f"--out={tmp_path / 'whole'}", ranks=2)
-    options = overrides(line[1:]) | {
+    options = overrides(line) | {
         "trainer.callbacks": [{"class_path": INTERRUPT, "init_args": {"first": 2, "second": 4}}]
     }
     configs = [options.pop("config")]

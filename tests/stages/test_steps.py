@@ -96,3 +96,9 @@ def test_jobs_share_a_folder_and_others_keep_out(tmp_path):
         pass
     with locked(tmp_path), refused, locked(tmp_path, shared=True):
         pass
+
+
+def test_a_file_system_without_locks(tmp_path, monkeypatch):
+    monkeypatch.setattr(steps.fcntl, "flock", lambda *_: os.open(tmp_path / "none" / "such", 0))
+    with locked(tmp_path) as lock:
+        assert os.fstat(lock)
