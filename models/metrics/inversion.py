@@ -25,7 +25,7 @@ from models.metrics.consistency import SurfaceRecipe, carried, stacked_line, sur
 from models.metrics.distribution import Distribution, Precomputed, fid, kid
 from models.metrics.geometry import depth_mae, eroded, normal_error
 from models.metrics.image import high_frequency, identity_similarity, masked_distance, psnr, ssim
-from models.metrics.parallax import choose_mark, locate, parallax, shows
+from models.metrics.parallax import Mark, choose_mark, locate, parallax, shows
 from models.metrics.portrait import ViewTruth
 from models.metrics.records import Record
 from models.rendering.visibility import seen_from
@@ -154,22 +154,36 @@ class InversionProtocol:
         """
         move_frozen(self, image.device)
         head = invert(image, camera)
-        found = _picture(head(camera))
-        novel = _picture(head(self.novel_view(name, camera, rig)))
-        values = {
-            "psnr": psnr(found, image),
-            "ssim": ssim(found, image),
-            "lpips": self.perceptual(found, image),
-            "id": identity_similarity(self.identity, found, image),
-            "detail": high_frequency(found) / high_frequency(image),
-            "id_nv": identity_similarity(self.identity, novel, image),
-        }
-        pictures = {"input": torch.cat([image[0], found[0], novel[0]], 2)}
-        features = self.distribution(torch.cat([image, found, novel])).double().cpu()
+        found = head(camera)
+        own, novel = _picture(found), _picture(head(self.novel_view(name, camera, rig)))
+        with _exactly(image):
+            values = {
+                "psnr": psnr(own, image),
+                "ssim": ssim(own, image),
+                "lpips": self.perceptual(own, image),
+                "id": identity_similarity(self.identity, own, image),
+                "detail": high_frequency(own) / high_frequency(image),
+                "id_nv": identity_similarity(self.identity, novel, image),
+            }
+            features = self.distribution(torch.cat([image, own, novel])).double().cpu()
         measured = {metric: float(value) for metric, value in values.items()}
-        if truth is not None:
-            scores, pictures["sweep"] = self._against_truth(name, image, camera, rig, invert, truth, head)
-            measured |= scores
+        pictures = {"input": torch.cat([image[0], own[0], novel[0]], 2)}
+        offsets = self.offsets(camera, rig)
+        if truth is not None and len(offsets):
+            views = camera.repeat_interleave(len(offsets)).turn(offsets, rig.pivot)
+            source, sweep, turned = truth(camera), truth(views), head(views)
+            with _exactly(image):
+                measured |= self._against(source, sweep, found, turned, offsets)
+                mark = choose_mark(source, sweep, draws(self.seed, name, "mark")) if self.marks else None
+            rows = [sweep.image, _picture(turned)]
+            if mark is not None:
+                opacity = mark.opacity(camera, source.depth, source.mask)
+                change = mark.paint(source.image, opacity) - source.image
+                marked = _picture(invert(image + change, camera)(views))
+                with _exactly(image):
+                    measured |= _followed(mark, sweep, rows[1], marked, change[0])
+                rows += [mark.paint(sweep.image, mark.opacity(views, sweep.depth, sweep.mask)), marked]
+            pictures["sweep"] = _rows(*rows)
         if surface:
             views = self.around(rig, image.device)
             seen = head(views)
@@ -177,8 +191,8 @@ class InversionProtocol:
             one = surface_consistency(seen.image, alpha, views, self.surface)
             measured |= {"psnr_mv": one.psnr, "ssim_mv": one.ssim}
             pictures["surface"] = _rows((_picture(seen) + 1) * alpha - 1, one.fit.image)[:, :, : 8 * image.shape[-1]]
-            sweep = rig.orbit(image.shape[-2], self.surface_yaw).to(image.device)
-            pictures["line"] = stacked_line(_picture(head(sweep)))
+            steady = rig.orbit(image.shape[-2], self.surface_yaw).to(image.device)
+            pictures["line"] = stacked_line(_picture(head(steady)))
         return Measured(measured, features, pictures)
 
     def novel_view(self, name: str, camera: Camera, rig: Rig) -> Camera:
@@ -192,21 +206,21 @@ class InversionProtocol:
         yaw = rig.yaw_mean + self.surface_yaw * phase.sin()
         return rig.camera(yaw, rig.pitch_mean + self.surface_pitch * (2 * phase).sin(), device)
 
-    def _against_truth(
-        self, name: str, image: Tensor, camera: Camera, rig: Rig, invert: Invert, truth: Truth, head: Renderer
-    ) -> tuple[dict[str, float], Tensor]:
-        """Scores, and rows of views: the truth and the renderings, and both with the mark."""
+    def offsets(self, camera: Camera, rig: Rig) -> Tensor:
+        """(V,) yaws of the true views relative to the input's, radians, without those beyond the rig's largest."""
         yaws = camera.yaw.cpu() + self.sweep
-        offsets = self.sweep[(yaws - rig.yaw_mean).abs() <= rig.yaw_max + 1e-4].to(image.device)
-        views = camera.repeat_interleave(len(offsets)).turn(offsets, rig.pivot)
-        source, sweep = truth(camera), truth(views)
-        own, found = head(camera), head(views)
-        pictured = _picture(found)
+        return self.sweep[(yaws - rig.yaw_mean).abs() <= rig.yaw_max + 1e-4].to(camera.device)
+
+    def _against(
+        self, source: ViewTruth, sweep: ViewTruth, own: Rendering, turned: Rendering, offsets: Tensor
+    ) -> dict[str, float]:
+        """Scores of the input's view and of the sweep against what they truly show."""
+        found, camera, views = _picture(turned), source.camera, sweep.camera
         metrics = {
-            "psnr": psnr(pictured, sweep.image),
-            "ssim": ssim(pictured, sweep.image),
-            "lpips": self.perceptual(pictured, sweep.image),
-            **_geometry(found, sweep),
+            "psnr": psnr(found, sweep.image),
+            "ssim": ssim(found, sweep.image),
+            "lpips": self.perceptual(found, sweep.image),
+            **_geometry(turned, sweep),
         }
         near = offsets.abs() <= NEAR
         values = {
@@ -215,29 +229,30 @@ class InversionProtocol:
             for place, chosen in (("near", near), ("far", ~near))
         }
         values |= {metric: float(value) for metric, value in _geometry(own, source).items()}
-        shown = seen_from(sweep.camera, sweep.depth, sweep.mask, camera, source.depth, source.mask)
+        shown = seen_from(views, sweep.depth, sweep.mask, camera, source.depth, source.mask)
         hidden = ((sweep.mask > 0.5) & ~shown).float()
         telling = hidden.flatten(1).sum(1) >= 8  # fewer pixels say nothing
         if telling.any():
-            pair, hidden = (pictured[telling], sweep.image[telling]), hidden[telling]
+            pair, hidden = (found[telling], sweep.image[telling]), hidden[telling]
             values["psnr@hidden"] = float(psnr(*pair, hidden).mean())
             values["lpips@hidden"] = float(masked_distance(self.perceptual.module, *pair, hidden).mean())
-        together = torch.cat([_picture(own), pictured])
+        together = torch.cat([_picture(own), found])
         shape = torch.cat([source.depth, sweep.depth]), torch.cat([source.mask, sweep.mask])
         moved, shared = carried(together, Camera.cat([camera, views]), *shape, reference=0)
-        values["psnr_carried"] = float(psnr(together, moved, shared)[1:].nanmean())
-        rows = [sweep.image, pictured]
-        if self.marks and (mark := choose_mark(source, sweep, draws(self.seed, name, "mark"))) is not None:
-            painted = mark.paint(source.image, mark.opacity(camera, source.depth, source.mask))
-            marked = _picture(invert(image + painted - source.image, camera)(views))
-            spot = locate(pictured, marked, (painted - source.image)[0])
-            size = torch.tensor([image.shape[-1], image.shape[-2]], device=image.device)
-            places = views.project(mark.point.expand(len(views), 1, 3))[0][:, 0] * size
-            path = parallax(spot, places, shows(sweep, mark.point))
-            values |= {"mark_error": path.error, "mark_slope": path.slope}
-            values |= {"mark_found": path.found, "mark_strength": path.strength}
-            rows += [mark.paint(sweep.image, mark.opacity(views, sweep.depth, sweep.mask)), marked]
-        return values, _rows(*rows)
+        return values | {"psnr_carried": float(psnr(together, moved, shared)[1:].nanmean())}
+
+
+def _exactly(image: Tensor) -> torch.autocast:
+    """Measured in full precision whatever the renderings were made in."""
+    return torch.autocast(image.device.type, enabled=False)
+
+
+def _followed(mark: Mark, sweep: ViewTruth, plain: Tensor, marked: Tensor, change: Tensor) -> dict[str, float]:
+    """Where the mark went in renderings (V, 3, H, W) of the sweep; ``change`` (3, H, W) was painted on the input."""
+    places, _ = sweep.camera.project(mark.point.expand(len(plain), 1, 3))
+    size = places.new_tensor([plain.shape[-1], plain.shape[-2]])
+    path = parallax(locate(plain, marked, change), places[:, 0] * size, shows(sweep, mark.point))
+    return {f"mark_{part}": value for part, value in vars(path).items()}
 
 
 def _picture(rendering: Rendering) -> Tensor:

@@ -125,6 +125,18 @@ def test_views_beyond_the_rig_are_left_out(protocol):
     camera = RIG.camera(math.radians(50))
     protocol("a", look(camera).image, camera, RIG, flat, truth)
     assert seen[1].yaw.rad2deg().tolist() == pytest.approx([20, 30, 40, 60], abs=1e-3)
+    aside = RIG.camera(math.radians(95))
+    assert "psnr@near" not in protocol("a", look(aside).image, aside, RIG, flat, look).values
+
+
+def test_half_precision_does_not_reach_the_scores(protocol):
+    camera = RIG.camera(0.1)
+    image = look(camera).image
+    wanted = protocol("a", image, camera, RIG, flat, look)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = protocol("a", image, camera, RIG, flat, look)
+    assert found.values == pytest.approx(wanted.values, rel=1e-6, nan_ok=True)
+    assert torch.equal(found.features, wanted.features)
 
 
 def measured(index: int) -> Measured:
