@@ -158,9 +158,10 @@ SCRIPT = """\
 #SBATCH --signal=B:USR1@300
 #SBATCH --requeue
 #SBATCH --constraint=a100
-set -eu
+set -e
 module load cuda
-export PYTHONSAFEPATH=1 PYTHONPATH={root} OMP_NUM_THREADS=8
+export PYTHONPATH={root}${{PYTHONPATH:+:$PYTHONPATH}} PYTHONSAFEPATH=1
+export OMP_NUM_THREADS=8
 # galatea step keeps the books; it is the process that SLURM signals, and passes that on to srun.
 exec {python} -m stages step out/two --requeues=100 -- \\
     srun --kill-on-bad-exit=0 --wait=300 --cpus-per-task=8 \\
