@@ -38,8 +38,8 @@ class Lines(ProgressBar):
         super().__init__()
         self.seconds = seconds
         self._enabled = True
-        self._start = self._last = 0.0
-        self._first: float | None = None
+        self._last = 0.0
+        self._clocks: dict[str, tuple[float, int]] = {}  # by kind of run, when it started and what was done then
 
     @property
     def is_enabled(self) -> bool:
@@ -54,12 +54,21 @@ class Lines(ProgressBar):
     def print(self, *args: Any, **_: Any) -> None:
         print(*args, flush=True)
 
-    def _begin(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if not trainer.sanity_checking and (trainer.state.fn != "fit" or self._first is None):
-            self._start = self._last = time.monotonic()
-            self._first = None
+    def _begin(self, what: str, done: int = 0) -> None:
+        self._last = time.monotonic()
+        self._clocks[what] = self._last, done
 
-    on_train_start = on_validation_start = on_test_start = on_predict_start = _begin
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._begin("fit", batches_done(trainer))  # a resumed run starts to count here
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._begin("validate")
+
+    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._begin("test")
+
+    def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._begin("predict")
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         done = batches_done(trainer)
@@ -85,12 +94,11 @@ class Lines(ProgressBar):
 
     def _line(self, what: str, done: int, total: float, metrics: dict[str, float]) -> None:
         now = time.monotonic()
-        if self._first is None:
-            self._first = done - 1  # a resumed run starts to count here
         if not self._enabled or (now - self._last < self.seconds and done < total):
             return
         self._last = now
-        rate = (done - self._first) / max(now - self._start, 1e-9)
+        start, before = self._clocks[what]
+        rate = (done - before) / max(now - start, 1e-9)
         text = f"{what} {done}"
         if math.isfinite(total):
             text += f"/{round(total)}, {timedelta(seconds=round(max(total - done, 0) / rate))} left"

@@ -184,6 +184,8 @@ class InversionStage(Stage):
 
     def configure_optimizers(self) -> dict[str, Any]:
         learning = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        if not learning:
+            raise UserError("there is nothing to train: model.tested is for validate, test and predict")
         optimizer = torch.optim.Adam(learning, lr=1.0, betas=self.schedule.betas)
         steps = int(self.trainer.estimated_stepping_batches)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(self.schedule.rate, steps=steps))
@@ -377,10 +379,7 @@ def check_fit(encoder: Encoder, generator: Generator) -> None:
     """
     wanted = {name: tuple(t.shape[1:]) for name, t in generator.mean_latents.groups.items()}
     was = encoder.training
-    side, device = encoder.resolution, next(encoder.parameters()).device
-    codes, _ = encoder.eval().invert(
-        torch.zeros(1, encoder.channels, side, side, device=device), generator.mean_latents
-    )
+    codes = encoder.eval()(torch.zeros(1, encoder.channels, encoder.resolution, encoder.resolution))
     encoder.train(was)
     found = {name: tuple(t.shape[1:]) for name, t in codes.groups.items()}
     if found != wanted:

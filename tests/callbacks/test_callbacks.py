@@ -34,10 +34,11 @@ class TestLines:
     @pytest.fixture
     def lines(self, clock):
         lines = Lines(seconds=10)
-        lines._begin(SimpleNamespace(sanity_checking=False, state=SimpleNamespace(fn="fit")), None)
+        lines._begin("fit")
         return lines
 
     def test_time_left_counts_from_where_a_run_resumed(self, lines, clock, capsys):
+        lines._begin("fit", 100)
         for done in range(101, 121):
             clock.now += 1
             lines._line("fit", done, 200, {"loss": 0.25})
@@ -53,6 +54,18 @@ class TestLines:
         clock.now = 20
         lines._line("fit", 2, float("inf"), {})
         assert capsys.readouterr().out.splitlines() == ["fit 1/1, 0:00:00 left, 1.00 it/s", "fit 2, 0.10 it/s"]
+
+    def test_validation_within_a_resumed_fit_has_a_clock_of_its_own(self, lines, clock, capsys):
+        lines._begin("fit", 1)
+        lines.on_validation_start(None, None)
+        clock.now = 2
+        lines._line("validate", 1, 1, {})
+        clock.now = 12
+        lines._line("fit", 7, 13, {})
+        assert capsys.readouterr().out.splitlines() == [
+            "validate 1/1, 0:00:00 left, 0.50 it/s",
+            "fit 7/13, 0:00:12 left, 0.50 it/s",
+        ]
 
     def test_prints_for_the_stage_and_can_be_switched_off(self, lines, clock, capsys):
         lines.print("hello", sep="")
