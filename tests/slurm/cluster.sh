@@ -10,16 +10,20 @@ packages=(slurm-wlm slurm-wlm-basic-plugins munge)
 stamp=/var/tmp/galatea-installed-slurm
 hosts='127.0.0.1 n1 n2 # galatea tests'
 
+installed() { dpkg-query --show --showformat '${Package}\n' | sort; }
+
 case $1 in
 install)
-  command -v slurmctld munged >/dev/null && exit 0
+  command -v slurmctld >/dev/null && command -v munged >/dev/null && exit
   export DEBIAN_FRONTEND=noninteractive
-  apt-get update -qq && apt-get install -qq -y --no-install-recommends "${packages[@]}" >/dev/null
-  touch "$stamp"
+  before=$(installed)
+  apt-get update -qq
+  apt-get install -qq -y --no-install-recommends "${packages[@]}" >/dev/null
+  comm -13 <(echo "$before") <(installed) > "$stamp"
   exit ;;
 remove)
   [ -e "$stamp" ] || exit 0
-  DEBIAN_FRONTEND=noninteractive apt-get purge -qq -y --auto-remove "${packages[@]}" >/dev/null
+  xargs env DEBIAN_FRONTEND=noninteractive apt-get purge -qq -y < "$stamp" >/dev/null
   rm -f "$stamp"
   exit ;;
 esac
@@ -46,8 +50,8 @@ SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
 AuthInfo=socket=/run/munge/munge.socket.2,cred_expire=20
-SlurmctldPort=16817
-SlurmdPort=16818
+SlurmctldPort=26817
+SlurmdPort=26818
 StateSaveLocation=$R/ctld
 SlurmdSpoolDir=$R/slurmd.%n
 SlurmctldPidFile=$R/slurmctld.pid
@@ -70,8 +74,8 @@ KillWait=5
 MinJobAge=3600
 InactiveLimit=0
 Waittime=0
-NodeName=n1 NodeHostname=$H NodeAddr=127.0.0.1 Port=17001 CPUs=4 RealMemory=8000 State=UNKNOWN
-NodeName=n2 NodeHostname=$H NodeAddr=127.0.0.1 Port=17002 CPUs=4 RealMemory=8000 State=UNKNOWN
+NodeName=n1 NodeHostname=$H NodeAddr=127.0.0.1 Port=27001 CPUs=4 RealMemory=8000 State=UNKNOWN
+NodeName=n2 NodeHostname=$H NodeAddr=127.0.0.1 Port=27002 CPUs=4 RealMemory=8000 State=UNKNOWN
 PartitionName=debug Nodes=n1,n2 Default=YES MaxTime=INFINITE State=UP
 CONF
 printf 'CgroupAutomount=no\nConstrainCores=no\nConstrainRAMSpace=no\n' > "$D/cgroup.conf"
