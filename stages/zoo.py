@@ -94,6 +94,10 @@ def _import(options: Namespace) -> None:
     except Exception as error:  # the file's own numbers may break anything that is built from them
         names = ", ".join(map(str, files))
         raise ZooError(f"{names} cannot be read as {chosen.name}: {type(error).__name__}: {one_line(error)}") from error
+    for name, module in converted.modules.items():
+        for key, tensor in module.state_dict().items():
+            if not tensor.isfinite().all():
+                raise ZooError(f"{chosen.name}: the {name}'s {key!r} has numbers that are not finite")
     written = artifact.save(
         options.out,
         stage="zoo",
@@ -165,8 +169,8 @@ def _export(options: Namespace) -> None:
     if chosen.export is None:
         raise UserError(f"{chosen.name}: there is no way back to official files")
     content = chosen.export({name: cast("Configurable", loaded.module(name)) for name in loaded.manifest["modules"]})
-    with atomic_write(options.out) as temporary:
-        torch.save(content, temporary)
+    with atomic_write(options.out) as temporary, open(temporary, "wb") as stream:
+        torch.save(content, stream)
     print(f"wrote {options.out}: {chosen.name}, {loaded.extra['found']}\nlicence: {loaded.licence}")
 
 

@@ -15,7 +15,7 @@ from models.generators.anifacegan import AniFaceGANGenerator, CoefficientVAE
 from models.generators.base import Latents
 from models.generators.gram import BOX, PLANE, sphere_camera, unit_rays
 from models.zoo import gram
-from models.zoo.family import Converted, Family, Official, State, ZooError, fill, shape_of, take
+from models.zoo.family import Converted, Family, Official, State, ZooError, choose, fill, shape_of, take
 from models.zoo.parity import Fixture, repositories
 
 PREFIXES = {"predictor": "model_sample.", "field": "siren.", "view": "siren.color_layer_sine.0.layer"}
@@ -47,11 +47,9 @@ def matches(official: Official) -> bool:
 
 
 def convert(official: Official, settings: Mapping[str, Any]) -> Converted:
-    for name in settings:
-        if name not in SETTINGS:
-            raise ZooError(f"anifacegan has no setting {name!r}, but: {', '.join(SETTINGS)}")
+    chosen = choose(settings, {name: DEFAULTS[RENAMED.get(name, name)] for name in SETTINGS}, "anifacegan")
     parts = parts_of(official)
-    options = DEFAULTS | {RENAMED.get(name, name): value for name, value in settings.items()}
+    options = DEFAULTS | {RENAMED.get(name, name): value for name, value in chosen.items()}
     generator = build(parts, options)
     identity, expression = generator.mean_identity.shape[1], len(generator.expressions)
     found = (
@@ -126,9 +124,10 @@ def build(parts: Mapping[str, State], options: Mapping[str, Any]) -> AniFaceGANG
         **sizes,
         **arguments,
     )
+    own = generator.state_dict()
     ours: State = {"mean": generator.mean, "mean_identity": generator.mean_identity}
     for part, keys in layout(generator).items():
-        ours |= take(parts[part], {official: key for key, official in keys.items()}, part)
+        ours |= take(parts[part], {official: key for key, official in keys.items()}, own, part)
     fill(generator, ours, "anifacegan")
     generator.update_mean()  # official code estimates it anew each time
     return generator.eval()

@@ -22,7 +22,7 @@ from models.errors import one_line
 from models.generators.base import Latents
 from models.generators.eg3d import RELEASED, EG3DGenerator
 from models.generators.triplane import sample_planes
-from models.zoo.family import Converted, Family, Official, State, ZooError, fill, take
+from models.zoo.family import Converted, Family, Official, State, ZooError, choose, fill, take
 from models.zoo.parity import Fixture
 
 HEADS = {
@@ -64,6 +64,8 @@ CONSTRUCTION = {
 }
 """What else shapes do not tell."""
 
+DEFAULTS = {name: default for name, (default, _) in {**RENDERING, **CONSTRUCTION}.items()}
+
 ABSENT = {"c_scale": 0.0, "conv_clamp": 256, "sr_num_fp16_res": 0, "neural_rendering_resolution": 64}
 """What the official constructor makes of an argument it was not given."""
 
@@ -80,9 +82,7 @@ def _candidates(official: Official) -> list[str]:
 
 
 def convert(official: Official, settings: Mapping[str, Any]) -> Converted:
-    for name in settings:
-        if name not in FAMILY.settings:
-            raise ZooError(f"eg3d has no setting {name!r}, but: {', '.join(FAMILY.settings)}")
+    choose(settings, DEFAULTS, "eg3d")
     candidates = _candidates(official)
     if not candidates:
         raise ZooError("eg3d: the file holds no EG3D generator")
@@ -99,10 +99,9 @@ def convert(official: Official, settings: Mapping[str, Any]) -> Converted:
 
 def _options(stored: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments a pickled network keeps, or the defaults where nothing is kept."""
-    options = {name: default for name, (default, _) in {**RENDERING, **CONSTRUCTION}.items()}
     kwargs, attributes = stored.get("init_kwargs"), stored.get("attributes", {})
     if kwargs is None:
-        return options
+        return DEFAULTS
     given = {
         **kwargs,
         **kwargs.get("mapping_kwargs", {}),
@@ -110,7 +109,7 @@ def _options(stored: Mapping[str, Any]) -> dict[str, Any]:
         **attributes.get("rendering_kwargs", {}),  # what the network was last used with
         **attributes,
     }
-    return {**options, **ABSENT, **{name: value for name, value in given.items() if name in options}}
+    return {**DEFAULTS, **ABSENT, **{name: value for name, value in given.items() if name in DEFAULTS}}
 
 
 def build(state: State, options: Mapping[str, Any], where: str) -> EG3DGenerator:
@@ -191,13 +190,11 @@ def build(state: State, options: Mapping[str, Any], where: str) -> EG3DGenerator
     except (TypeError, ValueError) as error:
         raise ZooError(f"{where}: {one_line(error)}") from error
     own, names = generator.state_dict(), dict(layout(generator))
-    for key, ours in names.items():
-        expected = generator.backbone.kernel if ours is None else own[ours]
-        if shape(key) != expected.shape:
-            raise ZooError(f"{where}: {key!r} has shape {tuple(shape(key))}, expected {tuple(expected.shape)}")
-        if ours is None and not torch.allclose(state[key], expected):
+    filters = {key: generator.backbone.kernel for key, ours in names.items() if ours is None}
+    weights = take(state, {key: ours or key for key, ours in names.items()}, own | filters, where)
+    for key, kernel in filters.items():
+        if not torch.allclose(state[key], kernel):
             raise ZooError(f"{where}: {key!r} is another filter than that of the first block")
-    weights = take(state, {key: ours or key for key, ours in names.items()}, where)
     fill(generator, {ours: weights[ours] for ours in own}, where)
     return generator
 
@@ -211,7 +208,9 @@ def _check(options: Mapping[str, Any], where: str) -> None:
         raise ZooError(f"{where}: clamp_mode must be softplus, not {options['clamp_mode']!r}")
     for name in ("ray_start", "ray_end"):
         if not isinstance(options[name], int | float):
-            raise ZooError(f"{where}: {name} must be a distance, not {options[name]!r}")
+            raise ZooError(f"{where}: {name} must be a number, not {options[name]!r}")
+    if not isinstance(options["conv_clamp"], int | float | None):
+        raise ZooError(f"{where}: conv_clamp must be a number or null, not {options['conv_clamp']!r}")
 
 
 def _head(generator: EG3DGenerator) -> str:

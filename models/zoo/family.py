@@ -6,6 +6,7 @@ Parity: a fixture folder -> ``parity.Fixture`` -> ``Family.replay`` -> arrays, c
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -99,6 +100,42 @@ def refuse_settings(settings: Mapping[str, Any], family: str) -> None:
         raise ZooError(f"{family} has no setting {name!r}, nor any other: its files tell everything")
 
 
+def choose(settings: Mapping[str, Any], defaults: Mapping[str, Any], family: str) -> dict[str, Any]:
+    """The defaults, and a user's settings over them.
+
+    Args:
+        defaults: each also tells what its setting may be: true or false, a whole number, a number, text, or so many
+            numbers; None takes anything.
+
+    Raises:
+        ZooError: naming the first setting that there is not, or that is something else than its default.
+    """
+    for name, value in settings.items():
+        if name not in defaults:
+            raise ZooError(f"{family} has no setting {name!r}, but: {', '.join(defaults)}")
+        match defaults[name]:
+            case bool():
+                fits, wanted = isinstance(value, bool), "true or false"
+            case int():
+                fits, wanted = _is_number(value) and isinstance(value, int) and value >= 0, "a whole number"
+            case float():
+                fits, wanted = _is_number(value), "a number"
+            case str():
+                fits, wanted = isinstance(value, str), "text"
+            case tuple() as example:
+                fits = isinstance(value, list | tuple) and len(value) == len(example) and all(map(_is_number, value))
+                wanted = f"{len(example)} numbers"
+            case _:
+                fits, wanted = True, ""
+        if not fits:
+            raise ZooError(f"{family}: {name} must be {wanted}, not {value!r}")
+    return {**defaults, **settings}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
 def shape_of(state: State, key: str, dims: int, where: str) -> tuple[int, ...]:
     """The shape of ``state[key]``, which must have ``dims`` dimensions.
 
@@ -112,18 +149,21 @@ def shape_of(state: State, key: str, dims: int, where: str) -> tuple[int, ...]:
     return tuple(state[key].shape)
 
 
-def take(state: State, renames: Mapping[str, str], where: str) -> State:
+def take(state: State, renames: Mapping[str, str], own: Mapping[str, Tensor], where: str) -> State:
     """Rename official keys to ours, all of them.
 
     Args:
         renames: official key -> our key.
+        own: our tensors, whose shapes they must have; keys that are not there may have any.
 
     Raises:
-        ZooError: naming the first official key that is missing, or the first that is left over.
+        ZooError: naming the first official key that is missing or misshapen, or the first that is left over.
     """
-    for official in renames:
+    for official, ours in renames.items():
         if official not in state:
             raise ZooError(f"{where}: the key {official!r} is missing")
+        if ours in own and (found := state[official].shape) != own[ours].shape:
+            raise ZooError(f"{where}: {official!r} has shape {tuple(found)}, expected {tuple(own[ours].shape)}")
     for key in state:
         if key not in renames:
             raise ZooError(f"{where}: the key {key!r} is not known")

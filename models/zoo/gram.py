@@ -16,7 +16,7 @@ from models.generators.base import Latents
 from models.generators.gram import FLAT, GRAMGenerator, sphere_camera, unit_rays
 from models.generators.pointwise import affine
 from models.rendering.manifolds import first_brackets
-from models.zoo.family import Converted, Family, Official, State, ZooError, fill, shape_of, take
+from models.zoo.family import Converted, Family, Official, State, ZooError, choose, fill, shape_of, take
 from models.zoo.parity import Fixture, repositories
 
 GeneratorT = TypeVar("GeneratorT", bound=GRAMGenerator)
@@ -56,8 +56,8 @@ SETTINGS = {
 }
 
 FFHQ: dict[str, Any] = {
-    "img_size": 256, "fov": 12, "ray_start": 0.88, "ray_end": 1.12, "normalize": 0.24, "center": (0, 0, -1.5),
-    "num_samples": 64, "num_manifolds": 24, "levels_start": 23, "levels_end": 8, "delta_alpha": 0.04,
+    "img_size": 256, "fov": 12.0, "ray_start": 0.88, "ray_end": 1.12, "normalize": 0.24, "center": (0, 0, -1.5),
+    "num_samples": 64, "num_manifolds": 24, "levels_start": 23.0, "levels_end": 8.0, "delta_alpha": 0.04,
     "delta_final": 1e10, "background": True, "white_back": False, "last_back": False, "sigma_clamp_mode": "softplus",
     "rgb_clamp_mode": "widen_sigmoid", "lock_view_dependence": False, "h_mean": math.pi / 2, "h_stddev": 0.3,
     "v_mean": math.pi / 2, "v_stddev": 0.155, "sample_dist": "gaussian",
@@ -108,6 +108,8 @@ def with_average(state: State, official: Official, where: str) -> State:
     average = next((v for key, v in official.values.items() if key.split("/")[-1] == "shadow_params"), None)
     if average is None:
         return state
+    if not isinstance(average, list | tuple) or not all(isinstance(other, Tensor) for other in average):
+        raise ZooError(f"{where}: shadow_params is not a list of tensors")
     if len(average) != len(state):
         raise ZooError(f"{where}: shadow_params has {len(average)} parameters, the generator has {len(state)}")
     for (key, own), other in zip(state.items(), average, strict=True):
@@ -125,12 +127,9 @@ def chosen(settings: Mapping[str, Any], width: int) -> tuple[str, dict[str, Any]
         width: of the scalar field, which tells the released configurations apart.
 
     Raises:
-        ZooError: for an unknown setting or preset.
+        ZooError: for an unknown or wrong setting, or an unknown preset.
     """
-    for name in settings:
-        if name not in SETTINGS:
-            raise ZooError(f"gram has no setting {name!r}, but: {', '.join(SETTINGS)}")
-    preset = settings.get("preset", WIDTHS.get(width, "ffhq"))
+    preset = choose(settings, {"preset": WIDTHS.get(width, "ffhq"), **FFHQ}, "gram")["preset"]
     if preset not in PRESETS:
         raise ZooError(f"gram has no preset {preset!r}, but: {', '.join(PRESETS)}")
     return preset, {**PRESETS[preset], **{name: value for name, value in settings.items() if name != "preset"}}
@@ -170,7 +169,18 @@ def sizes(state: State, prefixes: Mapping[str, str], where: str) -> dict[str, in
 
 
 def arguments(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Constructor arguments that settings tell."""
+    """Constructor arguments that settings tell.
+
+    Raises:
+        ZooError: for a number that is out of range.
+    """
+    for name, least in (("img_size", 2), ("num_samples", 2), ("num_manifolds", 1 + options["background"])):
+        if options[name] < least:
+            raise ZooError(f"{name} must be at least {least}, not {options[name]}")
+    if not 0 < options["fov"] < 180:
+        raise ZooError(f"fov must be between 0 and 180 degrees, not {options['fov']}")
+    if options["normalize"] <= 0:
+        raise ZooError(f"normalize must be above 0, not {options['normalize']}")
     gaussian = options["sample_dist"] in ("gaussian", "normal")
     reach = 3 if gaussian else 1
     return {
@@ -225,7 +235,8 @@ def build(state: State, options: Mapping[str, Any], where: str) -> GRAMGenerator
         ZooError: naming the first key that is missing, unknown or misshapen.
     """
     generator = constructed(GRAMGenerator, **sizes(state, PREFIXES, where), **arguments(options))
-    ours = take(state, {official: key for key, official in layout(generator, PREFIXES).items()}, where)
+    renames = {official: key for key, official in layout(generator, PREFIXES).items()}
+    ours = take(state, renames, generator.state_dict(), where)
     fill(generator, {**ours, "mean": generator.mean}, where)
     generator.update_mean()  # official code estimates it anew each time
     return generator.eval()

@@ -49,8 +49,8 @@ def load(cls: Callable[..., ModuleT], settings: Mapping[str, Any], state: State,
     """
     with torch.device("meta"):
         module = cls(**settings)
-    renames = {key.removeprefix("trunk."): key for key in module.state_dict()}
-    fill(module, take(state, renames, where), where)
+    own = module.state_dict()
+    fill(module, take(state, {key.removeprefix("trunk."): key for key in own}, own, where), where)
     return module.eval()
 
 

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from models.configurable import Configurable
 from models.generators.base import Latents
 from models.generators.stylegan2 import StyleGAN2Discriminator, StyleGAN2Generator
-from models.zoo.family import Converted, Family, Official, State, ZooError, shape_of
+from models.zoo.family import Converted, Family, Official, State, ZooError, choose, shape_of
 from models.zoo.parity import Fixture, repositories
 
 GENERATOR_MARKS = ("style.1.weight", "input.input", "to_rgb1.conv.weight")
@@ -39,14 +39,12 @@ def matches(official: Official) -> bool:
 
 
 def convert(official: Official, settings: Mapping[str, Any]) -> Converted:
-    for name in settings:
-        if name not in FAMILY.settings:
-            raise ZooError(f"stylegan2 has no setting {name!r}, but: {', '.join(FAMILY.settings)}")
+    options = choose(settings, {"lr_mlp": LR_MLP}, "stylegan2")
     modules: dict[str, Configurable] = {}
     found = []
     if (name := find(official, GENERATOR_MARKS)) is not None:
         where = name or "stylegan2 generator"
-        generator = build_generator(official.states[name], where, settings.get("lr_mlp", LR_MLP))
+        generator = build_generator(official.states[name], where, options["lr_mlp"])
         average = official.values.get(re.sub(r"(g_ema|g)$", "latent_avg", name))
         if average is None:
             generator.update_mean()

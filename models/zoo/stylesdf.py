@@ -22,7 +22,7 @@ from models.generators.stylegan2 import StyleGAN2Discriminator
 from models.generators.stylesdf import StyleSDF, VolumeDiscriminator, camera_directions
 from models.rendering.compositing import field_gradient
 from models.zoo import stylegan2
-from models.zoo.family import Converted, Family, Official, State, ZooError, shape_of
+from models.zoo.family import Converted, Family, Official, State, ZooError, choose, shape_of
 from models.zoo.parity import Fixture
 
 ModuleT = TypeVar("ModuleT", bound=Configurable)
@@ -45,6 +45,13 @@ SETTINGS = {
     "elev": "standard deviation of the training poses' pitch, radians (0.15)",
     "uniform": "poses are uniform within azim and elev (false)",
 }
+
+DEFAULTS = {
+    "samples": 24, "raw_resolution": 64, "offset_sampling": True, "normalize_points": True, "static_directions": True,
+    "opaque_end": True, "lr_mapping": 0.01, "fov": 6.0, "dist_radius": 0.12, "azim": 0.3, "elev": 0.15,
+    "uniform": False,
+}  # fmt: skip
+"""Of the released generators of faces."""
 
 
 # -- layout ------------------------------------------------------------------------------------------------------------
@@ -183,12 +190,13 @@ def build_generator(state: State, settings: Mapping[str, Any]) -> StyleSDF:
     Raises:
         ZooError: naming the first key that is missing, unknown or misshapen, or the first unknown setting.
     """
-    for name in settings:
-        if name not in SETTINGS:
-            raise ZooError(f"{WHERE} has no setting {name!r}, only: {', '.join(SETTINGS)}")
-    camera = {"fov": 6.0, "dist_radius": 0.12, "azim": 0.3, "elev": 0.15, "uniform": False, "lr_mapping": 0.01}
-    options: dict[str, Any] = {name: value for name, value in settings.items() if name not in camera}
-    camera |= {name: value for name, value in settings.items() if name in camera}
+    chosen = choose(settings, DEFAULTS, WHERE)
+    if chosen["samples"] < 2:
+        raise ZooError(f"{WHERE}: samples must be at least 2, not {chosen['samples']}")
+    if not 0 < chosen["fov"] < 90:
+        raise ZooError(f"{WHERE}: fov, half of the field of view, must be between 0 and 90, not {chosen['fov']}")
+    names = ("samples", "raw_resolution", "offset_sampling", "normalize_points", "static_directions", "opaque_end")
+    options: dict[str, Any] = {name: chosen[name] for name in names}
     where = f"{WHERE} generator"
     if any(key.startswith("decoder.") for key in state):
         if "raw_resolution" in settings:
@@ -200,7 +208,7 @@ def build_generator(state: State, settings: Mapping[str, Any]) -> StyleSDF:
             "channels": [shape_of(state, key, 5, where)[1] for key in convs],
             "w_dim": shape_of(state, "decoder.style.1.weight", 2, where)[0],
             "mapping_layers": count(state, r"decoder\.style\.") - 1,
-            "lr_multiplier": camera["lr_mapping"],
+            "lr_multiplier": chosen["lr_mapping"],
         }
         if blocks:
             kernel = "decoder.convs.0.conv.blur.kernel"
@@ -214,7 +222,7 @@ def build_generator(state: State, settings: Mapping[str, Any]) -> StyleSDF:
             depth=count(state, rf"{re.escape(NETWORK)}\.pts_linears\."),
             mapping_layers=count(state, r"style\."),
             signed_distance="renderer.sigmoid_beta" in state,
-            rig=build_rig(camera),
+            rig=build_rig(chosen),
             **options,
         )
         load(generator, generator_layout(generator), state, where)

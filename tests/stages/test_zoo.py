@@ -3,6 +3,7 @@
 import dataclasses
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -122,6 +123,16 @@ class TestImport:
             zoo(*arguments)
         assert "\n" not in str(caught.value)
         assert sorted(here.rglob("*")) == before
+
+    def test_numbers_that_are_not_finite(self, face):
+        state = torch.load(face)
+        state["output_layer.3.bias"][1] = torch.nan
+        torch.save(state, face)
+        with pytest.raises(
+            UserError, match=r"irse50: the identity's 'output_layer\.3\.bias' has numbers that are not f"
+        ):
+            zoo("import", face, "--out", "x")
+        assert not Path("x").exists()
 
     def test_a_file_that_breaks_its_family(self, face, monkeypatch):
         def broken(_official, _settings):

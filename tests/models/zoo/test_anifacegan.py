@@ -71,7 +71,7 @@ def test_missing_files_are_named(name):
         ("generator", "siren.output_color.1.bias", None, "generator: the key 'siren.output_color.1.bias' is missing"),
         ("dif", "final_layer.bias", None, "deformation: the key 'final_layer.bias' is missing"),
         ("identity/vae", "decoder.1.0.weight", None, "identity: the key 'decoder.1.0.weight' is missing"),
-        ("expression/vae", "fc_var.bias", (2,), r"'expression_vae.log_variance.bias' has shape \(2,\)"),
+        ("expression/vae", "fc_var.bias", (2,), r"'fc_var.bias' has shape \(2,\)"),
         ("dif", "other", (1,), "deformation: the key 'other' is not known"),
         ("identity/vae", "encoder.0.0.weight", (1,), "'encoder.0.0.weight' has shape"),
     ],

@@ -188,7 +188,7 @@ def test_wrong_keys_are_named(state, change, message):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"ray_start": "auto"}, "ray_start must be a distance, not 'auto'"),
+        ({"ray_start": "auto"}, "ray_start must be a number, not 'auto'"),
         ({"clamp_mode": "relu"}, "clamp_mode must be softplus, not 'relu'"),
         ({"superresolution_module": "training.mine.Better"}, "super-resolution 'Better' is not one of"),
         ({"depth_resolution": 2}, "coarse must be at least 4"),

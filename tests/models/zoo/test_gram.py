@@ -51,7 +51,7 @@ def test_moving_average_overrides(state):
     [
         (lambda s: s.pop(KEY), f"the key '{KEY}' is missing"),
         (lambda s: s.update(other=torch.zeros(1)), "the key 'other' is not known"),
-        (lambda s: s.update({KEY: torch.zeros(2, 64)}), "'field.density.3.weight' has shape"),
+        (lambda s: s.update({KEY: torch.zeros(2, 64)}), rf"'{KEY}' has shape \(2, 64\), expected \(1, 64\)"),
         (lambda s: s.pop("representation.rf_network.network.0.layer.weight"), r"network.0.layer.weight' is missing"),
         (lambda s: s.update({KEY.replace("3", "0"): torch.zeros(1)}), "has shape"),
     ],
@@ -76,6 +76,40 @@ def test_settings(state):
         gram.convert(official, {"preset": "dogs"})
     with pytest.raises(ZooError, match="a setting is wrong: colour_clamp must be"):
         gram.convert(official, {"rgb_clamp_mode": "tanh"})
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"img_size": 0}, "img_size must be at least 2, not 0"),
+        ({"img_size": -3}, "gram: img_size must be a whole number, not -3"),
+        ({"img_size": True}, "gram: img_size must be a whole number, not True"),
+        ({"num_samples": 2.5}, "gram: num_samples must be a whole number, not 2.5"),
+        ({"num_samples": 1}, "num_samples must be at least 2, not 1"),
+        ({"num_manifolds": 1}, "num_manifolds must be at least 2, not 1"),
+        ({"fov": 180}, "fov must be between 0 and 180 degrees, not 180"),
+        ({"fov": math.nan}, "gram: fov must be a number, not nan"),
+        ({"normalize": 0}, "normalize must be above 0, not 0"),
+        ({"center": [1, 2]}, r"gram: center must be 3 numbers, not \[1, 2\]"),
+        ({"background": "maybe"}, "gram: background must be true or false, not 'maybe'"),
+        ({"preset": 3}, "gram: preset must be text, not 3"),
+    ],
+    ids=str,
+)
+def test_settings_that_do_not_fit(state, settings, message):
+    with pytest.raises(ZooError, match=message):
+        gram.convert(Official({"": state}), settings)
+
+
+@pytest.mark.parametrize("average", [5, [1, 2]])
+def test_what_is_no_moving_average(state, average):
+    with pytest.raises(ZooError, match="generator: shadow_params is not a list of tensors"):
+        gram.convert(Official({"generator": state}, {"ema/shadow_params": average}), {})
+
+
+def test_one_manifold_without_background(state):
+    settings = {"preset": "carla", "num_manifolds": 1}
+    assert len(gram.convert(Official({"": state}), settings).modules["generator"].levels) == 1
 
 
 def test_the_mean_code_is_estimated(state):

@@ -101,7 +101,7 @@ def test_settings():
     rig = generator.rig
     assert (rig.near, rig.far, rig.distribution, rig.yaw_max, rig.pitch_max) == (0.8, 1.2, "uniform", 0.15, 0.15)
     assert rig.focal == pytest.approx(0.5 / math.tan(math.radians(9)))
-    with pytest.raises(ZooError, match="StyleSDF has no setting 'size', only: samples"):
+    with pytest.raises(ZooError, match="StyleSDF has no setting 'size', but: samples"):
         FAMILY.convert(official(), {"size": 64})
     with pytest.raises(ZooError, match="raw_resolution is for files of the renderer alone"):
         FAMILY.convert(official(), {"raw_resolution": 64})
