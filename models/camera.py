@@ -277,6 +277,18 @@ class Rig:
         yaw, pitch = min(yaw_max, self.yaw_max) * phase.sin(), min(pitch_max, self.pitch_max) * (2 * phase).sin()
         return self.camera(self.yaw_mean + yaw, self.pitch_mean + pitch)
 
+    def dolly(self, count: int, farthest: float = 4.0) -> Camera:
+        """A closed loop of ``count`` cameras that go away and come close, the pivot as large as ever (dolly zoom).
+
+        Args:
+            farthest: from the pivot, in radii. The nearest is three times as far as what lies before it reaches.
+        """
+        front, pivot = self.camera(self.yaw_mean, self.pitch_mean), torch.tensor(self.pivot)
+        nearest = 3 * (self.radius - self.near) / self.radius
+        phase = (1 - (torch.arange(count) * (2 * math.pi / count)).cos()) / 2
+        scale = nearest * (farthest / nearest) ** phase
+        return Camera.look_at(pivot + scale[:, None] * (front.position - pivot), pivot, self.focal * scale)
+
     def replace(self, **changes: object) -> Rig:
         """A copy with some fields changed."""
         return replace(self, **changes)  # type: ignore[arg-type]

@@ -25,7 +25,7 @@ TEMPLATE = Path(__file__).with_name("gallery.html")
 
 @dataclass
 class Figure:
-    """A picture with its words: file name beside the page, heading, one sentence, size in pixels."""
+    """A picture or an MP4 with its words: file name beside the page, heading, one sentence, size in pixels."""
 
     file: str
     title: str
@@ -108,13 +108,12 @@ def _card(card: Card) -> str:
     if card.mesh:
         canvas = f'<canvas data-mesh="{_text(card.id)}" data-file="{_text(card.mesh)}"></canvas>'
         stage.append(_frame(canvas, 'mesh: drag to turn <button type="button">clay</button>', markup=True))
-    downloads = "".join(f'<a href="{_text(f)}" download>{_text(Path(f).suffix[1:])}</a>' for f in card.downloads)
+    downloads = "".join(f'<a href="{_text(f)}" download>{_text(_kind(f, card.id))}</a>' for f in card.downloads)
     notes = "".join(f'<p class="note">{_text(note)}</p>' for note in card.notes)
     figures = "".join(
         f'<figure style="width: {round(f.width * DENSITY)}px">'
         f"<figcaption><h3>{_text(f.title)}</h3><p>{_text(f.text)}</p></figcaption>"
-        f'<a href="{_text(f.file)}"><img loading="lazy" src="{_text(f.file)}" alt="{_text(f.title)}" '
-        f'width="{f.width}" height="{f.height}"></a></figure>'
+        f'<a href="{_text(f.file)}">{_media(f)}</a></figure>'
         for f in card.figures
     )
     return (
@@ -122,6 +121,19 @@ def _card(card: Card) -> str:
         f'<div class="stage">{"".join(stage)}</div><p class="downloads">{downloads}</p>{notes}'
         f'<div class="figures">{figures}</div></section>'
     )
+
+
+def _kind(file: str, identity: str) -> str:
+    """What a download is: "mesh glb" of mesh_ID.glb."""
+    path = Path(file)
+    return f"{path.stem.removesuffix(f'_{identity}')} {path.suffix[1:]}"
+
+
+def _media(figure: Figure) -> str:
+    source, size = f'src="{_text(figure.file)}"', f'width="{figure.width}" height="{figure.height}"'
+    if figure.file.endswith(".mp4"):
+        return f"<video {source} {size} autoplay loop muted playsinline></video>"
+    return f'<img loading="lazy" {source} alt="{_text(figure.title)}" {size}>'
 
 
 def _frame(content: str, caption: str, markup: bool = False) -> str:

@@ -1,4 +1,4 @@
-"""Shows what an artifact holds: turntables, sheets, expressions, depth, camera, mesh, and a page with all of it."""
+"""Shows what an artifact holds: turntables, sheets, expressions, depth, camera, meshes, and a page with all of it."""
 
 from __future__ import annotations
 
@@ -19,9 +19,19 @@ from models.errors import UserError
 from models.files import atomic_write
 from models.generators.base import Generator, Rendering
 from models.image_io import write_image, write_video
+from models.rendering.baked import BakedHead, head_of
+from models.rendering.layers import layers_of, write_layers
 from models.rendering.mesh import Mesh, fuse, mesh_cameras, write_mesh
 from models.rendering.raster import draw
-from models.rendering.sheets import depth_colours, enlarge, normal_colours, pose_overlay, sheet
+from models.rendering.sheets import (
+    depth_colours,
+    enlarge,
+    normal_colours,
+    over_white,
+    pose_overlay,
+    sheet,
+    stacked_lines,
+)
 from models.subjects import Subject, Subjects, look
 from stages.base import ArtifactRef, Stage
 from stages.gallery import Card, Figure, packed_mesh, page
@@ -35,6 +45,7 @@ VIEWS, VIEW_DEG = 7, 36  # their number, and how far they go to each side
 MESH_VIEWS_DEG = ((-90, 0), (-40, 10), (0, 0), (40, 10), (90, 0))
 GIF_SIDE = 256
 POSE_SIDE = 512
+LAYERS_A_ROW = 8
 
 Row = list[tuple[str, Tensor | None]]
 
@@ -56,6 +67,11 @@ class Exhibit:
         write_image(self.folder / self.name(kind, ".png"), image)
         self.card.figures.append(Figure(self.name(kind, ".png"), title, text, image.shape[-1], image.shape[-2]))
 
+    def video(self, kind: str, title: str, text: str, frames: Tensor, fps: int) -> None:
+        """Write a video (T, 3, H, W) and show it on the card."""
+        write_video(self.folder / self.name(kind, ".mp4"), frames, fps)
+        self.card.figures.append(Figure(self.name(kind, ".mp4"), title, text, frames.shape[-1], frames.shape[-2]))
+
 
 class PresentStage(Stage):
     """Renders media of every subject of an artifact; ``galatea present predict``.
@@ -73,7 +89,7 @@ class PresentStage(Stage):
         scale: pictures are rendered this many times larger than the generator's resolution, where it allows.
         video_size: side of the turntable, pixels; smaller renderings are enlarged.
         tile: side of a picture in a sheet, pixels.
-        mesh_size: voxels along a side of the mesh's grid; 0 leaves the mesh out.
+        mesh_size: voxels along a side of the mesh's grid; 0 leaves meshes out.
         expressions: at most so many are shown, of generators that have more.
     """
 
@@ -147,6 +163,8 @@ class PresentStage(Stage):
         self._styles(show, exhibit)
         self._expressions(show, exhibit)
         if subject.generator.is_3d:
+            self._lines(show, exhibit)
+            self._baked(show, exhibit)
             self._shape(show, exhibit)
             self._pose(show, exhibit)
         for note in exhibit.card.notes:
@@ -260,6 +278,42 @@ class PresentStage(Stage):
         text = "Each expression at three strengths, and pairs of them."
         exhibit.picture("expressions", "Expressions", text, sheet(rows, self.tile, labels))
 
+    def _lines(self, show: _Show, exhibit: Exhibit) -> None:
+        seen = show(show.rig.orbit(self.frames))
+        if seen.alpha is None:
+            return
+        marked, stack = stacked_lines(seen.image, seen.alpha, 2 * self.tile)
+        text = "One row of the picture over a sweep from left to right: smooth strips mean that the head holds still."
+        row: Row = [("the row", marked), ("from the left (top) to the right", stack)]
+        exhibit.picture("lines", "Stacked lines", text, sheet([row], 2 * self.tile))
+
+    def _baked(self, show: _Show, exhibit: Exhibit) -> None:
+        """What a head's finished manifolds are good for."""
+        head = show.baked()
+        if head is None:
+            exhibit.card.notes.append(
+                "This generator has no manifolds that can be baked: there is no dolly zoom and no layered mesh."
+            )
+            return
+        frames = head.show(show.rig.dolly(self.frames).to(self.device), show.resolution).image
+        video = enlarge(frames, max(self.video_size, frames.shape[-1]))
+        text = "The camera goes away and comes close; its field of view keeps the head as large as it is."
+        exhibit.video("dolly", "Dolly zoom", text, video, self.fps)
+        if not self.mesh_size:
+            return
+        layers = layers_of(head)
+        if not layers:
+            exhibit.card.notes.append("There is no layered mesh: the manifolds are transparent throughout.")
+            return
+        write_layers(exhibit.folder / exhibit.name("layers", ".glb"), layers)
+        exhibit.card.downloads.append(exhibit.name("layers", ".glb"))
+        tiles: Row = [
+            (f"{i + 1}", over_white(texture[:3], texture[3:])) for i, texture in enumerate(head.textures.cpu())
+        ]
+        rows: list[Row] = [tiles[i : i + LAYERS_A_ROW] for i in range(0, len(tiles), LAYERS_A_ROW)]
+        text = "The head flattened, from the outermost manifold to the innermost: textures of the layered GLB."
+        exhibit.picture("layers", "Manifolds", text, sheet(rows, self.tile))
+
     def _shape(self, show: _Show, exhibit: Exhibit) -> None:
         if not self.mesh_size:
             return
@@ -337,6 +391,10 @@ class _Show:
             return None
         angles = self.rig.yaw_mean + torch.tensor(yaw)
         return self.rig.camera(*self.rig.within(angles, torch.zeros_like(angles)))
+
+    def baked(self) -> BakedHead | None:
+        """The head on its manifolds, as finely as it is rendered; ``None`` where it has none."""
+        return head_of(self.subject.generator, self.subject.latents, self.resolution, self.subject.expression)
 
     def __call__(
         self, camera: Camera | None, generator: Generator | None = None, expression: Tensor | None = None

@@ -11,9 +11,10 @@ from torch.nn import functional as F
 
 from models.configurable import Configurable
 from models.generators.base import FieldSample
+from models.rendering.atlas import Chart
 
 
-class HeadChart(Configurable):
+class HeadChart(Chart):
     """Cylinder-like coordinates (u, v) in [-1, 1] around a vertical axis, finest at the face.
 
     u grows with the azimuth and v downwards, as image rows do. Rows are stretched near the crown, where the
@@ -29,6 +30,8 @@ class HeadChart(Configurable):
         lean: how much the axis leans back above the crown. All azimuths meet on it: hair worn high on the back of
             the head can only be painted when the axis passes through it.
     """
+
+    closed = True
 
     def __init__(
         self,
@@ -82,14 +85,14 @@ class HeadChart(Configurable):
         return torch.stack([radius * azimuth.sin(), y, radius * azimuth.cos() + self._axis(y)], -1)
 
     def segments(self, uv: Tensor, extent: float) -> tuple[Tensor, Tensor]:
-        """As :meth:`models.rendering.atlas.Chart.segments`: horizontal lines that end on the axis."""
+        """As :class:`Chart`: horizontal lines that end on the axis."""
         azimuth, y = self._place(uv)
         axis = torch.stack([torch.zeros_like(y), y, self._axis(y)], -1)
         outwards = torch.stack([azimuth.sin(), torch.zeros_like(y), azimuth.cos()], -1)
         return axis + math.sqrt(2) * extent * outwards, axis
 
 
-class FrontalChart(Configurable):
+class FrontalChart(Chart):
     """Coordinates (u, v) in [-1, 1] across a square seen along -z, for manifolds that all face the front (GRAM-HD).
 
     Args:
@@ -109,7 +112,7 @@ class FrontalChart(Configurable):
         return torch.stack([x, -y], -1).div(self.reach).clamp(-1, 1)
 
     def segments(self, uv: Tensor, extent: float) -> tuple[Tensor, Tensor]:
-        """As :meth:`models.rendering.atlas.Chart.segments`: lines parallel to z, front to back."""
+        """As :class:`Chart`: lines parallel to z, front to back."""
         x, y = (uv * uv.new_tensor([self.reach, -self.reach]) + self.centre[:2]).unbind(-1)
         front, back = (torch.stack([x, y, torch.full_like(x, z)], -1) for z in (extent, -extent))
         return front, back

@@ -8,32 +8,39 @@ Coordinates are those of ``grid_sample(align_corners=False)``: texel i of n has 
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from models.configurable import Configurable
 from models.rendering.manifolds import first_crossings
 
 RAYS = 2**14  # searched together: bounds memory
 
 
-class Chart(Protocol):
-    """Two coordinates of points in space, and the lines on which they are constant."""
+class Chart(Configurable):
+    """Two coordinates of points in space, and the lines on which they are constant.
 
-    def __call__(self, points: Tensor) -> Tensor:
+    Attributes:
+        closed: whether it goes around a head, so that its left and its right end meet and all of its top is one place.
+    """
+
+    closed: bool = False
+
+    @abstractmethod
+    def forward(self, points: Tensor) -> Tensor:
         """World points (..., 3) -> (u, v) (..., 2) in [-1, 1], clamped where the chart ends."""
-        ...
 
+    @abstractmethod
     def segments(self, uv: Tensor, extent: float) -> tuple[Tensor, Tensor]:
         """Outer and inner ends (..., 3) of the lines of chart coordinates (..., 2).
 
         Args:
             extent: half side of the cube that the lines must cross, world units.
         """
-        ...
 
 
 @dataclass(frozen=True)

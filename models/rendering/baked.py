@@ -13,10 +13,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from models.camera import Camera, Rig
-from models.configurable import Configurable
 from models.generators.base import Edit, Generator, Latents, RadianceGenerator, Rendering
 from models.generators.detailed import DetailedGenerator
 from models.generators.manifold import ManifoldGenerator
+from models.rendering.atlas import Chart, texel_centres
 from models.rendering.compositing import EMPTY, depth_normals
 from models.rendering.manifolds import ManifoldPredictor, first_brackets
 
@@ -36,13 +36,15 @@ class BakedHead(Generator):
 
     Args:
         predictor: whose level sets the manifolds are; only its baked grid is looked at.
-        layout: the chart on which the textures lie, see :class:`models.rendering.atlas.Chart`.
+        layout: the chart on which the textures lie, see :class:`Chart`.
         levels: values of the manifolds, from the outermost to the innermost.
         size: side of a texture, pixels.
         rig: of the generator that was baked.
         resolution: native image side, pixels.
         stride: the coarse image is so many times smaller, where that divides the image's side.
         samples: along a ray, in the search.
+        plane: x, y, z of the middle, and half the side of a square facing the front that the background is painted on,
+            world units; None for a background that is attached to the screen.
     """
 
     textures: Tensor
@@ -52,18 +54,19 @@ class BakedHead(Generator):
     def __init__(
         self,
         predictor: ManifoldPredictor,
-        layout: Configurable,
+        layout: Chart,
         levels: Sequence[float],
         size: int,
         rig: Rig,
         resolution: int,
         stride: int = 4,
         samples: int = 48,
+        plane: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
         self.z_dim = self.num_ws = self.w_dim = 0
         self.predictor, self.layout, self.rig, self.resolution = predictor, layout, rig, resolution
-        self.stride, self.samples = stride, samples
+        self.stride, self.samples, self.plane = stride, samples, plane
         self.register_buffer("levels", torch.tensor([float(v) for v in levels]), persistent=False)
         self.register_buffer("textures", torch.zeros(len(levels), 4, size, size))
         self.register_buffer("backdrop", torch.ones(1, 3, size, size))
@@ -127,7 +130,8 @@ class BakedHead(Generator):
 
         closest = closest.reshape(1, 1, coarse, coarse)
         rows, columns = _window(closest[0, 0] <= self.levels[0])
-        image = F.pad(self._backdrop(side), (0, 0, 0, 0, 0, 2))
+        backdrop, behind = self._backdrop(camera, side)
+        image = F.pad(backdrop, (0, 0, 0, 0, 0, 2))
         if rows.stop == 0:
             return image
         maps = torch.cat([uv, depth[..., None]], -1).permute(2, 1, 0).reshape(3, -1, coarse, coarse)
@@ -136,22 +140,31 @@ class BakedHead(Generator):
         depth, closest = _enlarge(maps[2:], stride)[0], _enlarge(closest, stride)[0]
 
         texels = F.grid_sample(self.textures, uv, align_corners=False, padding_mode="border")  # (N, 4, h, w)
+        window = slice(rows.start * stride, rows.stop * stride), slice(columns.start * stride, columns.stop * stride)
         alpha = texels[:, 3] * (closest <= self.levels[:, None, None])
+        if behind is not None:
+            alpha = alpha * (depth < behind[window])
         clear = (1 - alpha).cumprod(0)
         weights = torch.cat([alpha[:1], alpha[1:] * clear[:-1]])  # T_i a_i (Eq. 2)
         colour = (weights[:, None] * texels[:, :3]).sum(0)
         total = 1 - clear[-1:]
         depth = (weights * depth).sum(0, keepdim=True) / total.clamp_min(EMPTY)
-        window = image[:, rows.start * stride : rows.stop * stride, columns.start * stride : columns.stop * stride]
-        window[:3] = colour + (1 - total) * window[:3]
-        window[3:] = torch.cat([total, depth * (total > 0)])
+        image[:3, *window] = colour + (1 - total) * backdrop[:, *window]
+        image[3:, *window] = torch.cat([total, depth * (total > 0)])
         return image
 
-    def _backdrop(self, side: int) -> Tensor:
-        """What is behind the head, (3, side, side)."""
-        if self.backdrop.shape[-1] == side:
-            return self.backdrop[0]
-        return F.interpolate(self.backdrop, (side, side), mode="bilinear", align_corners=False)[0]
+    def _backdrop(self, camera: Camera, side: int) -> tuple[Tensor, Tensor | None]:
+        """What is behind the head, (3, side, side), and the depth (side, side) of what it is painted on."""
+        if self.plane is None:
+            if self.backdrop.shape[-1] == side:
+                return self.backdrop[0], None
+            return F.interpolate(self.backdrop, (side, side), mode="bilinear", align_corners=False)[0], None
+        x, y, z, reach = self.plane
+        origins, directions = (rays.reshape(side, side, 3) for rays in camera.rays(side))
+        depth = (origins[..., 2] - z) / (-directions[..., 2]).clamp_min(1e-3)
+        points = origins + depth[..., None] * directions
+        uv = torch.stack([points[..., 0] - x, y - points[..., 1]], -1) / reach
+        return F.grid_sample(self.backdrop, uv[None], align_corners=False, padding_mode="border")[0], depth
 
 
 def _window(mask: Tensor) -> tuple[slice, slice]:
@@ -176,6 +189,20 @@ def manifolds_of(generator: Generator) -> ManifoldGenerator | None:
     if isinstance(generator, DetailedGenerator):
         return generator.coarse
     return generator if isinstance(generator, ManifoldGenerator) else None
+
+
+def head_of(generator: Generator, ws: Latents, size: int, expression: Tensor | None = None) -> BakedHead | None:
+    """A head on its manifolds, or None where it has none that could be baked; a baked head is its own.
+
+    Args:
+        ws, size, expression: as of :func:`bake`; E = 0 is neutral.
+    """
+    if isinstance(generator, BakedHead):
+        return generator
+    if not isinstance(generator, RadianceGenerator) or manifolds_of(generator) is None:
+        return None
+    code = expression if expression is not None and expression.shape[1] else None
+    return bake(generator, ws, size, expression=code, stride=2)
 
 
 @torch.no_grad()
@@ -212,16 +239,30 @@ def bake(
         sample = generator.decode(features if edit is None else edit(points[None], features))
         assert sample.occupancy is not None
         radiance.append(torch.cat([sample.colour, sample.occupancy], -1)[0].float())
-    assert isinstance(surfaces.layout, Configurable)
     head = BakedHead(
         surfaces.predictor, surfaces.layout, surfaces.levels.tolist(), size, generator.rig, generator.resolution,
-        stride, surfaces.samples,
+        stride, surfaces.samples, _plane(surfaces),
     )  # fmt: skip
     textures = head.textures.to(atlas.points.device).movedim(1, -1)
     textures[atlas.valid] = torch.cat(radiance)
     head.textures = _grow(textures.movedim(-1, 1), atlas.valid[:, None].float())
-    head.backdrop = surfaces.backdrop(ws, size).float()
+    if head.plane is None:
+        head.backdrop = surfaces.backdrop(ws, size).float()
+    else:
+        x, y, z, reach = head.plane
+        u, v = (reach * texel_centres(size, size, atlas.points.device)).flatten(0, 1).unbind(-1)
+        points = torch.stack([x + u, y - v, torch.full_like(u, z)], -1)[None]
+        colour = surfaces.decode(surfaces.features(ws, points, expression)).colour
+        head.backdrop = colour.float().mT.reshape(1, 3, size, size)
     return head.to(atlas.points.device).eval()
+
+
+def _plane(surfaces: ManifoldGenerator) -> list[float] | None:
+    """The back of the planes' cube, where it is the background."""
+    if surfaces.planes is None or not surfaces.shared:
+        return None
+    x, y, z = surfaces.middle.tolist()
+    return [x, y, z - surfaces.planes.extent, surfaces.planes.extent]
 
 
 def _grow(textures: Tensor, known: Tensor) -> Tensor:

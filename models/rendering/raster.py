@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from torch.nn import functional as F
 
 from models.camera import Camera
 from models.generators.base import Rendering
+from models.rendering.layers import Layer
 from models.rendering.mesh import Mesh
 
 CLAY = (0.55, 0.48, 0.42)  # RGB in [-1, 1] of an uncoloured mesh
@@ -118,3 +120,36 @@ def draw(mesh: Mesh, camera: Camera, size: int, *, coloured: bool = True, supers
     return Rendering(
         image=torch.cat(images), depth=torch.cat(depths), alpha=torch.cat(alphas), normals=torch.cat(normals)
     )
+
+
+def draw_layers(layers: Sequence[Layer], camera: Camera, size: int, *, supersample: int = 2) -> Rendering:
+    """Pictures of layers as a viewer blends them: each over those before it, on white; without depth.
+
+    Args:
+        layers: in painting order; of each its front is drawn, where it is nearest to the camera.
+        camera: B cameras. supersample: as of :func:`draw`.
+    """
+    images, alphas = [], []
+    side = size * supersample
+    for i in range(len(camera)):
+        image, alpha = torch.ones(3, side, side), torch.zeros(1, side, side)
+        hidden = torch.full((side, side), math.inf)  # depth behind which the core hides all
+        for layer in layers:
+            a, b, c = layer.vertices[layer.faces].unbind(1)
+            towards = camera.position[i] - a
+            faces = layer.faces[(torch.linalg.cross(b - a, c - a) * towards).sum(1) > 0]  # the others show their back
+            if not len(faces):
+                continue
+            shape = Mesh(layer.vertices, faces, layer.vertices, layer.vertices)  # neither colours nor normals
+            face, weights, depth = rasterise(shape, camera[i], side)
+            uv = (layer.uv[faces[face.clamp_min(0)]] * weights[..., None]).sum(2)
+            texels = F.grid_sample(layer.texture[None], 2 * uv[None] - 1, align_corners=False, padding_mode="border")[0]
+            opacity = texels[3:] * ((face >= 0) & (depth <= hidden))
+            if layer.core:
+                opacity = (opacity > 0.5).float()
+                hidden = torch.where(opacity[0] > 0, depth, hidden)
+            image, alpha = torch.lerp(image, texels[:3], opacity), torch.lerp(alpha, torch.ones(()), opacity)
+        images.append(image)
+        alphas.append(alpha)
+    image, alpha = (F.avg_pool2d(torch.stack(maps), supersample) for maps in (images, alphas))
+    return Rendering(image=image, alpha=alpha)

@@ -97,6 +97,27 @@ def sheet(rows: Sequence[Sequence[tuple[str, Tensor | None]]], tile: int = 192, 
     return _tensor(page)
 
 
+def stacked_lines(frames: Tensor, alpha: Tensor, side: int) -> tuple[Tensor, Tensor]:
+    """One image row over a sweep of the camera: a consistent head draws smooth tilted strips (GRAM, Fig. 6).
+
+    The row is the one with the most contrast on the head, of the middle half of the picture.
+
+    Args:
+        frames: (T, 3, H, W), the middle one from the front. alpha: (T, 1, H, W).
+        side: of the results, pixels.
+
+    Returns:
+        the middle frame with the row marked, and the stack, the first frame's row on top: both (3, side, side).
+    """
+    middle, solid, quarter = frames[len(frames) // 2], alpha[len(frames) // 2, 0], frames.shape[-2] // 4
+    contrast = middle.diff(dim=-1).abs().sum(0) * (solid[:, 1:] > 0.9)
+    row = quarter + int(contrast.sum(1)[quarter:-quarter].argmax())
+    marked = _picture(enlarge(middle, side))
+    y = (row + 0.5) * side / frames.shape[-2]
+    ImageDraw.Draw(marked).line([(0, y), (side, y)], (232, 155, 38), max(side // 100, 2))
+    return _tensor(marked), enlarge(frames[:, :, row].transpose(0, 1), side)
+
+
 def pose_overlay(artwork: Tensor, rig: Rig, camera: Camera, outline: Tensor | None = None, size: int = 384) -> Tensor:
     """A camera drawn on the artwork it was estimated for, so that a wrong one is seen.
 

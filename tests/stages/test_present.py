@@ -15,7 +15,9 @@ from models import artifact
 from models.anchors import Anchor, AnchorSet
 from models.errors import UserError
 from models.generators.manifold import ManifoldGenerator
+from models.generators.volume import TriPlaneVolumeGenerator
 from models.rendering import sheets
+from models.rendering.baked import bake
 from models.subjects import Subjects
 from stages import cli
 from stages.base import ArtifactRef
@@ -24,7 +26,10 @@ from stages.present import PresentStage
 from tests.stages import heads, tiny
 
 SMALL = {"frames": 6, "scale": 1, "video_size": 32, "tile": 32, "mesh_size": 32, "samples": 1}
-KINDS = {"views", "depth", "strength", "expressions", "mesh", "pose", "poster", "reference", "turntable"}
+KINDS = {
+    *("views", "depth", "strength", "expressions", "mesh", "pose", "poster", "reference", "turntable"),
+    *("lines", "dolly", "layers"),
+}
 
 
 def present(source, out, **options):
@@ -72,7 +77,8 @@ class TestMedia:
             kinds = {n.split("_")[0] for n in names if n.endswith((f"_{identity}.png", f"_{identity}.mp4"))}
             assert kinds == KINDS
             assert {f"turntable_{identity}.gif", f"mesh_{identity}.glb", f"mesh_{identity}.ply"} <= names
-        assert "index.html" in names and len(names) == 1 + 2 * 13
+            assert f"layers_{identity}.glb" in names
+        assert "index.html" in names and len(names) == 1 + 2 * 17
         assert shown.stage == "present" and list(shown.ancestors) == [result.id, *result.ancestors]
         assert not (shown.path.parent / "items").exists()
 
@@ -83,11 +89,13 @@ class TestMedia:
                 image.load()
         with Image.open(media / "turntable_ann.gif") as image:
             assert image.n_frames == 3
-        frames, _ = imageio_ffmpeg.count_frames_and_secs(str(media / "turntable_ann.mp4"))
-        assert frames == 6
+        for video in ("turntable_ann.mp4", "dolly_ann.mp4"):
+            assert imageio_ffmpeg.count_frames_and_secs(str(media / video))[0] == 6
         for suffix in ("glb", "ply"):
             mesh = trimesh.load(media / f"mesh_bob.{suffix}", force="mesh")
             assert mesh.volume > 0 and mesh.visual.kind == "vertex"
+        layers = trimesh.load(media / "layers_bob.glb")
+        assert next(iter(layers.geometry)) == "core" and len(layers.geometry) > 2
 
     def test_panels_go_to_the_run_folder(self, shown):
         panels = shown.path.parent / "panels"
@@ -158,8 +166,27 @@ class TestPrior:
         names = {p.name for p in (shown.path / "media").iterdir()}
         assert names == {
             *("index.html", "poster_subject-1.png", "views_subject-1.png", "depth_subject-1.png"),
-            *("turntable_subject-1.mp4", "turntable_subject-1.gif"),
+            *("turntable_subject-1.mp4", "turntable_subject-1.gif", "lines_subject-1.png", "dolly_subject-1.mp4"),
         }
+
+    def test_without_manifolds(self, tmp_path):
+        generator = TriPlaneVolumeGenerator(
+            z_dim=4, w_dim=8, resolution=16, channels=[8, 8], start=8, mapping_hidden=8, background="none",
+            coarse=8, fine=0, field={"features": 4, "hidden": 4},
+        )  # fmt: skip
+        artifact.save(tmp_path / "prior", stage="prior", modules={"generator": generator})
+        shown = present(tmp_path / "prior", tmp_path / "out", mesh_size=0)
+        text = (shown.path / "media" / "index.html").read_text("utf-8")
+        assert "no manifolds that can be baked: there is no dolly zoom and no layered mesh" in text
+        names = {p.name for p in (shown.path / "media").iterdir()}
+        assert "lines_subject-1.png" in names and "dolly_subject-1.mp4" not in names
+
+    def test_a_baked_head(self, tmp_path):
+        generator = tiny.prior(tmp_path / "prior").module("generator")
+        head = bake(generator, generator.mean_latents, 32)
+        artifact.save(tmp_path / "head", stage="present", modules={"generator": head})
+        shown = present(tmp_path / "head", tmp_path / "out", samples=3)
+        assert shown.extra["items"] == ["subject-1"] and shown.media("layers_subject-1.glb").exists()
 
     def test_a_mesh_that_cannot_be_made_is_said(self, tmp_path):
         torch.manual_seed(0)
@@ -239,6 +266,14 @@ class TestSubjects:
 
 
 class TestSheets:
+    def test_lines_of_a_head_that_moves_evenly(self):
+        """A bright pixel in row 9 moves one column a frame: a diagonal."""
+        frames = -torch.ones(16, 3, 16, 16)
+        frames[torch.arange(16), :, 9, torch.arange(16)] = 1.0
+        marked, stack = sheets.stacked_lines(frames, torch.ones(16, 1, 16, 16), 16)
+        assert torch.equal(stack, 2 * torch.eye(16).expand(3, -1, -1) - 1)
+        assert (marked[0] > 0.5).any(1).nonzero()[:, 0].tolist() == [9, 10]
+
     def test_enlarge_keeps_the_picture(self):
         image = torch.rand(2, 3, 8, 8) * 2 - 1
         assert sheets.enlarge(image, 8) is image

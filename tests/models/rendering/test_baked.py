@@ -51,7 +51,7 @@ class TestViews:
         assert psnr(shown.image, painted.image) > 45
         assert ((shown.alpha > 0.5) != (painted.alpha > 0.5)).float().mean() < 1e-3
         solid = (shown.alpha > 0.9) & (painted.alpha > 0.9)
-        assert (shown.depth - painted.depth)[solid].abs().mean() < 1e-3
+        assert (shown.depth - painted.depth)[solid].abs().mean() < 2e-3  # a head is 1.6 wide
 
     def test_outlines_survive_a_coarse_search(self, shipped, ws, head):
         """GRAMInverter's upsampling (A.3) loses a pixel of the coarse image all around, closest approaches do not."""
@@ -96,6 +96,16 @@ class TestViews:
         assert psnr(shown.image[..., middle, middle], painted.image[..., middle, middle]) > 40
         assert isinstance(baked.layout, FrontalChart) == (flattening == "frontal")
 
+    def test_of_a_background_that_shares_the_planes(self):
+        generator = triplane(background="shared")
+        camera, ws = generator.rig.camera(0.4), generator.mapping(generator.sample_z(1))
+        shown, painted = (
+            bake(generator, ws, 96, stride=1).show(camera, 32),
+            generator.synthesis(ws, camera, resolution=32),
+        )
+        assert psnr(shown.image, painted.image) > 40
+        assert (painted.alpha == 0).any() and painted.image[painted.alpha.expand(-1, 3, -1, -1) == 0].std() > 1e-3
+
     def test_of_a_photo_with_details(self):
         generator = detailed().eval().requires_grad_(False)
         with torch.no_grad():
@@ -127,7 +137,7 @@ class TestViews:
         away = shipped.rig.replace(pivot=(30.0, 0.0, 0.0)).camera(0.0)
         seen = head.synthesis(head.mean_latents, away)
         assert not seen.alpha.any() and not seen.depth.any() and not seen.normals.any()
-        assert_close(seen.image, head.show(shipped.rig.camera(0.0)).image * 0 + head._backdrop(64))
+        assert_close(seen.image, head.show(shipped.rig.camera(0.0)).image * 0 + head._backdrop(away, 64)[0])
 
 
 class TestHead:
