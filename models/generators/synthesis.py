@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.grad import conv2d_weight
 
 from models.generators.fir import fir_kernel, upfirdn2d, upsample2x
 from models.generators.layers import LEAKY_GAIN, LEAKY_SLOPE, EqualLinear
@@ -37,10 +38,41 @@ def full_precision(x: Tensor) -> torch.autocast:
     return torch.autocast(x.device.type, enabled=False)
 
 
+class _UpConv(torch.autograd.Function):
+    """``F.conv_transpose2d(x, weight, stride=2)`` whose weight gradient does not run channels_last.
+
+    oneDNN takes up to four times as long for that of channels_last tensors as for that of plain copies.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return F.conv_transpose2d(x, weight, stride=2)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:  # type: ignore[override]
+        x, weight = ctx.saved_tensors
+        of_x, of_weight = ctx.needs_input_grad
+        # It is the transpose of this convolution, and shares its weight gradient.
+        return (
+            F.conv2d(grad, weight, stride=2) if of_x else None,
+            conv2d_weight(grad.contiguous(), weight.shape, x.contiguous(), stride=2) if of_weight else None,
+        )
+
+
+def up_conv(x: Tensor, weight: Tensor) -> Tensor:
+    """Transposed 3x3 convolution of stride 2: x (B, C, H, W), weight (C, C', 3, 3) -> (B, C', 2H + 1, 2W + 1)."""
+    if x.device.type == "cpu" and not torch.is_autocast_enabled("cpu"):
+        return cast(Tensor, _UpConv.apply(x, weight))
+    return F.conv_transpose2d(x, weight, stride=2)
+
+
 class SynthesisLayer(nn.Module):
     """3x3 modulated convolution, noise, bias and leaky ReLU (StyleGAN2, Fig. 2d).
 
     Modulation scales what goes in and demodulation what comes out, so that the items of a batch share one weight.
+    The lighter :class:`models.generators.layers.StyledConv`, without noise and filters, stands beside it: this layer's
+    order of operations would change the last digits of what the embedded prior's shipped weights give.
 
     Args:
         side: of the output, pixels.
@@ -71,7 +103,7 @@ class SynthesisLayer(nn.Module):
             demodulation = torch.rsqrt(energy + 1e-8)
         x = x * style[:, :, None, None].to(x.dtype)  # Eq. 1
         if self.upsample:
-            x = F.conv_transpose2d(x, weight.transpose(0, 1).contiguous(), stride=2)  # a strided weight is slower
+            x = up_conv(x, weight.transpose(0, 1).contiguous())  # a strided weight is slower
             taps = len(kernel)
             x = upfirdn2d(x, kernel, pad=((taps + 1) // 2 - 1, taps // 2 - 1), gain=4.0)
         else:
