@@ -1,0 +1,58 @@
+"""Marks painted on a photo: an edit that a one-pass inversion carries into every view (GRAMInverter, Sec. 4.4)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+KINDS = ("line", "spot", "glasses")
+FINE = 4  # samples per pixel and axis
+
+Place = tuple[float, float]
+"""Column and row in the picture, both in [0, 1]."""
+
+
+def paint_mark(
+    photo: Tensor,
+    kind: str,
+    places: Sequence[Place],
+    colour: Sequence[float] = (0.7, -0.8, -0.7),
+    width: float = 0.025,
+    radius: float = 0.08,
+) -> Tensor:
+    """A copy of a photo (..., 3, H, W) in [-1, 1] with a mark on it, its borders smooth.
+
+    Args:
+        kind: "line" through the places, a "spot" at each, or "glasses": rings around two of them, and a bridge.
+        colour: RGB in [-1, 1].
+        width: of a line or a spot, in picture widths. radius: of a ring, likewise.
+
+    Raises:
+        ValueError: for an unknown kind, or a number of places that it does not take.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"a mark is one of {KINDS}, got {kind!r}")
+    least, more = (1 if kind == "spot" else 2), kind != "glasses"
+    if len(places) < least or (len(places) > least and not more):
+        raise ValueError(f"{kind} takes {least}{' or more' * more} places, got {len(places)}")
+    rows, columns = photo.shape[-2:]
+    cover = Image.new("L", (columns * FINE, rows * FINE))
+    pen, stroke, reach = ImageDraw.Draw(cover), max(round(width * cover.width), 1), radius * cover.width
+    points = [(x * cover.width, y * cover.height) for x, y in places]
+    if kind == "spot":
+        for x, y in points:
+            pen.ellipse((x - stroke / 2, y - stroke / 2, x + stroke / 2, y + stroke / 2), fill=255)
+    elif kind == "line":
+        pen.line(points, 255, stroke, joint="curve")
+    else:
+        for x, y in points:
+            pen.ellipse((x - reach, y - reach, x + reach, y + reach), outline=255, width=stroke)
+        (left, y), (right, z) = sorted(points)
+        pen.line([(left + reach, y), (right - reach, z)], 255, stroke)
+    small = cover.resize((columns, rows), Image.Resampling.BOX)
+    opacity = torch.from_numpy(np.array(small)).to(photo) / 255
+    return torch.lerp(photo, photo.new_tensor(list(colour))[:, None, None].expand_as(photo), opacity)
