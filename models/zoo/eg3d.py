@@ -368,7 +368,7 @@ def _replay_query(fixture: Fixture, generator: EG3DGenerator, ws: Latents, camer
 def _replay_rendering(
     fixture: Fixture, generator: EG3DGenerator, ws: Latents, camera: Camera, case: str
 ) -> dict[str, Tensor]:
-    """One rendering, watched, and thinned as it was recorded."""
+    """One rendering, watched; the image averaged where jittered, as it was recorded."""
     batch, side, jitter = len(camera), generator.render_resolution, None
     if fixture.has(case, "u_coarse"):
         jitter = fixture.input(case, "u_coarse")[..., 0]
