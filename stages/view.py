@@ -24,6 +24,7 @@ if TYPE_CHECKING:  # torch is not needed for --help
     import numpy as np
 
     from models.camera import Camera, Rig
+    from models.rendering.baked import BakedHead
     from models.subjects import Subject, Subjects
 
 REST = 0.25  # seconds without change after which the sharp picture is rendered
@@ -156,11 +157,14 @@ def rig_camera(pose: Pose, rig: Rig) -> Camera:
     return camera
 
 
-def render(settings: Settings, pose: Pose, resolution: int | None = None) -> tuple[np.ndarray, str]:
+def render(
+    settings: Settings, pose: Pose, resolution: int | None = None, head: BakedHead | None = None
+) -> tuple[np.ndarray, str]:
     """The picture for one pose, uint8 (H, W, 3), as wide as the window, and what there is to say about it.
 
     Args:
         resolution: image side, native when ``None``.
+        head: that these settings make, instead of the networks.
     """
     import torch
 
@@ -170,11 +174,45 @@ def render(settings: Settings, pose: Pose, resolution: int | None = None) -> tup
 
     subject, begin = settings.subject, time.monotonic()
     camera = rig_camera(pose, subject.generator.rig)
-    generator, code = subject.styled(settings.strength), torch.tensor([settings.expression])
-    image, took = look(generator, subject.latents, camera, code, resolution).image[0], time.monotonic() - begin
+    if head is not None:
+        image = head.show(camera, resolution).image[0]
+    else:
+        generator, code = subject.styled(settings.strength), torch.tensor([settings.expression])
+        image = look(generator, subject.latents, camera, code, resolution).image[0]
+    took = time.monotonic() - begin
     yaw, pitch = (round(math.degrees(float(angle))) for angle in subject.generator.rig.angles(camera))
     words = f"yaw {yaw:+d}°, pitch {pitch:+d}°, {image.shape[-1]} px, {1000 * took:.0f} ms"
     return widen(to_uint8(enlarge(image, max(image.shape[-1], 384))), pose.aspect), words
+
+
+class Painter:
+    """:func:`render`, which bakes a head on its manifolds, where it has any, as soon as it is only turned.
+
+    From then on it is seen at the resolution of a picture at rest while it moves, too.
+    """
+
+    def __init__(self) -> None:
+        self._shown: object = None  # settings of the last picture
+        self._head: tuple[object, BakedHead | None] = (None, None)
+
+    def __call__(self, settings: Settings, pose: Pose, resolution: int | None = None) -> tuple[np.ndarray, str]:
+        key = (settings.subject.id, settings.strength, settings.expression, settings.resolution)
+        turned, self._shown = resolution is None and key == self._shown, key
+        if not turned:
+            return render(settings, pose, resolution)
+        if self._head[0] != key:
+            self._head = key, _baked(settings)
+        head = self._head[1]
+        return render(settings, pose) if head is None else render(settings, pose, settings.resolution, head)
+
+
+def _baked(settings: Settings) -> BakedHead | None:
+    import torch
+
+    from models.rendering.baked import head_of
+
+    subject, code = settings.subject, torch.tensor([settings.expression])
+    return head_of(subject.styled(settings.strength), subject.latents, settings.resolution, code)
 
 
 class Viewer:
@@ -184,7 +222,7 @@ class Viewer:
         subjects: what can be looked at.
         host, port: where to listen; the next free port is taken.
         item: the first subject.
-        paint: makes the pictures, as :func:`render` does.
+        paint: makes the pictures, as :class:`Painter` does.
 
     Raises:
         UserError: when ``host`` is not an address of this machine.
@@ -196,7 +234,7 @@ class Viewer:
         host: str = "127.0.0.1",
         port: int = 8080,
         item: str | None = None,
-        paint: Callable[[Settings, Pose, int | None], tuple[np.ndarray, str]] = render,
+        paint: Callable[[Settings, Pose, int | None], tuple[np.ndarray, str]] | None = None,
     ) -> None:
         _check_address(host, port)
         logging.getLogger("websockets").setLevel(logging.CRITICAL)  # browsers leave in many ways
@@ -207,7 +245,7 @@ class Viewer:
         with contextlib.redirect_stdout(io.StringIO()):  # its banner says what we print
             self.server = viser.ViserServer(host=host, port=port, label="Galatea", verbose=False)
         self.port = self.server.get_port()
-        self.paint = paint
+        self.paint = paint or Painter()
         self._subject = subjects[item or subjects.ids[0]]
         self._mesh: tuple[object, Any] = (None, None)  # settings, and the mesh made with them
         self._wake = threading.Condition()  # guards all that follows, and controls that change together

@@ -17,7 +17,7 @@ from models import artifact
 from models.errors import UserError
 from models.subjects import Subjects
 from stages import view
-from stages.view import Pose, Viewer, render, rig_camera, widen
+from stages.view import Painter, Pose, Settings, Viewer, render, rig_camera, widen
 from tests.stages import heads, tiny
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -90,6 +90,23 @@ MOVES = {
     "head": (lambda viewer: viewer.item, "bob"),
     "size": (lambda viewer: viewer.size, "128 px"),
 }
+
+
+def test_a_head_that_is_only_turned_is_baked(result):
+    subject, painter = Subjects(result)["ann"], Painter()
+    rig = subject.generator.rig
+    wanted = Settings(subject, 1.0, (0.0, 0.0), 64, False)
+    turned = front(rig, position=tuple(rig.camera(0.3).position[0].tolist()))
+    assert "32 px" in painter(wanted, front(rig))[1]
+    image, words = painter(wanted, turned)
+    assert "64 px" in words
+    sharp = render(wanted, turned, 64)[0]
+    assert np.abs(image.astype(float) - sharp).mean() < 3
+    for changed in ((0.0, 1.0), (0.5, 1.0)):  # a slider moves: baking would be the slower way
+        moving = Settings(subject, 1.0, changed, 64, False)
+        assert "32 px" in painter(moving, turned)[1]
+    assert "64 px" in painter(moving, front(rig))[1]
+    assert "96 px" in painter(moving, turned, 96)[1]
 
 
 class TestCamera:
