@@ -19,6 +19,7 @@ from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
 from models.camera import Camera, Rig
+from models.errors import UserError
 from models.features.base import Frozen, move_frozen
 from models.generators.base import Rendering
 from models.metrics.consistency import SurfaceRecipe, carried, stacked_line, surface_consistency
@@ -103,6 +104,9 @@ class InversionProtocol:
         surface_yaw, surface_pitch: radians, how far these views go to each side.
         marks: whether a mark is painted and followed.
         seed: of all draws.
+
+    Raises:
+        UserError: when a number is too small.
     """
 
     def __init__(
@@ -119,6 +123,10 @@ class InversionProtocol:
         marks: bool = True,
         seed: int = 0,
     ) -> None:
+        if surfaces < 0 or surface_views < 2:
+            raise UserError(
+                f"protocol: a surface needs two views, and none or more surfaces, got {surface_views=}, {surfaces=}"
+            )
         self.perceptual, self.identity, self.distribution = Frozen(perceptual), Frozen(identity), Frozen(distribution)
         self.sweep = torch.tensor([math.radians(angle) for angle in sweep_deg])
         self.surfaces, self.surface_views, self.surface = surfaces, surface_views, surface or SurfaceRecipe()

@@ -8,6 +8,7 @@ from torchmetrics.functional.image import peak_signal_noise_ratio, structural_si
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from models.camera import Camera
+from models.errors import UserError
 from models.features.embedded import EmbeddedIdentity, EmbeddedLPIPS
 from models.files import ROOT
 from models.generators.base import Rendering
@@ -205,6 +206,12 @@ def test_records_name_their_networks():
     assert {(r.variant, r.seed, r.protocol) for r in records} == {("tuned", 7, "inversion")}
     with pytest.raises(ValueError, match="unknown metrics: beauty"):
         scores.update("x", Measured({"beauty": 1.0}, torch.zeros(3, 4)))
+
+
+def test_numbers_that_are_too_small(protocol):
+    networks = (protocol.perceptual.module, protocol.identity.module, protocol.distribution.module)
+    with pytest.raises(UserError, match="a surface needs two views"):
+        InversionProtocol(*networks, surface_views=1)
 
 
 def test_no_items_have_no_scores():
