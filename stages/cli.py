@@ -131,7 +131,10 @@ class GalateaCLI(LightningCLI):
         check_folder(self._option("out"))
         if (threads := self._option("threads")) is not None:
             torch.set_num_threads(threads)
-        super().instantiate_classes()
+        try:
+            super().instantiate_classes()
+        except ValueError as error:  # a constructor's refusal of what its arguments say together
+            raise UserError(one_line(error)) from error
         if (shard := self._option("shard")) is not None:
             if not isinstance(self.model, PerArtworkStage) or self.subcommand != "fit":
                 raise UserError(f"--shard is for fits of artworks, not for {self.name} {self.subcommand}")

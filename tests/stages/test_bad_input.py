@@ -201,6 +201,16 @@ def test_wrong_options(inputs, here, stage, option, message):
 
 
 @pytest.mark.parametrize(
+    ("option", "message"),
+    [("levels=[0,1]", "levels must decrease"), ("backbone=stylegan2", "painted by the light backbone")],
+    ids=["value", "together"],
+)
+def test_refused_by_a_network(inputs, here, option, message):
+    assert message in refusal(here, *prior(inputs, f"--model.generator.init_args.{option}"))
+    assert not (here / "out").exists()
+
+
+@pytest.mark.parametrize(
     ("stage", "content", "message"),
     [
         ("anchor", None, "c.yaml"),
