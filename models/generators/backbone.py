@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.generators.layers import ModulatedConv2d, StyledConv
-from models.generators.synthesis import SynthesisNetwork
+from models.generators.stylegan2 import SynthesisNetwork
 
 
 class StyleBackbone(nn.Module):

@@ -16,8 +16,9 @@ from torch.nn import functional as F
 
 from models.camera import LABEL_SIZE, Camera, Rig
 from models.generators.base import Edit, FieldSample, Latents, RadianceGenerator, Rendering
+from models.generators.fir import fir_kernel
 from models.generators.layers import EqualLinear, MappingNetwork
-from models.generators.synthesis import SuperResolution, SynthesisNetwork, full_precision
+from models.generators.stylegan2 import Noise, SynthesisBlock, SynthesisNetwork, full_precision
 from models.generators.triplane import Axes, sample_planes
 from models.rendering.compositing import (
     EMPTY,
@@ -39,6 +40,9 @@ RIG = {"radius": 2.7, "focal": 4.2647, "pivot": (0.0, 0.0, 0.2), "centre": (0.0,
 
 CHUNK = 1 << 15
 """Samples taken at a time: CPUs spend half their time on fresh memory where these are many more."""
+
+
+NOISE_MODES = ("none", "const", "random")
 
 
 class Samples(NamedTuple):
@@ -115,6 +119,61 @@ class Decoder(nn.Module):
         # Beyond [0, 1] by 0.001, as in mip-NeRF: the colours of an image are never saturated.
         colour = torch.add(raw.new_tensor(-0.001), torch.sigmoid(raw[..., 1:]), alpha=1 + 2 * 0.001)
         return colour, raw[..., 0]
+
+
+class SuperResolution(nn.Module):
+    """Two blocks that turn a small picture and its features into a large one (EG3D, Sec. 4.3).
+
+    Args:
+        in_channels: of the rendered features.
+        channels: of the two blocks.
+        resolution: of the result, pixels.
+        factor: from the blocks' input to the result: 2 or 4, of which the second block does 2.
+        antialias: when the input is resized to the blocks' side.
+        noise: "none", "const" or "random": drawn wherever the caller draws.
+        taps, clamp: see :class:`SynthesisNetwork`.
+
+    Raises:
+        ValueError: for another factor or noise.
+    """
+
+    kernel: Tensor
+
+    def __init__(
+        self, w_dim: int, in_channels: int, *, channels: Sequence[int] = (256, 128), resolution: int = 512,
+        factor: int = 4, antialias: bool = True, noise: str = "none", taps: Sequence[float] = (1, 3, 3, 1),
+        clamp: float | None = 256.0,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        if factor not in (2, 4):
+            raise ValueError(f"superresolution.factor must be 2 or 4, got {factor}")
+        if noise not in NOISE_MODES:
+            raise ValueError(f"superresolution.noise must be one of {NOISE_MODES}, got {noise!r}")
+        self.channels = first, second = int(channels[0]), int(channels[1])
+        self.resolution, self.side = resolution, resolution // factor
+        self.antialias, self.noise, self.clamp = antialias, noise, clamp
+        small = SynthesisBlock(in_channels, first, 3, w_dim, resolution // 2, upsample=factor == 4, clamp=clamp)
+        self.blocks = nn.ModuleList([small, SynthesisBlock(first, second, 3, w_dim, resolution, clamp=clamp)])
+        self.register_buffer("kernel", fir_kernel(taps), persistent=False)
+
+    def forward(self, features: Tensor, w: Tensor, noise: Noise = "const") -> list[tuple[Tensor, Tensor]]:
+        """Features and image after each block.
+
+        Args:
+            features: (B, in_channels, h, w); the first three are the small picture.
+            w: (B, w_dim), for every layer.
+            noise: where ``random`` noise comes from.
+        """
+        if features.shape[-1] != self.side:
+            features = F.interpolate(
+                features, (self.side, self.side), mode="bilinear", align_corners=False, antialias=self.antialias
+            )
+        x, image, ws = features, features[:, :3], w[:, None].expand(-1, 3, -1)
+        found: list[tuple[Tensor, Tensor]] = []
+        for block in self.blocks:
+            x, image = block(x, image, ws, self.kernel, noise if self.noise == "random" else self.noise)
+            found.append((x, image))
+        return found
 
 
 class EG3DGenerator(RadianceGenerator):

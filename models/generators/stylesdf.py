@@ -21,7 +21,7 @@ from models.generators.base import Discriminator, Edit, FieldSample, Latents, Ra
 from models.generators.fir import fir_kernel
 from models.generators.layers import LEAKY_SLOPE, MappingNetwork
 from models.generators.pointwise import IMAGES, affine
-from models.generators.synthesis import Noise, SynthesisBlock, SynthesisLayer, ToImage
+from models.generators.stylegan2 import Noise, SynthesisBlock, SynthesisLayer, ToImage
 from models.rendering.compositing import EMPTY, Randomness, field_gradient, uniform
 
 GAMMA, GAMMA_SCALE, BETA_SCALE = 30.0, 15.0, 0.25  # frequencies near 30, as SIREN's first layer

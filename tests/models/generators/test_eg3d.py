@@ -8,8 +8,7 @@ import torch
 from torch.testing import assert_close
 
 from models.generators.base import Latents
-from models.generators.eg3d import EG3DGenerator, Samples, integrate, segment_weights
-from models.generators.synthesis import SuperResolution
+from models.generators.eg3d import EG3DGenerator, Samples, SuperResolution, integrate, segment_weights
 from tests.models.generators.protocol import GeneratorContract, awaken, seeded
 
 TINY = {
