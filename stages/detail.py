@@ -16,7 +16,7 @@ from datamodules.poses import check_camera, find_camera
 from models.anchors import Anchor
 from models.camera import Camera
 from models.encoders.detail import DetailReconstructor
-from models.errors import UserError
+from models.errors import UserError, one_line
 from models.features.base import Frozen
 from models.features.embedded import to_working_size
 from models.generators.base import Latents, Rendering
@@ -81,6 +81,7 @@ class DetailStage(InversionStage):
     Args:
         inverter: artifact of ``tune``: generator, of surface manifolds, and encoder.
         detail: what to train.
+        start: artifact of this stage whose reconstructor, of the same sizes, training starts from.
         regularisation: weights and kinds of the two terms beside L_r.
         joint: let generator and encoder learn too. With artifacts of untrained ones this is training without a prior
             (Table 3, "- pretrain").
@@ -95,6 +96,7 @@ class DetailStage(InversionStage):
         self,
         inverter: ArtifactRef,
         detail: DetailReconstructor,
+        start: ArtifactRef | None = None,
         regularisation: Regularisation = Regularisation(),
         joint: bool = False,
         pose: nn.Module | None = None,
@@ -102,12 +104,18 @@ class DetailStage(InversionStage):
         **options: Any,
     ) -> None:
         super().__init__(schedule=schedule, **options)
-        self.inverter, self.detail = inverter, detail
+        self.inverter, self.detail, self.start = inverter, detail, start
         self.regularisation, self.joint = regularisation, joint
         self.pose = None if pose is None else Frozen(pose)
 
     def build_networks(self) -> None:
         self.take_networks("inverter", self.inverter.path)
+        if self.start is not None:
+            trained = self.take("start", ArtifactRef(self.start.path, "detail"))
+            try:
+                self.detail.load_state_dict(trained.state_dict())
+            except RuntimeError as error:
+                raise UserError(f"model.detail is not of the sizes of {self.start.path}: {one_line(error)}") from error
         if self.joint:
             self.generator.requires_grad_(True).predictor.requires_grad_(False)
             self.encoder.requires_grad_(True)

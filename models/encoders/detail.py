@@ -160,11 +160,11 @@ class DetailEncoder(Configurable):
 
 
 class ManifoldUpsampler(Configurable):
-    """U: a 2D network that all manifolds share, of two blocks with a bilinear enlargement in the middle (A.2).
+    """U: a 2D network that all manifolds share, of blocks with a bilinear enlargement in the middle (A.2).
 
     Args:
         before: channels of f_lr. after: channels of f_hr.
-        widths: of the two blocks.
+        widths: of the blocks, each of which doubles the side; two in the paper.
     """
 
     def __init__(self, before: int = 16, after: int = 32, widths: Sequence[int] = (32, 32)) -> None:

@@ -252,6 +252,17 @@ def test_scores_of_every_subject(tmp_path, inverter):
     assert {record.variant for record in records} == {"detail"}
 
 
+def test_training_starts_from_an_earlier_result(inverter, trained):
+    module = stage(inverter, start=ArtifactRef(str(trained)))
+    fresh = weights(module)
+    module.configure_model()
+    kept = artifact.load(trained).module("detail")
+    assert torch.equal(weights(module), torch.cat([p.flatten() for p in kept.parameters()]))
+    assert not torch.equal(weights(module), fresh)
+    with pytest.raises(UserError, match=r"model\.detail is not of the sizes of"):
+        stage(inverter, {"atlas": 8, "upsampler": [5]}, start=ArtifactRef(str(trained))).configure_model()
+
+
 # -- photos ------------------------------------------------------------------------------------------------------
 
 
