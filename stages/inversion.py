@@ -187,7 +187,10 @@ class InversionStage(Stage):
         if not learning:
             raise UserError("there is nothing to train: model.tested is for validate, test and predict")
         optimizer = torch.optim.Adam(learning, lr=1.0, betas=self.schedule.betas)
-        steps = int(self.trainer.estimated_stepping_batches)
+        # Not estimated_stepping_batches: it would make the loaders before a checkpoint can set their place.
+        steps = self.trainer.max_steps
+        if steps < 1 and self.schedule.drop_at is None:
+            raise UserError("a learning rate that falls over the whole run (drop_at null) needs trainer.max_steps")
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(self.schedule.rate, steps=steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 

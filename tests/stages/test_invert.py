@@ -241,6 +241,8 @@ def test_what_is_missing_is_said(work, tmp_path):
         run(line, tmp_path, "--data.labels=false")
     with pytest.raises(UserError, match="test needs what it measures"):
         run([line[0], "test", *line[2:]], tmp_path, "--model.protocol=null", f"--model.tested.path={work / 'invert'}")
+    with pytest.raises(UserError, match=r"needs trainer\.max_steps"):
+        run(line, tmp_path, "--model.schedule.drop_at=null", "--trainer.max_steps=-1", "--trainer.max_epochs=1")
     with pytest.raises(UserError, match="there is nothing to train"):
         run(line, tmp_path, f"--model.tested.path={work / 'invert'}")
     with pytest.raises(UserError, match="has no module 'encoder'"):
