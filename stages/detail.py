@@ -255,7 +255,8 @@ class DetailStage(InversionStage):
         coarse, final = (
             look(head, subject.latents, cameras, subject.expression) for head in (generator, subject.generator)
         )
-        captions = ["photo's view", *(f"{round(yaw):+d}°" for yaw in torch.rad2deg(cameras.yaw[1:]).tolist())]
+        yaws = (round(yaw) for yaw in torch.rad2deg(cameras.yaw[1:]).tolist())
+        captions = ["photo's view", *(f"{yaw:+d}°" if yaw else "front" for yaw in yaws)]
         rows = [
             [("photo", photo), *zip(captions, final.image, strict=True)],
             [("", None), *zip(captions, coarse.image, strict=True)],
