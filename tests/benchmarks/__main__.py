@@ -1,11 +1,14 @@
-"""``make bench``: the house's own operations; ``python -m tests.benchmarks zoo``: generators against official ones;
-``python -m tests.benchmarks manifolds``: efficient GRAM against GRAM."""
+"""``make bench``: the house's own operations. ``python -m tests.benchmarks`` also takes a name:
+
+``zoo``, generators against official ones; ``manifolds``, efficient GRAM against GRAM; ``free_view``, a head seen through
+its networks and from baked manifolds.
+"""
 
 from __future__ import annotations
 
 import argparse
 
-from tests.benchmarks import house, manifolds, zoo
+from tests.benchmarks import free_view, house, manifolds, zoo
 
 
 def main() -> None:
@@ -15,9 +18,12 @@ def main() -> None:
     commands.add_parser("house", help="the main operations (default)")
     zoo.add_arguments(commands.add_parser("zoo", help="generators of the zoo, beside official ones where given"))
     manifolds.add_arguments(commands.add_parser("manifolds", help="efficient GRAM beside GRAM"))
+    free_view.add_arguments(commands.add_parser("free_view", help="free views: networks beside baked manifolds"))
     arguments = parser.parse_args()
     if arguments.command == "zoo":
         zoo.main(arguments)
+    elif arguments.command == "free_view":
+        free_view.main(arguments)
     elif arguments.command == "manifolds":
         manifolds.main(arguments)
     else:

@@ -176,6 +176,21 @@ def test_orbit_and_turntable():
     torch.testing.assert_close(RIG.turntable(8).label()[0], RIG.camera(0.0).label()[0])
 
 
+@pytest.mark.parametrize("centre", [None, (0.0, 0.1, -0.3)])
+def test_dolly_zoom_keeps_the_size_at_the_pivot_and_bends_the_rest(centre):
+    rig = RIG.replace(pivot=(0.0, 0.0, 0.2), centre=centre, yaw_mean=0.1)
+    camera, pivot, home = rig.dolly(8), torch.tensor(rig.pivot), rig.camera(rig.yaw_mean)
+    right, forward = home.cam2world[0, :3, 0], home.cam2world[0, :3, 2]
+    beside, before = (
+        camera.project((pivot + d).expand(8, 1, 3))[0][:, 0] for d in (0.3 * right, 0.3 * right - forward)
+    )
+    torch.testing.assert_close(beside, home.project((pivot + 0.3 * right)[None, None])[0][0].expand(8, 2))
+    distance = (camera.position - pivot).norm(dim=1) / (home.position - pivot).norm()
+    assert float(distance[0]) == pytest.approx(3 * (rig.radius - rig.near) / rig.radius)
+    assert float(distance.max()) == pytest.approx(4.0) and (distance[1:].flip(0) - distance[1:]).abs().max() < 1e-4
+    assert (before[:4, 0] > before[1:5, 0]).all()  # what is near the camera is large when that is close
+
+
 @pytest.mark.parametrize(
     ("change", "message"), [({"distribution": "normal"}, "distribution"), ({"near": 10.0}, "near")]
 )
