@@ -1,7 +1,7 @@
 """``make bench``: the house's own operations. ``python -m tests.benchmarks`` also takes a name:
 
-``zoo``, generators against official ones; ``manifolds``, efficient GRAM against GRAM; ``free_view``, a head seen through
-its networks and from baked manifolds.
+``zoo``, generators against official ones; ``manifolds``, efficient GRAM against GRAM; ``free_view``, a head seen
+through its networks and from baked manifolds.
 """
 
 from __future__ import annotations
