@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
+from torch.nn import functional as F
 
 from models.camera import Camera, Rig
 from models.image_io import to_uint8
@@ -103,13 +104,14 @@ def stacked_lines(frames: Tensor, alpha: Tensor, side: int) -> tuple[Tensor, Ten
     The row is the one with the most contrast on the head, of the middle half of the picture.
 
     Args:
-        frames: (T, 3, H, W), the middle one from the front. alpha: (T, 1, H, W).
+        frames: (T, 3, H, W), the middle one from the front. alpha: (T, 1, h, w).
         side: of the results, pixels.
 
     Returns:
         the middle frame with the row marked, and the stack, the first frame's row on top: both (3, side, side).
     """
-    middle, solid, quarter = frames[len(frames) // 2], alpha[len(frames) // 2, 0], frames.shape[-2] // 4
+    front, quarter = len(frames) // 2, frames.shape[-2] // 4
+    middle, solid = frames[front], F.interpolate(alpha[front][None], frames.shape[-2:])[0, 0]
     contrast = middle.diff(dim=-1).abs().sum(0) * (solid[:, 1:] > 0.9)
     row = quarter + int(contrast.sum(1)[quarter:-quarter].argmax())
     marked = _picture(enlarge(middle, side))

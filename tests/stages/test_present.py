@@ -270,7 +270,7 @@ class TestSheets:
         """A bright pixel in row 9 moves one column a frame: a diagonal."""
         frames = -torch.ones(16, 3, 16, 16)
         frames[torch.arange(16), :, 9, torch.arange(16)] = 1.0
-        marked, stack = sheets.stacked_lines(frames, torch.ones(16, 1, 16, 16), 16)
+        marked, stack = sheets.stacked_lines(frames, torch.ones(16, 1, 8, 8), 16)
         assert torch.equal(stack, 2 * torch.eye(16).expand(3, -1, -1) - 1)
         assert (marked[0] > 0.5).any(1).nonzero()[:, 0].tolist() == [9, 10]
 
