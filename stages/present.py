@@ -279,7 +279,7 @@ class PresentStage(Stage):
         exhibit.picture("expressions", "Expressions", text, sheet(rows, self.tile, labels))
 
     def _lines(self, show: _Show, exhibit: Exhibit) -> None:
-        seen = show(show.rig.orbit(self.frames))
+        seen = show(show.rig.orbit(max(self.frames // 2, 2)))
         if seen.alpha is None:
             return
         marked, stack = stacked_lines(seen.image, seen.alpha, 2 * self.tile)
