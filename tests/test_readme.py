@@ -22,16 +22,39 @@ TOY_WORLD = [
     "--data.train_subjects", "4", "--data.val_subjects", "2", "--data.test_subjects", "2", "--data.compiled", "false",
     "--data.draw_workers", "0", "--data.supersample", "1",
 ]  # fmt: skip
+QUICK_PRESENT = [
+    "--set", "present.model.frames=4", "--set", "present.model.mesh_size=32", "--set", "present.model.scale=1",
+]  # fmt: skip
+TOY_INVERTER = [
+    part
+    for step in ("invert", "tune", "detail")
+    for key, value in {
+        "trainer.max_steps": 2, "trainer.limit_val_batches": 0, "data.init_args.train_subjects": 8,
+        "data.init_args.val_subjects": 2, "data.init_args.test_subjects": 2, "data.init_args.compiled": "false",
+        "data.init_args.draw_workers": 0, "data.init_args.supersample": 1, "data.init_args.batch_size": 2,
+    }.items()
+    for part in ("--set", f"{step}.{key}={value}")
+]  # fmt: skip
 PRESENT = ["--model.frames", "4", "--model.mesh_size", "32", "--model.scale", "1", "--model.samples", "1"]
 
 # In the order of the README: later commands use what earlier ones wrote. The value is appended to the command.
 EXTRA = {
     "galatea view runs/demo/stylize": None,  # serves until it is stopped; tests/stages/test_view.py
     "galatea run configs/pipelines/artform.yaml --image assets/artworks/toon-1100003.png --out runs/toon": [
-        "--set", "anchor.model.steps=2", "--set", "stylize.model.recipe.steps=2", "--set", "present.model.frames=4",
-        "--set", "present.model.mesh_size=32", "--set", "present.model.scale=1",
+        "--set", "anchor.model.steps=2", "--set", "stylize.model.recipe.steps=2", *QUICK_PRESENT,
     ],
     "galatea run configs/pipelines/artform.yaml --image assets/artworks --out runs/all --dry_run": [],
+    "galatea status runs/toon": [],
+    "galatea run configs/pipelines/inverter.yaml --image assets/artworks/watercolour-1100013.png"
+    " --out runs/photo": QUICK_PRESENT,
+    "galatea run configs/pipelines/inverter_train.yaml --out runs/inverter": TOY_INVERTER,
+    "galatea run configs/pipelines/inversion_test.yaml --general runs/inverter/invert --tuned runs/inverter/tune"
+    " --detail runs/inverter/detail --out runs/inversion_test": ["--dry_run"],
+    "galatea run configs/pipelines/inversion_test.yaml --out runs/inversion_test": None,  # the same with other folders
+    # tests/stages/test_graminverter.py trains a few steps of the paper's settings on a few portraits.
+    "galatea prior fit --config configs/paper/graminverter/prior.yaml --data.path ffhq256.zip"
+    " --out runs/efficient_gram": None,
+    "galatea table runs/inversion_test docs/graminverter --baseline tuned": None,  # after half an hour
     "galatea --help": [],
     "galatea anchor fit --data.init_args.path assets/artworks --out runs/anchor": FIT,
     "galatea stylize fit --model.anchor.path runs/anchor --data.init_args.path runs/anchor --out runs/stylize": [

@@ -156,7 +156,7 @@ def fit_surface(image: Tensor, mask: Tensor, camera: Camera, recipe: SurfaceReci
     with torch.enable_grad(), torch.autocast(device.type, enabled=False):
         origins, directions, near, far = _cube(camera.to(dtype=torch.float32), image.shape[-2], image.shape[-1])
         colour = image.detach().float().permute(0, 2, 3, 1).reshape(-1, 3)
-        solid = mask.detach().float().reshape(-1, 1)
+        solid = mask.detach().float().clamp(0, 1).reshape(-1, 1)  # sums of weights exceed 1 by rounding
         surface = NeuralSurface(recipe, draws).to(device)
         rates = {"distance": recipe.distance_lr, "sharpness": recipe.sharpness_lr}
         groups = [

@@ -58,6 +58,16 @@ def test_fits_are_seeded_and_leave_the_global_generator_alone(views):
     assert not first.image.requires_grad
 
 
+def test_a_mask_may_exceed_one_by_rounding(views):
+    short = SurfaceRecipe(cells=8, levels=1, steps=2, rays=64, coarse=4, fine=2)
+    above = torch.where(views.mask == 1, 1 + 1e-6, views.mask)
+    assert float(above.max()) > 1
+    assert torch.equal(
+        fit_surface(views.image, above, views.camera, short).image,
+        fit_surface(views.image, views.mask, views.camera, short).image,
+    )
+
+
 def test_alpha_against_a_loop():
     surface = NeuralSurface(SurfaceRecipe(cells=16, levels=1, features=2), torch.Generator().manual_seed(0)).double()
     points = torch.linspace(-0.9, 0.9, 7, dtype=torch.float64)[:, None] * torch.tensor([0.1, 0.2, 1.0]).double()
