@@ -9,13 +9,12 @@ from collections.abc import Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
-import pytorch_lightning as pl
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from datamodules.artworks import frame
 from datamodules.labels import LABELS, camera_labels, parse_json
-from datamodules.resumable import ResumableLoader
+from datamodules.resumable import SplitDataModule
 from models.camera import Camera
 from models.errors import UserError, one_line
 from models.files import os_errors, resolve
@@ -133,7 +132,7 @@ class PortraitImages(Dataset[Portrait]):
         return item
 
 
-class PortraitDataModule(pl.LightningDataModule):
+class PortraitDataModule(SplitDataModule):
     """Portraits in a folder or a zip beside ``dataset.json``: {"labels": [[name, [25 floats]], ...]}.
 
     Without ``val_path`` or ``test_path`` the last pictures by name are held out: the test split at the end, the
@@ -165,16 +164,14 @@ class PortraitDataModule(pl.LightningDataModule):
         workers: int = 0,
         seed: int = 0,
     ) -> None:
-        super().__init__()
+        super().__init__(batch_size, workers, seed)
         if not (val_fraction >= 0 and test_fraction >= 0 and val_fraction + test_fraction < 1):
             raise UserError("val_fraction and test_fraction must not be negative and leave something to train on")
         if size < 1 or batch_size < 1:
             raise UserError("size and batch_size must be at least 1")
         self.paths = {"train": path, "val": val_path, "test": test_path}
         self.fractions = {"val": val_fraction, "test": test_fraction}
-        self.size, self.batch_size, self.mirror, self.labels = size, batch_size, mirror, labels
-        self.workers, self.seed = workers, seed
-        self.datasets: dict[str, PortraitImages] = {}
+        self.size, self.mirror, self.labels = size, mirror, labels
 
     def setup(self, stage: str | None = None) -> None:
         """List the pictures and read all labels; pictures are read when they are asked for.
@@ -224,34 +221,3 @@ class PortraitDataModule(pl.LightningDataModule):
         if spare := sorted(labels.keys() - set(images)):
             raise UserError(f"{count}: {spare[0]} is not there")
         return PortraitImages(archive, images, labels, self.size)
-
-    def train_dataloader(self) -> DataLoader[Portrait]:
-        """Shuffled batches of the train split; an interrupted run continues at its exact batch."""
-        return ResumableLoader(
-            self.datasets["train"],
-            min(self.batch_size, len(self.datasets["train"])),
-            seed=self.seed,
-            trainer=self.trainer,
-            num_workers=self.workers,
-            persistent_workers=self.workers > 0,
-        )
-
-    def val_dataloader(self) -> DataLoader[Portrait]:
-        """Batches of the val split, in order."""
-        return self._loader("val")
-
-    def test_dataloader(self) -> DataLoader[Portrait]:
-        """Batches of the test split, in order."""
-        return self._loader("test")
-
-    def predict_dataloader(self) -> DataLoader[Portrait]:
-        """As the test set."""
-        return self._loader("test")
-
-    def _loader(self, split: str) -> DataLoader[Portrait]:
-        return DataLoader(
-            self.datasets[split],
-            batch_size=self.batch_size,
-            num_workers=self.workers,
-            persistent_workers=self.workers > 0,
-        )

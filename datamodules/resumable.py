@@ -1,4 +1,4 @@
-"""A training loader that continues at its exact batch when a run is resumed."""
+"""Loaders that continue at their exact batch when a run is resumed, and the base of data that has them."""
 
 from __future__ import annotations
 
@@ -75,3 +75,40 @@ class _Order(DistributedSampler[Any]):
 
     def set_epoch(self, epoch: int) -> None:
         """The loader counts its passes itself: on resume, Lightning tells the epoch too late for workers."""
+
+
+class SplitDataModule(pl.LightningDataModule):
+    """Base of data that comes as train, val and test sets: their loaders. ``setup`` of a subclass fills ``datasets``.
+
+    Args:
+        batch_size: items per batch.
+        workers: loader processes.
+        seed: of the order of the training set.
+    """
+
+    def __init__(self, batch_size: int, workers: int, seed: int) -> None:
+        super().__init__()
+        self.batch_size, self.workers, self.seed = batch_size, workers, seed
+        self.datasets: dict[str, Any] = {}
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Shuffled batches of the train split; an interrupted run continues at its exact batch."""
+        data = self.datasets["train"]
+        size = min(self.batch_size, len(data))
+        return ResumableLoader(data, size, seed=self.seed, trainer=self.trainer, **self._workers)
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        """Batches of the val split, in order."""
+        return DataLoader(self.datasets["val"], batch_size=self.batch_size, **self._workers)
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        """Batches of the test split, in order."""
+        return DataLoader(self.datasets["test"], batch_size=self.batch_size, **self._workers)
+
+    def predict_dataloader(self) -> DataLoader[Any]:
+        """As the test set."""
+        return self.test_dataloader()
+
+    @property
+    def _workers(self) -> dict[str, Any]:
+        return {"num_workers": self.workers, "persistent_workers": self.workers > 0}

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytorch_lightning as pl
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from datamodules.mannequins.dataset import CacheConfig, MannequinImages, Sample, build_cache
 from datamodules.mannequins.envelope import envelope_field
 from datamodules.mannequins.render import Truth, render
 from datamodules.mannequins.scene import Scene
 from datamodules.mannequins.styles import PLAIN, STYLES
-from datamodules.resumable import ResumableLoader
+from datamodules.resumable import SplitDataModule
 from models.camera import Camera
 
 
-class MannequinDataModule(pl.LightningDataModule):
+class MannequinDataModule(SplitDataModule):
     """The embedded world's train, val and test sets, drawn once and kept in a cache.
 
     A batch is that of :class:`MannequinImages` with a leading dimension: image (B, V, 3, H, W), z (B, Z_DIM)...
@@ -54,7 +52,7 @@ class MannequinDataModule(pl.LightningDataModule):
         seed: int = 0,
         pose_step: float = 0.0,
     ) -> None:
-        super().__init__()
+        super().__init__(batch_size, workers, seed)
         subjects = {"train": train_subjects, "val": val_subjects, "test": test_subjects}
         self.configs = {
             split: CacheConfig(
@@ -69,13 +67,9 @@ class MannequinDataModule(pl.LightningDataModule):
             )
             for split, count in subjects.items()
         }
-        self.batch_size = batch_size
-        self.seed = seed
-        self.workers = workers
         self.draw_workers = draw_workers
         self.compiled = compiled
         self.cache_dir = cache_dir
-        self.datasets: dict[str, MannequinImages] = {}
 
     def prepare_data(self) -> None:
         """Draw what is missing."""
@@ -88,29 +82,6 @@ class MannequinDataModule(pl.LightningDataModule):
         for split in needed.get(stage or "", tuple(self.configs)):
             if split not in self.datasets:
                 self.datasets[split] = MannequinImages(self._folder(split))
-
-    def train_dataloader(self) -> DataLoader[Sample]:
-        """Shuffled batches of the train split; an interrupted run continues at its exact batch."""
-        return ResumableLoader(
-            self.datasets["train"],
-            min(self.batch_size, len(self.datasets["train"])),
-            seed=self.seed,
-            trainer=self.trainer,
-            num_workers=self.workers,
-            persistent_workers=self.workers > 0,
-        )
-
-    def val_dataloader(self) -> DataLoader[Sample]:
-        """Batches of the val split, in order."""
-        return self._loader("val")
-
-    def test_dataloader(self) -> DataLoader[Sample]:
-        """Batches of the test split, in order."""
-        return self._loader("test")
-
-    def predict_dataloader(self) -> DataLoader[Sample]:
-        """As the test set."""
-        return self._loader("test")
 
     def manifold_field(self) -> tuple[Tensor, Tensor]:
         """Samples of the field whose level sets suit these heads, see :func:`envelope_field`."""
@@ -125,11 +96,3 @@ class MannequinDataModule(pl.LightningDataModule):
 
     def _folder(self, split: str) -> Path:
         return build_cache(self.configs[split], self.cache_dir, self.draw_workers, self.compiled)
-
-    def _loader(self, split: str) -> DataLoader[Sample]:
-        return DataLoader(
-            self.datasets[split],
-            batch_size=self.batch_size,
-            num_workers=self.workers,
-            persistent_workers=self.workers > 0,
-        )
