@@ -199,8 +199,8 @@ def _as_list(given: Any) -> list[Any]:
 
 def _last_wandb_run(out: Path) -> str | None:
     """Id of the W&B run that was the last to write in ``out``."""
-    names = sorted(folder.name.partition("run-")[2] for folder in out.glob("wandb/*run-*-*"))  # TIME-ID
-    return names[-1].rpartition("-")[2] if names else None
+    names = sorted(folder.name.partition("run-")[2] for folder in out.glob("wandb/*run-*-*"))
+    return names[-1].split("-")[1] if names else None  # TIME-ID, or TIME-ID-N for the N-th of one second
 
 
 def _shard(text: str) -> tuple[int, int]:
