@@ -1,4 +1,4 @@
-"""Marks painted on a photo: an edit that a one-pass inversion carries into every view (GRAMInverter, Sec. 4.4)."""
+"""Marks painted on photos: edits that a one-pass inversion carries into every view (GRAMInverter, Sec. 4.4)."""
 
 from __future__ import annotations
 
@@ -56,3 +56,30 @@ def paint_mark(
     small = cover.resize((columns, rows), Image.Resampling.BOX)
     opacity = torch.from_numpy(np.array(small)).to(photo) / 255
     return torch.lerp(photo, photo.new_tensor(list(colour))[:, None, None].expand_as(photo), opacity)
+
+
+def random_marks(photos: Tensor, share: float, generator: torch.Generator) -> Tensor:
+    """Photos (B, 3, H, W) in [-1, 1], a share of them with a random mark: what no prior knows, yet a photo may show.
+
+    Args:
+        share: probability of a mark on each photo.
+        generator: CPU generator of all draws.
+    """
+
+    def uniform(count: int, low: float, high: float) -> list[float]:
+        return (low + (high - low) * torch.rand(count, generator=generator)).tolist()
+
+    def painted(photo: Tensor) -> Tensor:
+        kind = KINDS[int(torch.randint(len(KINDS), (), generator=generator))]
+        x, y = uniform(2, 0.3, 0.7)
+        near = uniform(4, -0.25, 0.25)
+        places = {
+            "spot": [(x, y)],
+            "line": [(x, y), (x + near[0], y + near[1]), (x + near[2], y + near[3])],
+            "glasses": [(x - 0.1, y), (x + 0.1, y)],
+        }
+        (width,), (radius,) = uniform(1, 0.025, 0.09), uniform(1, 0.06, 0.09)
+        return paint_mark(photo, kind, places[kind], uniform(3, -1, 1), width, radius)
+
+    chosen = torch.rand(len(photos), generator=generator) < share
+    return torch.stack([painted(photo) if marked else photo for photo, marked in zip(photos, chosen, strict=True)])

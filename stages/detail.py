@@ -23,6 +23,7 @@ from models.generators.base import Latents, Rendering
 from models.generators.manifold import ManifoldGenerator
 from models.image_io import write_image
 from models.losses.detail import depth_loss, layer_normals, novel_view_loss, unseen
+from models.marks import random_marks
 from models.photos import PhotoSet
 from models.rendering.sheets import pose_overlay, sheet
 from models.rendering.visibility import seen_from
@@ -83,8 +84,8 @@ class DetailStage(InversionStage):
         detail: what to train.
         start: artifact of this stage whose reconstructor, of the same sizes, training starts from.
         regularisation: weights and kinds of the two terms beside L_r.
-        joint: let generator and encoder learn too. With artifacts of untrained ones this is training without a prior
-            (Table 3, "- pretrain").
+        marks: share of the training photos on which a random mark is painted (:func:`models.marks.random_marks`), so
+            that what is painted on a photo is carried over too; beyond the paper.
         pose: estimates the camera of photos that have none; null refuses such photos.
         options: of :class:`InversionStage`. The paper's learning rate is constant.
     """
@@ -98,14 +99,14 @@ class DetailStage(InversionStage):
         detail: DetailReconstructor,
         start: ArtifactRef | None = None,
         regularisation: Regularisation = Regularisation(),
-        joint: bool = False,
+        marks: float = 0.0,
         pose: nn.Module | None = None,
         schedule: Schedule = Schedule(3e-4, 3e-4),  # noqa: B008 - frozen
         **options: Any,
     ) -> None:
         super().__init__(schedule=schedule, **options)
         self.inverter, self.detail, self.start = inverter, detail, start
-        self.regularisation, self.joint = regularisation, joint
+        self.regularisation, self.marks = regularisation, marks
         self.pose = None if pose is None else Frozen(pose)
 
     def build_networks(self) -> None:
@@ -116,9 +117,6 @@ class DetailStage(InversionStage):
                 self.detail.load_state_dict(trained.state_dict())
             except RuntimeError as error:
                 raise UserError(f"model.detail is not of the sizes of {self.start.path}: {one_line(error)}") from error
-        if self.joint:
-            self.generator.requires_grad_(True).predictor.requires_grad_(False)
-            self.encoder.requires_grad_(True)
 
     def take_networks(self, role: str, path: str) -> None:
         super().take_networks(role, path)
@@ -145,8 +143,11 @@ class DetailStage(InversionStage):
     def losses(self, image: Tensor, camera: Camera | None, batch: Batch) -> dict[str, Tensor]:
         assert camera is not None
         options, generator = self.regularisation, self.generator
-        with torch.set_grad_enabled(self.joint):
-            coarse = self._coarse(image, camera)
+        draws = self.draws()
+        others = generator.rig.random(len(image), draws).to(image.device)
+        if self.marks:
+            image = random_marks(image, self.marks, draws)
+        coarse = self._coarse(image, camera, others)
         first = coarse.seen.image[::2].detach()
         details = self.detail(to_working_size(image, self.detail.resolution), first, camera, generator)
         added: list[Tensor] = []
@@ -173,10 +174,10 @@ class DetailStage(InversionStage):
             loss = loss + options.depth * terms["depth"]
         return {**terms, "depth_change": depth_change(final, coarse.seen)[::2], "loss": loss}
 
-    def _coarse(self, image: Tensor, camera: Camera) -> _Coarse:
-        """The coarse heads from the photos' cameras and from random ones."""
+    @torch.no_grad()
+    def _coarse(self, image: Tensor, camera: Camera, others: Camera) -> _Coarse:
+        """The coarse heads of photos, from their cameras and from as many others."""
         ws, expression = self.invert(image)
-        others = self.generator.rig.random(len(image), self.draws()).to(image.device)
         order = torch.arange(2 * len(image)).unflatten(0, (2, -1)).T.flatten()  # each head's two views side by side
         cameras = Camera.cat([camera, others])[order]
         kept: list[Tensor] = []

@@ -34,6 +34,8 @@ class InvertStage(InversionStage):
         delta_from, delta_every: the first difference is trained from this step on, and one more every so many steps;
             ``delta_every`` 0 trains all of them from step ``delta_from`` on. The numbers are e4e's.
         rendered: pictures of a batch, drawn at random, that are rendered for L_r; all by default.
+        joint: let the generator learn too. With an untrained one, the result of a single step of ``prior``, this is
+            GRAMInverter without a prior (Table 3, "General, - pretrain").
         code_weight, expression_weight: of the mean squared errors of codes and expressions, where these are known.
         options: of :class:`InversionStage`.
     """
@@ -50,6 +52,7 @@ class InvertStage(InversionStage):
         delta_from: int = 20_000,
         delta_every: int = 2_000,
         rendered: int | None = None,
+        joint: bool = False,
         code_weight: float = 0.0,
         expression_weight: float = 0.0,
         **options: Any,
@@ -59,14 +62,14 @@ class InvertStage(InversionStage):
         self.trunk = trunk
         self.delta_weight, self.pull_weight = delta_weight, pull_weight
         self.delta_from, self.delta_every = delta_from, delta_every
-        self.rendered = rendered
+        self.rendered, self.joint = rendered, joint
         self.code_weight, self.expression_weight = code_weight, expression_weight
 
     def build_networks(self) -> None:
         generator = self.take("prior", self.prior)
         if not isinstance(generator, Generator):
             raise UserError(f"{self.prior.path}: module {self.prior.module!r} is not a generator")
-        self.generator = generator.requires_grad_(False)
+        self.generator = generator.requires_grad_(self.joint)
         if self.trunk is not None:
             start_trunk(self.encoder, self.trunk)
         check_fit(self.encoder, generator)

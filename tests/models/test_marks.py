@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from models.marks import paint_mark
+from models.marks import paint_mark, random_marks
 
 GREY = torch.zeros(3, 64, 64)
 RED = (0.7, -0.8, -0.7)
@@ -54,3 +54,14 @@ def test_glasses_are_two_rings_and_a_bridge():
 def test_refusals(kind, places, message):
     with pytest.raises(ValueError, match=message):
         paint_mark(GREY, kind, places)
+
+
+def test_random_marks_fall_on_a_share_of_the_photos_and_follow_their_generator():
+    photos = torch.rand(200, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    painted, again = (random_marks(photos, 0.4, torch.Generator().manual_seed(1)) for _ in range(2))
+    other = random_marks(photos, 0.4, torch.Generator().manual_seed(2))
+    assert torch.equal(painted, again) and not torch.equal(painted, other)
+    changed = (painted != photos).flatten(1)
+    assert 60 < int(changed.any(1).sum()) < 100  # 80 expected, deviation 7
+    assert float(changed.float().mean(1).max()) < 0.25  # marks, not new pictures
+    assert torch.equal(random_marks(photos, 0.0, torch.Generator()), photos)

@@ -119,6 +119,17 @@ def test_known_codes_are_asked_for(work):
     torch.testing.assert_close(terms["loss"], expected + 0.5 * terms["code"] + 2.0 * terms["expression"])
 
 
+def test_without_a_prior_the_generator_learns_too(work, tmp_path):
+    run(inversions.invert(work), tmp_path, "--model.joint=true")
+    before, after = (artifact.load(path).module("generator") for path in (work / "tiny", tmp_path))
+    moved = {
+        name.split(".")[0]
+        for (name, old), new in zip(before.named_parameters(), after.parameters(), strict=True)
+        if not torch.equal(old, new)
+    }
+    assert {"backbone", "background"} <= moved, moved
+
+
 def test_progress_is_e4es(work):
     encoder = Encoder4Editing(**inversions.ENCODER)
     stage = InvertStage(inversions.ref(work / "tiny"), encoder, perceptual=tiny.network("perceptual"))
