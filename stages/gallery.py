@@ -19,7 +19,7 @@ from models.rendering.mesh import Mesh
 from models.version import VERSION
 
 DENSITY = 0.66  # of the page's pixels to a picture's: sheets stay crisp on dense screens
-LEAD, LEAD_2D = "One artwork in, a head in three dimensions out.", "Pictures of a 2D generator."
+LEAD, LEAD_2D = "One picture in, a head in three dimensions out.", "Pictures of a 2D generator."
 TEMPLATE = Path(__file__).with_name("gallery.html")
 
 
@@ -41,7 +41,7 @@ class Card:
     Attributes:
         id: of the subject.
         facts: words and values under its name.
-        reference: the artwork. video, poster: the turntable; a poster alone is a picture. mesh: of :func:`packed_mesh`.
+        reference: the input. video, poster: the turntable; a poster alone is a picture. mesh: of :func:`packed_mesh`.
         figures: in the order of the page.
         downloads: files offered by name.
         notes: what is missing, and why.
@@ -97,7 +97,7 @@ def _card(card: Card) -> str:
     facts = "".join(f"<span><b>{_text(k)}</b> {_text(v)}</span>" for k, v in card.facts.items())
     stage = []
     if card.reference:
-        stage.append(_frame(f'<img src="{_text(card.reference)}" alt="the artwork">', "artwork"))
+        stage.append(_frame(f'<img src="{_text(card.reference)}" alt="the input">', "input"))
     if card.video:
         video = (
             f'<video src="{_text(card.video)}" poster="{_text(card.poster)}" autoplay loop muted playsinline></video>'

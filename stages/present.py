@@ -18,6 +18,7 @@ from models.camera import Camera
 from models.errors import UserError
 from models.files import atomic_write
 from models.generators.base import Generator, Rendering
+from models.generators.detailed import DetailedGenerator
 from models.image_io import write_image, write_video
 from models.rendering.baked import BakedHead, head_of
 from models.rendering.layers import layers_of, write_layers
@@ -197,15 +198,20 @@ class PresentStage(Stage):
         exhibit.panels["views"] = contact
 
     def _beside(self, show: _Show, exhibit: Exhibit) -> Row:
-        """The artwork, its anchor and what became of it, from the artwork's view; only the picture of a sample."""
+        """The input, its anchor and what became of it, from the input's view; only the picture of a sample."""
         subject, row = show.subject, []
         if subject.artwork is not None:
             write_image(exhibit.folder / exhibit.name("reference", ".png"), subject.artwork)
             exhibit.card.reference = exhibit.name("reference", ".png")
-            row.append(("artwork", subject.artwork))
+            row.append(("input", subject.artwork))
         if subject.original is not None:
             row.append(("anchor", show(subject.camera, subject.original).image[0]))
-        name = "stylised" if subject.original is not None else "anchor" if row or subject.camera is not None else "head"
+        if subject.original is not None:
+            name = "stylised"
+        elif isinstance(subject.generator, DetailedGenerator):
+            name = "one pass"
+        else:
+            name = "anchor" if row or subject.camera is not None else "head"
         return [*row, (name, show(subject.camera).image[0])]
 
     def _views(self, show: _Show, exhibit: Exhibit) -> None:
@@ -354,7 +360,7 @@ class PresentStage(Stage):
         alpha = show(subject.camera).alpha
         outline = None if alpha is None else alpha[0]
         picture = pose_overlay(subject.artwork, show.rig, subject.camera, outline, POSE_SIDE)
-        text = "The camera of the artwork: axes of the head, and in orange the outline of the head in 3D."
+        text = "The camera of the input: axes of the head, and in orange the outline of the head in 3D."
         exhibit.picture("pose", "Camera", text, picture)
 
     # -- results ----------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ from models.encoders.detail import DetailReconstructor
 from models.files import ROOT
 from models.generators.base import Edit, Latents
 from models.rendering.baked import bake
-from tests.benchmarks.official import Adapter, Run
+from tests.benchmarks.official import Run
 from tests.benchmarks.zoo import Cost, Request, Worker, alternate, line
 
 PAPER = ROOT / "configs" / "paper" / "graminverter"
@@ -52,7 +52,7 @@ def turning(generator: Any) -> Callable[[], Camera]:
     return lambda: generator.rig.camera(generator.rig.yaw_mean + TURN * next(passes))
 
 
-def paper(way: str, _: object = None) -> tuple[nn.Module, Run]:
+def paper(way: str) -> tuple[nn.Module, Run]:
     """GRAMInverter at 256 px: e4e's encoder, detail manifolds, efficient GRAM of 24 surfaces."""
     generator = configured("prior", "generator")
     with torch.no_grad():  # an opaque head: what is transparent throughout would be too easy
@@ -83,7 +83,7 @@ def paper(way: str, _: object = None) -> tuple[nn.Module, Run]:
     return head, lambda _: head.show(camera()).image
 
 
-def embedded(side: int, way: str, _: object = None) -> tuple[nn.Module, Run]:
+def embedded(side: int, way: str) -> tuple[nn.Module, Run]:
     """The embedded prior: 16 manifolds."""
     generator = artifact.load("assets/prior").module("generator").requires_grad_(False)
     camera, ws = turning(generator), generator.mapping(torch.zeros(1, generator.z_dim))  # type: ignore[operator, arg-type]
@@ -91,11 +91,6 @@ def embedded(side: int, way: str, _: object = None) -> tuple[nn.Module, Run]:
         return generator, lambda _: generator.synthesis(ws, camera(), resolution=side).image  # type: ignore[operator]
     head = bake(generator, ws, side, stride=4 if side >= 256 else 2)  # type: ignore[arg-type]
     return head, lambda _: head.show(camera(), side).image
-
-
-def refuse() -> tuple[nn.Module, Run]:
-    """There is nothing official to compare with: no code was released."""
-    raise NotImplementedError
 
 
 HEADS: dict[str, tuple[tuple[str, ...], Callable[..., tuple[nn.Module, Run]]]] = {
@@ -118,7 +113,7 @@ def main(arguments: argparse.Namespace) -> None:
     request = Request("forward", arguments.threads, 1)
     for name, (ways, make) in HEADS.items():
         with ExitStack() as stack:
-            workers = [stack.enter_context(Worker(Adapter(refuse, partial(make, way)), None, None, 0)) for way in ways]
+            workers = [stack.enter_context(Worker(partial(make, way))) for way in ways]
             for worker in workers:
                 worker.ask(request)  # warms up
             costs = alternate(workers, request, arguments.rounds, budget=0 if arguments.rounds <= 3 else 1e9)

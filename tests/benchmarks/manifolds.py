@@ -31,7 +31,7 @@ from models.metrics.consistency import carried
 from models.metrics.image import psnr
 from models.rendering.manifolds import fit_predictor
 from stages.prior import PriorStage
-from tests.benchmarks.official import TURN, Adapter, Run
+from tests.benchmarks.official import TURN, Run
 from tests.benchmarks.zoo import COLUMNS, Case, Request, Worker, alternate, line
 
 HALF = BOX / 2
@@ -76,7 +76,7 @@ def efficient(side: int) -> ManifoldGenerator:
     return found
 
 
-def turning(make: Callable[[int], Generator], side: int, whole: bool, _state: object) -> tuple[nn.Module, Run]:
+def turning(make: Callable[[int], Generator], side: int, whole: bool) -> tuple[nn.Module, Run]:
     """A generator that sees each image from another camera, since both remember the surfaces of those they know."""
     generator, passes = make(side).eval(), itertools.count()
     if whole:
@@ -94,14 +94,14 @@ def gram(side: int) -> GRAMGenerator:
     return GRAMGenerator(resolution=side)
 
 
-def nothing(_state: object) -> tuple[nn.Module, Run]:
+def nothing() -> tuple[nn.Module, Run]:
     """What a process takes that has imported all, and does nothing."""
     return nn.Identity(), lambda batch: torch.zeros(batch)
 
 
 def costs(arguments: argparse.Namespace) -> None:
     """Print the table of time and memory."""
-    with Worker(Adapter(_official, nothing), None, None, 0) as worker:
+    with Worker(nothing) as worker:
         idle = worker.ask(Request("forward", 1, 1)).peak / 2**20
     print(f"torch {torch.__version__}; efficient GRAM / GRAM; a process that does nothing takes {idle:.0f} MiB\n")
     print(line(COLUMNS), line(["---"] * len(COLUMNS)), sep="\n", flush=True)
@@ -112,17 +112,10 @@ def costs(arguments: argparse.Namespace) -> None:
     ]
     for note, side, whole, kind in rows:
         with ExitStack() as stack:
-            workers = [
-                stack.enter_context(Worker(Adapter(_official, partial(turning, make, side, whole)), None, None, 0))
-                for make in (efficient, gram)
-            ]
+            workers = [stack.enter_context(Worker(partial(turning, make, side, whole))) for make in (efficient, gram)]
             request = Request(kind, 1, 1)  # type: ignore[arg-type]
             ours, theirs = alternate(workers, request, arguments.rounds, arguments.budget)
             print(line(Case(f"{side} px{note}", request, ours, theirs, None).cells()), flush=True)
-
-
-def _official() -> tuple[nn.Module, Run]:
-    raise NotImplementedError("both networks are ours")
 
 
 # -- quality ---------------------------------------------------------------------------------------------------------

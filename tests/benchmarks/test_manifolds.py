@@ -69,7 +69,7 @@ def test_consistency_is_told_from_its_absence(views):
 
 def test_cameras_turn():
     seen = []
-    generator, run = turning(small_efficient, SIZE, False, None)
+    generator, run = turning(small_efficient, SIZE, False)
     synthesis = generator.synthesis
     generator.synthesis = lambda ws, camera: seen.append(float(camera.yaw)) or synthesis(ws, camera)
     assert run(1).shape == run(1).shape == (1, 3, SIZE, SIZE)

@@ -12,8 +12,9 @@ import resource
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
@@ -21,7 +22,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
-from tests.benchmarks.official import ADAPTERS, Adapter, import_checkout
+from tests.benchmarks.official import ADAPTERS, Adapter, Run, import_checkout
 
 BYTES = 1 if sys.platform == "darwin" else 1024  # unit of ru_maxrss
 RESET = Path("/proc/self/clear_refs")  # Linux: writing 5 forgets the peak so far
@@ -93,25 +94,33 @@ class Case(NamedTuple):
         return f"{median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
 
 
-def serve(pipe: Connection, adapter: Adapter, checkout: str | None, weights: Path | None, memory: int) -> None:
+Build = Callable[[], tuple[torch.nn.Module, Run]]
+
+
+def build_official(adapter: Adapter, checkout: str, weights: Path) -> tuple[torch.nn.Module, Run]:
+    """The network of an official repository's checkout; its weights are written."""
+    import_checkout(checkout)
+    network, run = adapter.official()
+    torch.save(network.state_dict(), weights)
+    return network, run
+
+
+def build_ours(adapter: Adapter, weights: Path | None) -> tuple[torch.nn.Module, Run]:
+    """Our network, of the written weights where there are any."""
+    return adapter.ours(weights and torch.load(weights, weights_only=True))
+
+
+def serve(pipe: Connection, build: Build, memory: int) -> None:
     """Build one network, then answer each :class:`Request`, with a :class:`Cost` or the image; errors are answers.
 
     Args:
-        checkout: of the official repository, whose network writes ``weights``; without one it is ours, which reads
-            them where given.
         memory: bytes that it may take, 0 for all.
     """
     if memory:
         resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
     torch.manual_seed(0)
     try:
-        if checkout is None:
-            network, run = adapter.ours(weights and torch.load(weights, weights_only=True))
-        else:
-            assert weights is not None
-            import_checkout(checkout)
-            network, run = adapter.official()
-            torch.save(network.state_dict(), weights)
+        network, run = build()
     except Exception as error:
         return pipe.send(error)
     pipe.send("ready")
@@ -141,12 +150,12 @@ def perform(network: torch.nn.Module, run: Any, kind: str, threads: int, batch: 
 
 
 class Worker:
-    """A network in its own process, ended with its context."""
+    """A network in its own process, ended with its context; of :func:`serve`."""
 
-    def __init__(self, *arguments: object) -> None:
+    def __init__(self, build: Build, memory: int = 0) -> None:
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=serve, args=(theirs, *arguments), daemon=True)
+        self.process = context.Process(target=serve, args=(theirs, build, memory), daemon=True)
         self.process.start()
         theirs.close()  # so that a worker that dies is an end of file here
         self._answer()
@@ -201,8 +210,10 @@ def measure(
     """
     with ExitStack() as stack:
         weights = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "weights.pt" if checkout else None
-        official = [stack.enter_context(Worker(adapter, checkout, weights, memory))] if checkout else []
-        workers = [stack.enter_context(Worker(adapter, None, weights, memory)), *official]
+        makers: list[Build] = [partial(build_ours, adapter, weights)]
+        if checkout and weights:  # comes first, for it writes the weights
+            makers.insert(0, partial(build_official, adapter, checkout, weights))
+        workers = [stack.enter_context(Worker(make, memory)) for make in makers][::-1]
         for count in threads:
             for batch in batches:
                 difference = None
