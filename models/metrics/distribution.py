@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import importlib.util
+import tempfile
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 
-from models.errors import UserError
+from models.errors import UserError, one_line
 from models.features.base import Frozen
 from models.features.embedded import EmbeddedStyle, to_working_size
-from models.features.weights import MissingWeightsError
+from models.features.weights import MissingWeightsError, read_state
 from models.files import resolve
 
 
@@ -35,14 +37,15 @@ class EmbeddedDistribution(nn.Module):
 
 
 class InceptionDistribution(nn.Module):
-    """Inception-v3 features as of the original FID: (B, 3, H, W) in [-1, 1] -> (B, 2048).
+    """Inception-v3 features as of the original FID, its resizing too: (B, 3, H, W) in [-1, 1] -> (B, 2048).
 
     Args:
         weights: path of ``weights-inception-2015-12-05-6726825d.pth``.
 
     Raises:
         MissingWeightsError: when there is no such file.
-        UserError: when the package torch-fidelity, which holds the network, is not installed.
+        UserError: when the file holds something else, or the package torch-fidelity, which has the network, is not
+            installed.
     """
 
     num_features = 2048
@@ -54,10 +57,19 @@ class InceptionDistribution(nn.Module):
             source = "the torch-fidelity project page"
             raise MissingWeightsError("InceptionDistribution", path, source, "weights", "there is no")
         if importlib.util.find_spec("torch_fidelity") is None:
-            raise UserError("FID with Inception needs the package torch-fidelity: install it, or use the embedded FID")
+            raise UserError(
+                "FID with Inception needs the package torch-fidelity: install galatea[inception], or use the embedded FID"
+            )
         from torchmetrics.image.fid import NoTrainInceptionV3
 
-        self.network = NoTrainInceptionV3("inception-v3-compat", ["2048"], str(path))
+        state = read_state(path, "InceptionDistribution")
+        with tempfile.TemporaryDirectory() as folder:
+            copy = Path(folder) / "inception.pt"
+            torch.save(state, copy)  # the library unpickles whatever it is given: so it is given a file of ours
+            try:
+                self.network = NoTrainInceptionV3("inception-v3-compat", ["2048"], str(copy), antialias=False)
+            except RuntimeError as error:
+                raise UserError(f"{path} does not hold the weights of Inception-v3: {one_line(error)[:200]}") from error
 
     @torch.no_grad()
     def forward(self, image: Tensor) -> Tensor:

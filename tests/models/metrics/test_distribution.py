@@ -61,3 +61,45 @@ def test_features_are_the_style_networks_hidden_layer(features):
 def test_inception_asks_for_its_file(tmp_path):
     with pytest.raises(UserError, match="InceptionDistribution has no weights"):
         InceptionDistribution(str(tmp_path / "missing.pth"))
+
+
+@pytest.fixture(scope="module")
+def inception(tmp_path_factory):
+    """The network's file, with random weights."""
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    path = tmp_path_factory.mktemp("inception") / "weights.pth"
+    torch.save({}, path)
+    torch.manual_seed(0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FeatureExtractorInceptionV3, "load_state_dict", lambda *_: None)  # stay as initialised
+        network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], str(path))
+    torch.save(network.state_dict(), path)
+    return path, network
+
+
+def test_inception_sees_what_the_original_network_sees(inception):
+    path, network = inception
+    image = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        (expected,) = network(image)
+    found = InceptionDistribution(str(path))(image / 127.5 - 1)
+    assert found.shape == (2, InceptionDistribution.num_features) and float(expected.std()) > 0
+    torch.testing.assert_close(found, expected)
+
+
+class Evil:
+    """Code in a file."""
+
+    def __reduce__(self):
+        return (pytest.fail, ("code of a file was run",))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(Evil(), "cannot be read as weights"), ({"a": torch.zeros(1)}, "does not hold the weights")],
+)
+def test_another_file_than_inception_s(tmp_path, content, message):
+    torch.save(content, tmp_path / "weights.pth")
+    with pytest.raises(UserError, match=message):
+        InceptionDistribution(str(tmp_path / "weights.pth"))
