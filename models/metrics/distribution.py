@@ -58,7 +58,7 @@ class InceptionDistribution(nn.Module):
             raise MissingWeightsError("InceptionDistribution", path, source, "weights", "there is no")
         if importlib.util.find_spec("torch_fidelity") is None:
             raise UserError(
-                "FID with Inception needs the package torch-fidelity: install galatea[inception], or use the embedded FID"
+                "FID with Inception needs the package torch-fidelity (extra: inception), or use the embedded FID"
             )
         from torchmetrics.image.fid import NoTrainInceptionV3
 
