@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -58,18 +59,18 @@ def paint_mark(
     return torch.lerp(photo, photo.new_tensor(list(colour))[:, None, None].expand_as(photo), opacity)
 
 
-def random_marks(photos: Tensor, share: float, generator: torch.Generator) -> Tensor:
-    """Photos (B, 3, H, W) in [-1, 1], a share of them with a random mark: what no prior knows, yet a photo may show.
+def random_marks(count: int, share: float, generator: torch.Generator) -> list[Callable[[Tensor], Tensor]]:
+    """For each of ``count`` photos what paints on it (3, H, W): what no prior knows, yet a photo may show.
 
     Args:
-        share: probability of a mark on each photo.
+        share: probability of a mark on each photo; the others are left as they are.
         generator: CPU generator of all draws.
     """
 
     def uniform(count: int, low: float, high: float) -> list[float]:
         return (low + (high - low) * torch.rand(count, generator=generator)).tolist()
 
-    def painted(photo: Tensor) -> Tensor:
+    def mark() -> Callable[[Tensor], Tensor]:
         kind = KINDS[int(torch.randint(len(KINDS), (), generator=generator))]
         x, y = uniform(2, 0.3, 0.7)
         near = uniform(4, -0.25, 0.25)
@@ -79,7 +80,12 @@ def random_marks(photos: Tensor, share: float, generator: torch.Generator) -> Te
             "glasses": [(x - 0.1, y), (x + 0.1, y)],
         }
         (width,), (radius,) = uniform(1, 0.025, 0.09), uniform(1, 0.06, 0.09)
-        return paint_mark(photo, kind, places[kind], uniform(3, -1, 1), width, radius)
+        colour = uniform(3, -1, 1)
+        return partial(paint_mark, kind=kind, places=places[kind], colour=colour, width=width, radius=radius)
 
-    chosen = torch.rand(len(photos), generator=generator) < share
-    return torch.stack([painted(photo) if marked else photo for photo, marked in zip(photos, chosen, strict=True)])
+    chosen = torch.rand(count, generator=generator) < share
+    return [mark() if marked else _unmarked for marked in chosen]
+
+
+def _unmarked(photo: Tensor) -> Tensor:
+    return photo

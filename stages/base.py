@@ -111,6 +111,20 @@ class Stage(pl.LightningModule):
         return self.inputs[role].module(ref.module)
 
     @property
+    def world_size(self) -> int:
+        """Number of ranks; 1 without a trainer."""
+        return 1 if self._trainer is None else self._trainer.world_size
+
+    def own(self, rows: int, views: int = 1) -> Tensor:
+        """Where this rank's ``rows``, ``views`` of each subject in a row, are in the batch of all ranks.
+
+        The loaders deal subjects out in turn. Draws for the whole batch, of which a rank takes its own rows, belong to
+        the pictures: equal global batches give equal results on any number of ranks.
+        """
+        places = torch.arange(self.world_size * rows).unflatten(0, (-1, self.world_size, views))
+        return places[:, self.global_rank].flatten()
+
+    @property
     def out(self) -> Path:
         """The run's output folder (``--out``)."""
         return Path(self.trainer.default_root_dir)
@@ -186,6 +200,11 @@ def item_seed(seed: int, item: str, step: int) -> int:
 def item_generator(seed: int, item: str, step: int) -> torch.Generator:
     """A CPU generator for the draws of one item at one step, whatever rank or group the item is in."""
     return torch.Generator().manual_seed(item_seed(seed, item, step))
+
+
+def step_generator(seed: int, step: int, rank: int = 0) -> torch.Generator:
+    """A CPU generator for the draws of one training step; the same on all ranks unless they name their own."""
+    return torch.Generator().manual_seed((seed * 1_000_003 + step) * 1009 + rank)
 
 
 def broadcast(module: nn.Module) -> None:

@@ -144,9 +144,11 @@ class DetailStage(InversionStage):
         assert camera is not None
         options, generator = self.regularisation, self.generator
         draws = self.draws()
-        others = generator.rig.random(len(image), draws).to(image.device)
+        rows, count = self.own(len(image), batch["image"].shape[1]), len(image) * self.world_size
+        others = generator.rig.random(count, draws)[rows].to(image.device)
         if self.marks:
-            image = random_marks(image, self.marks, draws)
+            marks = random_marks(count, self.marks, draws)
+            image = torch.stack([marks[row](photo) for row, photo in zip(rows.tolist(), image, strict=True)])
         coarse = self._coarse(image, camera, others)
         first = coarse.seen.image[::2].detach()
         details = self.detail(to_working_size(image, self.detail.resolution), first, camera, generator)

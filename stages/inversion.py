@@ -31,7 +31,7 @@ from models.losses.inversion import ReconstructionLoss
 from models.metrics.image import identity_similarity, psnr, ssim
 from models.metrics.inversion import PROTOCOL, VERSION, InversionProtocol, InversionScores
 from models.metrics.records import Record, finite, write_records
-from stages.base import ArtifactRef, Stage, average_gradients, broadcast, gather
+from stages.base import ArtifactRef, Stage, average_gradients, broadcast, gather, step_generator
 
 Batch = dict[str, Any]
 Renderer = Callable[[Camera | None], Rendering]
@@ -83,6 +83,7 @@ class InversionStage(Stage):
         seed: of all draws.
     """
 
+    monitor = ("val/psnr", "max")
     wrapped = False  # progressive training leaves some parameters without a gradient
     generator: Generator
     encoder: Encoder
@@ -213,8 +214,8 @@ class InversionStage(Stage):
         average_gradients(self)
 
     def draws(self) -> torch.Generator:
-        """A CPU generator for the draws of this step and rank."""
-        return torch.Generator().manual_seed((self.seed * 1_000_003 + self.global_step) * 1009 + self.global_rank)
+        """A CPU generator for the draws of this step, for the whole batch; see :meth:`own`."""
+        return step_generator(self.seed, self.global_step)
 
     # -- validation -------------------------------------------------------------------------------
 

@@ -95,7 +95,9 @@ class InvertStage(InversionStage):
 
     def losses(self, image: Tensor, camera: Camera | None, batch: Batch) -> dict[str, Tensor]:
         ws, expression = self.invert(image)
-        shown = torch.randperm(len(image), generator=self.draws())[: self.rendered].to(image.device)
+        order = torch.randperm(len(image) * self.world_size, generator=self.draws())
+        place = order.argsort()[self.own(len(image))]  # of each picture, among those of all ranks
+        shown = place.argsort()[: self.rendered].to(image.device)
         seen = camera if camera is None else camera[shown]
         moves = expression if expression is None else expression[shown]
         found = self.generator.synthesis(ws[shown], seen, expression=moves).image

@@ -24,7 +24,7 @@ from models.metrics.geometry import depth_mae, normal_error
 from models.metrics.image import change_correlation, psnr, ssim
 from models.metrics.records import Record, write_records
 from models.rendering.manifolds import ManifoldPredictor, fit_predictor
-from stages.base import ArtifactRef, Stage, average_gradients, broadcast, gather
+from stages.base import ArtifactRef, Stage, average_gradients, broadcast, gather, step_generator
 
 _VIEWS_DEG = (-60, -36, -24, -12, 0, 12, 24, 36, 60)  # yaws at which fitted heads are compared with the truth
 _NEAR_DEG = 36  # larger yaws are reported apart
@@ -76,6 +76,7 @@ class PriorStage(Stage):
     """
 
     name = "prior"
+    monitor = ("val/psnr", "max")
     wrapped = False  # two networks, and backward passes that each leave some of their parameters out
     images_seen: Tensor
     steps_done: Tensor
@@ -188,7 +189,7 @@ class PriorStage(Stage):
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         step = int(self.steps_done)
-        draws = torch.Generator().manual_seed((self.seed * 1_000_003 + step) * 1009 + self.global_rank)
+        draws = step_generator(self.seed, step)
         batch = self._pick_views(batch, draws)
         real, camera = batch["image"].flatten(0, 1), Camera.from_label(batch["label"].flatten(0, 1))
         optimizer, *others = self.optimizers()  # type: ignore[misc]
@@ -202,7 +203,7 @@ class PriorStage(Stage):
                 "--model.discriminator, and --model.adversarial_from 0"
             )
 
-        fake = self._render(batch, camera) if known else self._sample(camera, draws)
+        fake = self._render(batch, camera) if known else self._sample(camera, batch["image"].shape[1], draws)
         losses = self.reconstruction(fake, batch) if known else {}
         loss = self.reconstruction_weight * losses["reconstruction"] if known else real.new_zeros(())
         if adversarial:
@@ -321,10 +322,12 @@ class PriorStage(Stage):
         expression = batch["expression"].flatten(0, 1) if self.generator.expressions and "expression" in batch else None
         return self.generator.synthesis(self.generator.mapping(batch["z"]), camera, expression=expression)
 
-    def _sample(self, camera: Camera, draws: torch.Generator) -> Rendering:
-        """One subject a camera, seen by the cameras of the real batch."""
-        z = self.generator.sample_z(len(camera), draws).to(self.device)
-        return self.generator.synthesis(self.generator.mapping(z), camera, randomness=draws)
+    def _sample(self, camera: Camera, views: int, draws: torch.Generator) -> Rendering:
+        """One subject a camera, seen by the cameras of the real batch, which has so many ``views`` of each subject."""
+        z = self.generator.sample_z(len(camera) * self.world_size, draws)[self.own(len(camera), views)]
+        if self.global_rank > 0:  # what a generator draws inside, noise and jitter, it draws for its rank's rows
+            draws = step_generator(self.seed, int(self.steps_done), self.global_rank)
+        return self.generator.synthesis(self.generator.mapping(z.to(self.device)), camera, randomness=draws)
 
     def _schedule(self) -> float:
         seen = float(self.images_seen)

@@ -63,7 +63,8 @@ class TuneStage(InversionStage):
         loss = terms["reconstruction"]
         if self.locality_weight:
             original, near = self.original.module, slice(self.locality_samples)
-            z = original.sample_z(len(image[near]), self.draws()).to(image.device)
+            rows = self.own(len(image[near]))
+            z = original.sample_z(len(rows) * self.world_size, self.draws())[rows].to(image.device)
             view = camera and camera[near]
             distance = self.locality_distance
             terms["locality"] = locality(self.generator, original, ws[near], z, view, self.perceptual, distance)

@@ -58,10 +58,14 @@ def test_refusals(kind, places, message):
 
 def test_random_marks_fall_on_a_share_of_the_photos_and_follow_their_generator():
     photos = torch.rand(200, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    painted, again = (random_marks(photos, 0.4, torch.Generator().manual_seed(1)) for _ in range(2))
-    other = random_marks(photos, 0.4, torch.Generator().manual_seed(2))
+
+    def paint(share, seed):
+        marks = random_marks(len(photos), share, torch.Generator().manual_seed(seed))
+        return torch.stack([mark(photo) for mark, photo in zip(marks, photos, strict=True)])
+
+    painted, again, other = paint(0.4, 1), paint(0.4, 1), paint(0.4, 2)
     assert torch.equal(painted, again) and not torch.equal(painted, other)
     changed = (painted != photos).flatten(1)
     assert 60 < int(changed.any(1).sum()) < 100  # 80 expected, deviation 7
     assert float(changed.float().mean(1).max()) < 0.25  # marks, not new pictures
-    assert torch.equal(random_marks(photos, 0.0, torch.Generator()), photos)
+    assert torch.equal(paint(0.0, 1), photos)

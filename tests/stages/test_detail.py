@@ -107,7 +107,7 @@ def terms(module, data, rows=2):
     module.trainer = tiny.trainer("/nonexistent", callbacks=[])
     image = torch.cat([sample["image"] for sample in data.samples[:rows]])
     camera = Camera.from_label(torch.cat([sample["label"] for sample in data.samples[:rows]]))
-    return module.losses(image, camera, {})
+    return module.losses(image, camera, {"image": image[:, None]})
 
 
 def test_details_improve_on_the_coarse_heads(tmp_path, inverter):
