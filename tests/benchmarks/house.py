@@ -28,11 +28,33 @@ def seconds(function: Callable[[], object], repeats: int = 5) -> float:
     return sorted(times)[repeats // 2]
 
 
+def one_photo() -> float:
+    """Seconds from imported modules to a detailed head seen from its photo's camera: loading, camera, codes, details."""
+    from datamodules.artworks import read_artworks
+    from datamodules.poses import find_camera
+    from models.features.embedded import EmbeddedPose
+    from models.subjects import invert, look
+
+    photo = sorted((ROOT / "assets" / "artworks").glob("*.png"))[0]
+    begin = time.perf_counter()
+    loaded = artifact.load(ROOT / "assets" / "inverter")
+    generator, encoder, detail = (loaded.module(name) for name in ("generator", "encoder", "detail"))
+    (item,) = read_artworks(str(photo), size=detail.resolution)  # type: ignore[arg-type]
+    with torch.no_grad():
+        camera = find_camera(item, generator.rig, EmbeddedPose(), torch.device("cpu"))  # type: ignore[arg-type]
+        subject = invert(item.id, item.at(detail.resolution)[None], camera, generator, encoder, detail)  # type: ignore[arg-type]
+        look(subject.generator, subject.latents, camera, subject.expression)
+    return time.perf_counter() - begin
+
+
 def main() -> None:
     """Measure and print."""
     table = Table("operation", "seconds", title=f"torch {torch.__version__}, {torch.get_num_threads()} threads")
     command = [sys.executable, "-m", "stages", "--help"]
     table.add_row("galatea --help", f"{seconds(lambda: subprocess.run(command, cwd=ROOT, capture_output=True)):.3f}")
+    cold = "from tests.benchmarks.house import *; import models.subjects, datamodules.poses; print(one_photo())"
+    times = [float(subprocess.check_output([sys.executable, "-c", cold], cwd=ROOT)) for _ in range(3)]
+    table.add_row("one photo to a head, networks loaded for it", f"{sorted(times)[1]:.3f}")
     prior = ROOT / "assets" / "prior"
     if (prior / artifact.MANIFEST).exists():
         loaded = artifact.load(prior)

@@ -73,7 +73,7 @@ def inception(tmp_path_factory):
     torch.manual_seed(0)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(FeatureExtractorInceptionV3, "load_state_dict", lambda *_: None)  # stay as initialised
-        network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], str(path))
+        network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], str(path)).eval()
     torch.save(network.state_dict(), path)
     return path, network
 
