@@ -29,7 +29,7 @@ def seconds(function: Callable[[], object], repeats: int = 5) -> float:
 
 
 def one_photo() -> float:
-    """Seconds from imported modules to a detailed head seen from its photo's camera: loading, camera, codes, details."""
+    """Seconds that a photo takes to become a head, seen once: loading, camera, codes, details; without imports."""
     from datamodules.artworks import read_artworks
     from datamodules.poses import find_camera
     from models.features.embedded import EmbeddedPose
