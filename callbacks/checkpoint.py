@@ -1,50 +1,159 @@
-"""The checkpoint a killed run continues from."""
+"""The checkpoints that a killed run continues from."""
 
 from __future__ import annotations
 
+import logging
+import math
+import re
+import shutil
+import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
 
 from callbacks.progress import batches_done
 from models.errors import UserError
 from models.files import atomic_write
 
+log = logging.getLogger(__name__)
+
+LAST, BEST = "last.ckpt", "best.ckpt"
+_STEP = re.compile(r"step=(\d+)\.ckpt")
+
 
 class LastCheckpoint(pl.Callback):
-    """Keeps ``OUT/checkpoints/last.ckpt`` every ``every_n_batches`` and at the end of each epoch, atomically.
+    """Keeps ``OUT/checkpoints/step=N.ckpt`` of the last ``keep`` times, and ``best.ckpt``, each written atomically.
+
+    Saves every ``every_n_batches``, at the end of each epoch, and when a validation was the best so far by the stage's
+    ``monitor``. ``last.ckpt`` links to the newest; see :func:`checkpoint_to_read` for how it is read.
 
     The last batch of an epoch waits for its end: resumed before that, the epoch's validation would be left out.
     Batches are counted, not optimiser steps: with two optimisers Lightning's own count may step over every multiple.
+
+    Raises:
+        UserError: when a checkpoint cannot be written; those before are untouched.
     """
 
-    def __init__(self, every_n_batches: int = 500) -> None:
+    def __init__(self, every_n_batches: int = 500, keep: int = 2) -> None:
+        if every_n_batches < 1 or keep < 1:
+            raise UserError("every_n_batches and keep must be at least 1")
         self.every_n_batches = every_n_batches
+        self.keep = keep
         self._saved = -1
+        self._best: float | None = None
+        self._is_best = False  # what is saved next
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if batches_done(trainer) % self.every_n_batches == 0 and not trainer.is_last_batch:
             self.save(trainer)
 
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        if trainer.state.fn != "fit" or trainer.sanity_checking or pl_module.monitor is None:
+            return
+        name, mode = pl_module.monitor
+        score = float(trainer.callback_metrics.get(name, math.nan))
+        sign = 1 if mode == "max" else -1
+        if math.isfinite(score) and (self._best is None or sign * score > sign * self._best):
+            self._best, self._is_best = score, True
+            if not trainer.is_last_batch:
+                self.save(trainer)
+
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         self.save(trainer)
 
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self._best}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._best = state_dict["best"]
+
     def save(self, trainer: pl.Trainer) -> None:
         """Save now, unless this very batch is saved; all ranks call it together."""
-        if trainer.fast_dev_run or self._saved == batches_done(trainer):  # type: ignore[attr-defined]
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        self._saved = batches_done(trainer)
-        path = Path(trainer.default_root_dir) / "checkpoints" / "last.ckpt"
-        if trainer.is_global_zero:
-            try:
-                with atomic_write(path) as temporary:
-                    trainer.save_checkpoint(temporary, weights_only=False)
-            except UserError as error:
+        step = batches_done(trainer)
+        file = folder_of(trainer) / f"step={step}.ckpt"
+        try:
+            if self._saved != step:
+                self._saved = step
+                if trainer.is_global_zero:
+                    self._write(trainer, file)
+                else:  # gathering the state is collective; rank 0 alone writes
+                    trainer.save_checkpoint(file, weights_only=False)
+            if self._is_best and trainer.is_global_zero:
+                with atomic_write(file.with_name(BEST)) as temporary:
+                    shutil.copyfile(file, temporary)
+        except UserError as error:
+            if isinstance(error.__cause__, OSError):
                 raise UserError(f"{error} (it takes about {_bytes(trainer) / 1e6:.1f} MB)") from error
-        else:  # gathering the state is collective; rank 0 alone writes
-            trainer.save_checkpoint(path, weights_only=False)
+            raise
+        self._is_best = False
+
+    def _write(self, trainer: pl.Trainer, file: Path) -> None:
+        with atomic_write(file) as temporary:
+            trainer.save_checkpoint(temporary, weights_only=False)
+        with atomic_write(file.with_name(LAST)) as temporary:
+            temporary.symlink_to(file.name)
+        others = [other for other in checkpoints(file.parent) if other != file]
+        after = [other for other in others if step_of(other) > step_of(file)]  # of a run that went on from before them
+        for other in [*after, *others[len(after) + self.keep - 1 :]]:
+            other.unlink()
+
+
+def folder_of(trainer: pl.Trainer) -> Path:
+    """``OUT/checkpoints``."""
+    return Path(trainer.default_root_dir) / "checkpoints"
+
+
+def step_of(file: Path) -> int:
+    """The training batches that went into ``step=N.ckpt``."""
+    match = _STEP.fullmatch(file.name)
+    assert match is not None
+    return int(match[1])
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """``step=N.ckpt`` in a folder, newest first."""
+    return sorted(filter(lambda file: _STEP.fullmatch(file.name), folder.glob("*.ckpt")), key=step_of, reverse=True)
+
+
+def checkpoint_to_read(path: Path) -> Path:
+    """The checkpoint that ``path`` stands for: for a ``last.ckpt`` the newest beside it that is intact.
+
+    Raises:
+        UserError: when there is none, or ``path`` is another file that is damaged or none.
+    """
+    found = checkpoints(path.parent) if path.name == LAST else []
+    damaged: list[str] = []
+    for file in found or [path]:
+        if not file.exists():
+            raise UserError(f"there is no checkpoint {file}")
+        if is_intact(file):
+            if damaged:
+                names = f"{' and '.join(damaged)} {'is' if len(damaged) == 1 else 'are'}"
+                rank_zero_only(log.warning)(
+                    "%s damaged: continuing from %s, step %d", f"{path.parent}/{names}", file, step_of(file)
+                )
+            return file
+        damaged.append(file.name)
+    if found:
+        raise UserError(
+            f"no checkpoint in {path.parent} can be read ({', '.join(damaged)}): remove the folder to start again"
+        )
+    raise UserError(f"{path} is not a checkpoint, or damaged")
+
+
+def is_intact(file: Path) -> bool:
+    """Whether a file is what ``torch.save`` has written, to the last byte: by the checksums in it."""
+    try:
+        with zipfile.ZipFile(file) as content:
+            return content.testzip() is None
+    except (OSError, EOFError, ValueError, NotImplementedError, zipfile.BadZipFile, zlib.error):
+        return False
 
 
 def _bytes(trainer: pl.Trainer) -> int:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from models.errors import UserError
 
@@ -60,11 +62,30 @@ def check_folder(path: str | os.PathLike[str]) -> None:
         raise UserError(f"cannot write {path}: Permission denied: {place}")
 
 
+def previous(path: Path) -> Path:
+    """Where ``atomic_write(path, keep=True)`` leaves what ``path`` held before."""
+    return path.with_name(f"{path.stem}.previous{path.suffix}")
+
+
+def versions(path: Path) -> list[Path]:
+    """``path`` and what it held before, where they exist: should one be damaged, the next may do."""
+    return [file for file in (path, previous(path)) if file.exists()]
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file says, or the one before it should it be damaged; ``None`` when none can be read."""
+    for file in versions(path):
+        with suppress(OSError, ValueError):
+            return json.loads(file.read_text("utf-8"))
+    return None
+
+
 @contextmanager
-def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
+def atomic_write(path: str | os.PathLike[str], keep: bool = False) -> Iterator[Path]:
     """A temporary path in the folder of ``path`` that takes its place when the block ends without error.
 
-    The suffix is kept, for writers that choose a format by it. The folder is created when missing.
+    The suffix is kept, for writers that choose a format by it. The folder is created when missing. With ``keep`` what
+    ``path`` held before stays beside it; between the two renames only that is there: read :func:`versions`.
 
     Raises:
         UserError: when the file cannot be written; whatever ``path`` held before is untouched.
@@ -75,6 +96,8 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield temporary
+            if keep and path.exists():
+                os.replace(path, previous(path))
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)

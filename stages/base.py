@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import random
 from abc import abstractmethod
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, Literal, NoReturn, TypeVar
 
 import numpy as np
 import pytorch_lightning as pl
@@ -30,7 +31,9 @@ from callbacks.checkpoint import LastCheckpoint
 from datamodules.artworks import Artwork
 from models.artifact import Artifact, load
 from models.errors import UserError
-from models.files import atomic_write
+from models.files import atomic_write, previous, versions
+
+log = logging.getLogger(__name__)
 
 _RECORD = "galatea"  # our key in a Lightning checkpoint
 
@@ -53,6 +56,7 @@ class Stage(pl.LightningModule):
 
     Attributes:
         name: the stage's name on the command line.
+        monitor: what is logged in validation, and "max" or "min", by which the best checkpoint is known.
         wrapped: whether ``DistributedDataParallel`` may synchronise gradients. It expects one backward pass a step
             through all parameters; a stage that has others sets this to false and synchronises itself.
         inputs: by role, the artifacts taken with :meth:`take`.
@@ -60,6 +64,7 @@ class Stage(pl.LightningModule):
     """
 
     name: ClassVar[str]
+    monitor: ClassVar[tuple[str, Literal["max", "min"]] | None] = None
     wrapped: ClassVar[bool] = True
 
     def __init__(self) -> None:
@@ -268,7 +273,7 @@ class PerArtworkStage(Stage, Generic[State]):
     The items of ``trainer.datamodule.items``, sorted by id, form groups of ``group_size``; ranks take whole
     groups in turn; one training step is one optimisation step of the rank's resident group. Results do not
     depend on the number of ranks. A group's state is in ``OUT/items/FIRST_ID/group.safetensors``, written
-    atomically: a killed run continues every group at its exact step.
+    atomically: a killed run continues every group at its exact step; should the file be damaged, from the one before.
 
     Args:
         steps: optimisation steps per group.
@@ -348,9 +353,9 @@ class PerArtworkStage(Stage, Generic[State]):
             self._save(self._group[0])
 
     def _ticks(self, items: Sequence[Artwork]) -> list[_Tick]:
-        record = self._read_record(items)
-        if record is None:
+        if (found := self._read(items)) is None:
             return [_Tick(items, step) for step in range(self.steps)]
+        _, record, _ = found
         if record["finished"]:
             return []
         # A group killed between its last step and its results has one tick left, that only writes them.
@@ -383,7 +388,7 @@ class PerArtworkStage(Stage, Generic[State]):
         for term, values in losses.items():
             for item, finite in zip(state.items, values.isfinite().tolist(), strict=True):
                 if not finite:
-                    raise UserError(f"{self.name}: {term} of {item.id} is not finite at step {step}")
+                    self._stop(state, f"{term} of {item.id} is not finite at step {step}")
         state.optimizer.zero_grad(set_to_none=True)
         # Autocast must not reach backward; the scaler does nothing unless the precision is 16-mixed.
         with torch.autocast(self.device.type, enabled=False):
@@ -417,26 +422,39 @@ class PerArtworkStage(Stage, Generic[State]):
             "step_hash": self.step_hash,
         }
 
-    def _read_record(self, items: Sequence[Artwork]) -> dict[str, Any] | None:
-        file = self._group_file(items)
-        if not file.exists():
-            return None
-        try:
-            with safetensors.safe_open(file, "pt") as handle:
-                record = json.loads(handle.metadata()[_RECORD])
-        except (OSError, safetensors.SafetensorError, TypeError, KeyError, ValueError) as error:
-            raise UserError(f"{file} is damaged: remove it to start this group again") from error
-        if record["identity"] != self._identity(items):
-            raise UserError(f"{file} is of a run with other settings or inputs: choose another --out folder")
-        return record
+    def _read(self, items: Sequence[Artwork]) -> tuple[Path, dict[str, Any], dict[str, Tensor]] | None:
+        """The newest file of the group that is not damaged, with its record and its tensors."""
+        files = versions(self._group_file(items))
+        for file in files:
+            try:
+                with safetensors.safe_open(file, "pt") as handle:
+                    record = json.loads(handle.metadata()[_RECORD])
+                    tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
+                intact = record["sha256"] == _digest(tensors)
+            except (OSError, safetensors.SafetensorError, TypeError, KeyError, ValueError):
+                intact = False
+            if not intact:
+                continue
+            if record["identity"] != self._identity(items):
+                raise UserError(f"{file} is of a run with other settings or inputs: choose another --out folder")
+            return file, record, tensors
+        if files:
+            names = " and ".join(map(str, files))
+            verb, what = ("is", "it") if len(files) == 1 else ("are", "them")
+            raise UserError(f"{names} {verb} damaged: remove {what} to start this group again")
+        return None
 
     def _open(self, items: Sequence[Artwork]) -> State:
         self._seed(items, -1)
         state = self.start_group(items)
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=self.trainer.precision == "16-mixed")
         self._step = 0
-        if (record := self._read_record(items)) is not None:
-            tensors = safetensors.torch.load_file(self._group_file(items))  # each goes to its parameter's device below
+        if (found := self._read(items)) is not None:
+            file, record, tensors = found  # each tensor goes to its parameter's device below
+            damaged = self._group_file(items)
+            if file != damaged and damaged.exists():
+                log.warning("%s is damaged: continuing from %s, step %d", damaged, file, record["step"])
+                damaged.unlink()  # so that it does not take the place of the good one
             state.module.load_state_dict(_under("module", tensors), strict=True)
             slots: dict[int, dict[str, Any]] = {int(i): dict(values) for i, values in record["slots"].items()}
             for name, tensor in _under("optimizer", tensors).items():
@@ -447,8 +465,18 @@ class PerArtworkStage(Stage, Generic[State]):
             self._step = record["step"]
         return state
 
+    def _stop(self, state: State, what: str) -> NoReturn:
+        found = self._read(state.items)
+        good = "nothing was saved before" if found is None else f"step {found[1]['step']} is saved in {found[0]}"
+        raise UserError(f"{self.name}: {what}: lower the learning rates or the loss weights; {good}")
+
     def _save(self, state: State, finished: bool = False) -> None:
         optimizer = state.optimizer.state_dict()
+        values = dict(state.module.named_parameters())
+        values |= {f"{k} of parameter {i}": v for i, slot in optimizer["state"].items() for k, v in slot.items()}
+        for name, value in values.items():
+            if isinstance(value, Tensor) and not value.isfinite().all():
+                self._stop(state, f"{name} of {state.items[0].id} is not finite after step {self._step - 1}")
         record: dict[str, Any] = {"identity": self._identity(state.items), "step": self._step, "finished": finished}
         tensors: dict[str, Tensor] = {}
         if not finished:
@@ -462,7 +490,11 @@ class PerArtworkStage(Stage, Generic[State]):
             for i, slot in slots.items():
                 tensors |= {f"optimizer/{i}/{k}": v for k, v in slot.items() if isinstance(v, Tensor)}
         content = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
-        with atomic_write(self._group_file(state.items)) as file:
+        record["sha256"] = _digest(content)
+        target = self._group_file(state.items)
+        if finished:  # the results are in files of their own
+            previous(target).unlink(missing_ok=True)
+        with atomic_write(target, keep=not finished) as file:
             file.write_bytes(safetensors.torch.save(content, {_RECORD: json.dumps(record)}))
 
 
@@ -470,6 +502,15 @@ class PerArtworkStage(Stage, Generic[State]):
 class _Tick:
     items: Sequence[Artwork]
     step: int
+
+
+def _digest(tensors: dict[str, Tensor]) -> str:
+    """SHA-256 of names and contents: safetensors notices a file that is cut off, not one with changed bytes."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -21,7 +21,7 @@ from pytorch_lightning.plugins.environments import SLURMEnvironment, TorchElasti
 from pytorch_lightning.utilities import rank_zero_only
 
 from callbacks.artifact import ExportArtifact
-from callbacks.checkpoint import LastCheckpoint
+from callbacks.checkpoint import BEST, LAST, LastCheckpoint, checkpoint_to_read
 from callbacks.guard import FiniteGuard
 from callbacks.media import MediaPanels
 from callbacks.preemption import Preemption
@@ -123,6 +123,11 @@ class GalateaCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         self.config = parser.parse_args(args)
+        options = self.config[self.config.subcommand]
+        if path := options.get("ckpt_path"):
+            name = {"last": LAST, "best": BEST}.get(path)
+            path = Path(options["out"]) / "checkpoints" / name if name else Path(path)
+            options["ckpt_path"] = str(checkpoint_to_read(path))
 
     def _option(self, key: str) -> Any:
         return self.config[self.subcommand][key]

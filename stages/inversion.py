@@ -84,6 +84,7 @@ class InversionStage(Stage):
     """
 
     monitor = ("val/psnr", "max")
+    monitor = ("val/psnr", "max")
     wrapped = False  # progressive training leaves some parameters without a gradient
     generator: Generator
     encoder: Encoder

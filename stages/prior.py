@@ -77,6 +77,7 @@ class PriorStage(Stage):
 
     name = "prior"
     monitor = ("val/psnr", "max")
+    monitor = ("val/psnr", "max")
     wrapped = False  # two networks, and backward passes that each leave some of their parameters out
     images_seen: Tensor
     steps_done: Tensor

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from models.errors import UserError, one_line
+from models.files import read_json
 from stages.arguments import Parser
 from stages.jobs import ACTIVE, Entry, Job, query, read_plan
 
@@ -110,10 +110,7 @@ def _submitted(out: Path, name: str, entry: Entry, dead: Sequence[str], known: d
 
 
 def _read(folder: Path) -> dict[str, Any]:
-    try:
-        return json.loads((folder / "status.json").read_text("utf-8"))
-    except (OSError, ValueError):
-        return {}
+    return read_json(folder / "status.json") or {}
 
 
 def _done(status: dict[str, Any]) -> str:

@@ -24,10 +24,11 @@ from typing import Any
 import yaml
 
 from models.errors import UserError, one_line
-from models.files import ROOT, atomic_write, os_errors, resolve, sweep
+from models.files import ROOT, atomic_write, os_errors, read_json, resolve, sweep, versions
 from models.manifest import MANIFEST, manifest_id, read_manifest
 from stages.hashing import step_hash
 
+STATUS = "status.json"
 PREEMPTED = os.EX_TEMPFAIL  # exit status of callbacks.preemption: saved and stopped, the same command continues
 
 
@@ -116,6 +117,8 @@ def read_state(folder: Path, digest: str) -> str:
     """ "done", "unfinished", "changed" (done or begun with another hash) or "new"."""
     status = _read_status(folder)
     if not status:
+        if versions(folder / STATUS):
+            raise UserError(f"{folder / STATUS} is damaged: remove {folder} to do this step again")
         return "new"
     if status.get("hash") != digest:
         return "changed"
@@ -132,7 +135,7 @@ def clear(folder: Path) -> None:
     """
     sweep(folder.parent)
     if folder.exists():
-        if not (folder / "status.json").exists() and any(folder.iterdir()):
+        if not versions(folder / STATUS) and any(folder.iterdir()):
             raise UserError(f"{folder} holds files of something else: choose another --out folder")
         # Renamed first: killed here, the rest of a folder without its status would look like somebody else's.
         old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
@@ -143,8 +146,8 @@ def clear(folder: Path) -> None:
 
 def resume_options(folder: Path, command: Sequence[str]) -> list[str]:
     """What continues the step from its last checkpoint, where it has one."""
-    checkpoint = folder / "checkpoints" / "last.ckpt"
-    return [f"--ckpt_path={checkpoint}"] if checkpoint.exists() and "fit" in command else []
+    checkpoints = folder / "checkpoints"
+    return [f"--ckpt_path={checkpoints / 'last.ckpt'}"] if any(checkpoints.glob("*.ckpt")) and "fit" in command else []
 
 
 @contextmanager
@@ -168,15 +171,13 @@ def locked(out: Path, shared: bool = False) -> Iterator[int]:
 
 
 def _read_status(folder: Path) -> dict[str, Any]:
-    try:
-        return json.loads((folder / "status.json").read_text("utf-8"))
-    except (OSError, ValueError):
-        return {}
+    status = read_json(folder / STATUS)
+    return status if isinstance(status, dict) else {}
 
 
 def write_status(folder: Path, status: Mapping[str, Any]) -> None:
     """Write ``status.json``, atomically."""
-    with atomic_write(folder / "status.json") as file:
+    with atomic_write(folder / STATUS, keep=True) as file:
         file.write_text(json.dumps(status, indent=1) + "\n")
 
 

@@ -313,11 +313,11 @@ def training(tmp_path_factory):
 class TestCheckpoints:
     def test_full_disk(self, training, here, stage):
         """There is room for all but checkpoints: the last one that was whole is kept."""
-        kept = here / "out" / "checkpoints" / "last.ckpt"
+        kept = here / "out" / "checkpoints" / "step=0.ckpt"
         kept.parent.mkdir(parents=True)
         kept.write_bytes(b"whole")
         sentence = refusal(here, *training[stage], limit=50_000)
-        assert re.fullmatch(rf"cannot write {kept}: File too large \(it takes about \d+\.\d MB\)", sentence)
+        assert re.fullmatch(rf"cannot write {kept.parent}/step=1.ckpt: File too large \(it takes about \d+\.\d MB\)", sentence)
         assert kept.read_bytes() == b"whole" and list(kept.parent.iterdir()) == [kept]
 
     def test_folder_that_is_a_file(self, training, here, stage):
@@ -325,7 +325,7 @@ class TestCheckpoints:
         place.parent.mkdir()
         place.write_bytes(b"mine")
         sentence = refusal(here, *training[stage])
-        assert sentence.startswith(f"cannot write {place}/last.ckpt: Not a directory: {place}")
+        assert sentence.startswith(f"cannot write {place}/step=1.ckpt: Not a directory: {place}")
         assert place.read_bytes() == b"mine"
 
 
