@@ -1,10 +1,11 @@
-"""A baked head as ordered, textured meshes: one transparent layer a manifold, for any viewer that blends.
+"""A baked head as ordered, textured layers: a transparent one for each manifold, for any viewer that blends.
 
 Source: GRAMInverter (Deng et al., 2023), Sec. 4.1: cached manifolds are alpha-textured meshes.
 """
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,7 @@ from models.rendering.baked import BakedHead
 from models.rendering.compositing import EMPTY, layer_weights
 
 FAINT = 1 / 255  # an opacity below this is not seen
+BORDER = 4  # texels around each texture, in a picture of several
 
 
 @dataclass(frozen=True)
@@ -98,9 +100,10 @@ def _crowned(points: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def write_layers(path: str | os.PathLike[str], layers: list[Layer]) -> None:
-    """Write layers as one ``.glb``, atomically: unlit, in painting order.
+    """Write layers as one ``.glb``, atomically, unlit: the core as a mesh, and the others, in order, as a second one.
 
-    Viewers that sort transparent parts by distance, as three.js does, keep the order of parts that are equally far.
+    Viewers sort transparent meshes in ways of their own, but draw the triangles of one as they come: so what is to be
+    painted from the inside out is one mesh, with all textures in one picture.
 
     Raises:
         UserError: when there are no layers, or the file cannot be written.
@@ -114,20 +117,40 @@ def write_layers(path: str | os.PathLike[str], layers: list[Layer]) -> None:
     if not layers:
         raise UserError(f"mesh {path}: the manifolds are transparent throughout, there is nothing to write")
     scene = trimesh.Scene()
-    for number, layer in enumerate(layers):
-        picture = Image.fromarray(_rgba(layer.texture))
+    for core, name in ((True, "core"), (False, "manifolds")):
+        parts = [layer for layer in layers if layer.core == core]
+        if not parts:
+            continue
+        layer = _joined(parts)
         material = PBRMaterial(
-            baseColorTexture=picture, metallicFactor=0.0, roughnessFactor=1.0,
-            alphaMode="MASK" if layer.core else "BLEND", alphaCutoff=0.5 if layer.core else None,
+            baseColorTexture=Image.fromarray(_rgba(layer.texture)), metallicFactor=0.0, roughnessFactor=1.0,
+            alphaMode="MASK" if core else "BLEND", alphaCutoff=0.5 if core else None,
         )  # fmt: skip
         uv = layer.uv.numpy() * [1, -1] + [0, 1]  # trimesh counts from the bottom
         solid = trimesh.Trimesh(
             layer.vertices.numpy(), layer.faces.numpy(), process=False, visual=TextureVisuals(uv, material=material)
         )
-        name = "core" if layer.core else f"manifold_{number:02d}"
         scene.add_geometry(solid, name, name)
     with atomic_write(path) as temporary:
         temporary.write_bytes(export_glb(scene, tree_postprocessor=_unlit))
+
+
+def _joined(layers: list[Layer]) -> Layer:
+    """Layers as one, their textures side by side with borders that go on, so that filters mix no two of them."""
+    size = layers[0].texture.shape[1]
+    columns = math.ceil(math.sqrt(len(layers)))
+    rows, tile = math.ceil(len(layers) / columns), size + 2 * BORDER
+    tiles = F.pad(torch.stack([layer.texture for layer in layers]), (BORDER,) * 4, mode="replicate")
+    tiles = F.pad(tiles, (0, 0, 0, 0, 0, 0, 0, rows * columns - len(layers)))
+    texture = tiles.unflatten(0, (rows, columns)).permute(2, 0, 3, 1, 4).reshape(4, rows * tile, columns * tile)
+    places, faces, start = [], [], 0
+    for number, layer in enumerate(layers):
+        corner = torch.tensor([number % columns, number // columns]) * tile + BORDER
+        places.append((layer.uv * size + corner) / torch.tensor([columns * tile, rows * tile]))
+        faces.append(layer.faces + start)
+        start += len(layer.vertices)
+    vertices = torch.cat([layer.vertices for layer in layers])
+    return Layer(vertices, torch.cat(faces), torch.cat(places), texture, layers[0].core)
 
 
 def _rgba(texture: Tensor) -> np.ndarray:
