@@ -31,8 +31,10 @@ class LastCheckpoint(pl.Callback):
     Saves every ``every_n_batches``, at the end of each epoch, and when a validation was the best so far by the stage's
     ``monitor``. ``last.ckpt`` links to the newest; see :func:`checkpoint_to_read` for how it is read.
 
-    The last batch of an epoch waits for its end: resumed before that, the epoch's validation would be left out.
     Batches are counted, not optimiser steps: with two optimisers Lightning's own count may step over every multiple.
+    A batch that is validated is saved after that: resumed before, the run would go on without. All others are saved at
+    their own end, the last of an epoch too: resumed from the end of an epoch that had no validation, Lightning loses
+    the next one.
 
     Raises:
         UserError: when a checkpoint cannot be written; those before are untouched.
@@ -45,22 +47,25 @@ class LastCheckpoint(pl.Callback):
         self.keep = keep
         self._saved = -1
         self._best: float | None = None
-        self._is_best = False  # what is saved next
+        self._is_due = self._is_best = False  # what is saved next
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if batches_done(trainer) % self.every_n_batches == 0 and not trainer.is_last_batch:
+        loop = trainer.fit_loop
+        self._is_due = _ends(trainer) or batches_done(trainer) % self.every_n_batches == 0
+        if self._is_due and not loop.epoch_loop._should_check_val_fx(loop._data_fetcher):  # type: ignore[arg-type]
             self.save(trainer)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        if trainer.state.fn != "fit" or trainer.sanity_checking or pl_module.monitor is None:
+        if trainer.state.fn != "fit" or trainer.sanity_checking:
             return
-        name, mode = pl_module.monitor
-        score = float(trainer.callback_metrics.get(name, math.nan))
-        sign = 1 if mode == "max" else -1
-        if math.isfinite(score) and (self._best is None or sign * score > sign * self._best):
-            self._best, self._is_best = score, True
-            if not trainer.is_last_batch:
-                self.save(trainer)
+        if pl_module.monitor is not None:
+            name, mode = pl_module.monitor
+            score = float(trainer.callback_metrics.get(name, math.nan))
+            sign = 1 if mode == "max" else -1
+            if math.isfinite(score) and (self._best is None or sign * score > sign * self._best):
+                self._best, self._is_best = score, True
+        if (self._is_due or self._is_best) and not _ends(trainer):
+            self.save(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         self.save(trainer)
@@ -102,6 +107,11 @@ class LastCheckpoint(pl.Callback):
         after = [other for other in others if step_of(other) > step_of(file)]  # of a run that went on from before them
         for other in [*after, *others[len(after) + self.keep - 1 :]]:
             other.unlink()
+
+
+def _ends(trainer: pl.Trainer) -> bool:
+    """Whether this batch is the last one of its epoch, or of the run."""
+    return trainer.is_last_batch or trainer.should_stop or 0 < trainer.max_steps <= trainer.global_step
 
 
 def folder_of(trainer: pl.Trainer) -> Path:
@@ -148,7 +158,7 @@ def checkpoint_to_read(path: Path) -> Path:
 
 
 def is_intact(file: Path) -> bool:
-    """Whether a file is what ``torch.save`` has written, to the last byte: by the checksums in it."""
+    """Whether a file is a zip, as ``torch.save`` writes, whose checksums hold; ``torch.load`` does not check them."""
     try:
         with zipfile.ZipFile(file) as content:
             return content.testzip() is None
