@@ -15,6 +15,7 @@ VERBS = {
     "run": ("stages.orchestrator:main", "run a pipeline: galatea run configs/pipelines/artform.yaml"),
     "status": ("stages.status:main", "what each step of a pipeline is doing, here or on a cluster"),
     "step": ("stages.slurm:step", "one step of a pipeline, as batch scripts run it"),
+    "lineage": ("stages.lineage:main", "from an artifact back to everything it was made of"),
     "view": ("stages.view:main", "look at an artifact live in the browser"),
     "table": ("stages.results:main", "join metrics.csv files: means, paired differences, intervals"),
     "zoo": ("stages.zoo:main", "official checkpoint files to artifacts and back"),
