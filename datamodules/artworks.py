@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from datamodules.labels import LABELS, camera_labels, parse_json
+from datamodules.resumable import evaluation_loader
 from models.camera import Camera, Rig
 from models.errors import UserError
 from models.files import os_errors, resolve
@@ -113,7 +114,7 @@ class ArtworkDataModule(pl.LightningDataModule):
         return self.steps
 
     def _loader(self) -> DataLoader[Artwork]:
-        return DataLoader(self.items, batch_size=1, collate_fn=list)  # type: ignore[arg-type]
+        return evaluation_loader(self.items, 1, trainer=self.trainer, collate_fn=list)  # type: ignore[arg-type]
 
     test_dataloader = predict_dataloader = _loader
 

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from datamodules.mannequins.render import RIG, render
 from datamodules.mannequins.scene import IDENTITY, SPLITS, WORLD_VERSION, Z_DIM, Scene, sample_expression, subject_z
 from datamodules.mannequins.styles import ART_STYLES, HELD_OUT_STYLE, PLAIN, STYLES
-from datamodules.resumable import ResumableLoader
+from datamodules.resumable import ResumableLoader, evaluation_loader
 from models.errors import UserError
 from models.files import atomic_write
 
@@ -159,4 +159,4 @@ class FeaturePairs(pl.LightningDataModule):
         return self._evaluation("test")
 
     def _evaluation(self, split: str) -> DataLoader[dict[str, Tensor]]:
-        return DataLoader(self.dataset(split), self.batch_size)
+        return evaluation_loader(self.dataset(split), self.batch_size, trainer=self.trainer)

@@ -25,6 +25,7 @@ from datamodules.mannequins.dataset import SPLITS
 from datamodules.mannequins.render import RIG, Truth, render
 from datamodules.mannequins.scene import EXPRESSIONS, Scene, subject_z
 from datamodules.mannequins.styles import ART_STYLES, STYLES
+from datamodules.resumable import evaluation_loader
 from models.camera import Camera
 from models.errors import UserError
 from models.files import atomic_write
@@ -179,7 +180,7 @@ class MannequinArtworks(pl.LightningDataModule):
 
     def test_dataloader(self) -> DataLoader[Artwork]:
         """One artwork a batch."""
-        return DataLoader(self.items, batch_size=1, collate_fn=list)  # type: ignore[arg-type]
+        return evaluation_loader(self.items, 1, trainer=self.trainer, collate_fn=list)  # type: ignore[arg-type]
 
 
 def write_artworks(out: Path, portrayals: Sequence[Portrayal], size: int, supersample: int = 2) -> None:

@@ -1,4 +1,4 @@
-"""Loaders that continue at their exact batch when a run is resumed, and the base of data that has them."""
+"""Loaders that continue at their exact batch, loaders that show each item once, and the base of data with both."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any, TypeVar
 import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
+
+from models.errors import UserError
 
 T = TypeVar("T")
 
@@ -77,6 +79,44 @@ class _Order(DistributedSampler[Any]):
         """The loader counts its passes itself: on resume, Lightning tells the epoch too late for workers."""
 
 
+class _Share(DistributedSampler[Any]):
+    """Every item in order, dealt out to the ranks in turn."""
+
+    def __init__(self, dataset: Dataset[Any], trainer: pl.Trainer | None) -> None:
+        world, rank = (trainer.world_size, trainer.global_rank) if trainer is not None else (1, 0)
+        super().__init__(dataset, num_replicas=world, rank=rank, shuffle=False)
+        self.share = range(rank, len(dataset), world)  # type: ignore[arg-type]
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.share)
+
+    def __len__(self) -> int:
+        return len(self.share)
+
+
+def evaluation_loader(
+    dataset: Dataset[T], batch_size: int, *, trainer: pl.Trainer | None = None, **options: Any
+) -> DataLoader[T]:
+    """Batches in order, in which each item is on one rank and there once.
+
+    Lightning's own sampler fills ranks up with items of others, which then count twice.
+
+    Args:
+        dataset: with a length.
+        batch_size: per rank; the last batch may be smaller.
+        trainer: tells the rank; ``None`` for a single process.
+        options: of ``DataLoader``: workers, collation.
+
+    Raises:
+        UserError: when there are more ranks than items: one with nothing to do would keep the others waiting.
+    """
+    share = _Share(dataset, trainer)
+    count = len(dataset)  # type: ignore[arg-type]
+    if 0 < count < share.num_replicas:
+        raise UserError(f"{share.num_replicas} processes cannot share {count} items: use at most {count}")
+    return DataLoader(dataset, batch_size=batch_size, sampler=share, **options)
+
+
 class SplitDataModule(pl.LightningDataModule):
     """Base of data that comes as train, val and test sets: their loaders. ``setup`` of a subclass fills ``datasets``.
 
@@ -99,11 +139,11 @@ class SplitDataModule(pl.LightningDataModule):
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Batches of the val split, in order."""
-        return DataLoader(self.datasets["val"], batch_size=self.batch_size, **self._workers)
+        return evaluation_loader(self.datasets["val"], self.batch_size, trainer=self.trainer, **self._workers)
 
     def test_dataloader(self) -> DataLoader[Any]:
         """Batches of the test split, in order."""
-        return DataLoader(self.datasets["test"], batch_size=self.batch_size, **self._workers)
+        return evaluation_loader(self.datasets["test"], self.batch_size, trainer=self.trainer, **self._workers)
 
     def predict_dataloader(self) -> DataLoader[Any]:
         """As the test set."""

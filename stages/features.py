@@ -6,7 +6,7 @@ five self-contained networks are exported.
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
@@ -24,7 +24,7 @@ from models.features.embedded import (
 from models.features.evaluation import measure_features
 from models.losses.contrastive import ranking, supervised_contrastive
 from models.metrics.records import Record, write_records
-from stages.base import Stage
+from stages.base import Stage, average_gradients, broadcast, gather
 
 # Classes whose mean colours the style embedding must hold: face, hair with beard, cloth, background.
 _COLOUR_GROUPS = ((1, 2, 3, 4, 5, 6), (7, 8), (9,), (0,))
@@ -48,6 +48,7 @@ class FeaturesStage(Stage):
     """
 
     name = "features"
+    wrapped = False  # in validation, ranks with an odd number of batches would wait for one another
 
     def __init__(
         self,
@@ -87,8 +88,15 @@ class FeaturesStage(Stage):
         self.appearance_head = nn.Linear(self.style.dim, 3 * len(_COLOUR_GROUPS) + 3)
         self.to(memory_format=torch.channels_last)  # a third faster on CPUs
 
+    def on_train_start(self) -> None:
+        broadcast(self)
+
+    def on_after_backward(self) -> None:
+        average_gradients(self)
+
     def training_step(self, batch: dict[str, Tensor], _: int) -> Tensor:
-        generator = Generator().manual_seed(self.seed * 1_000_003 + self.global_step)
+        # The losses compare what is in a batch: each rank contrasts, and augments, its own.
+        generator = Generator().manual_seed(self.seed * 1_000_003 + self.global_step + (self.global_rank << 40))
         losses = {**self.style_blind_losses(batch, generator), **self.style_aware_losses(batch, generator)}
         self.log_dict({f"train/{name}": value.detach() for name, value in losses.items()})
         return sum((self.loss_weights[name] * value for name, value in losses.items()), torch.zeros(()))
@@ -228,8 +236,8 @@ class FeaturesStage(Stage):
     test_step = validation_step
 
     def on_validation_epoch_end(self) -> None:
-        self._validated = {f"val/{name}": value for name, value in self._measure(self.trainer.val_dataloaders).items()}
-        self.log_dict(self._validated, sync_dist=True)
+        self._validated = {f"val/{name}": value for name, value in self._measure().items()}
+        self.log_dict(self._validated)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
@@ -240,22 +248,21 @@ class FeaturesStage(Stage):
         self._validated = checkpoint["validated"]
 
     def on_test_epoch_end(self) -> None:
-        measured = self._measure(self.trainer.test_dataloaders)
-        self.log_dict({f"test/{name}": value for name, value in measured.items()}, sync_dist=True)
+        measured = self._measure()
+        self.log_dict({f"test/{name}": value for name, value in measured.items()})
         if self.trainer.is_global_zero:
             write_records(
                 self.out / "metrics.csv",
                 [Record("features", "1", "test", "", "", self.seed, "embedded", "", k, v) for k, v in measured.items()],
             )
 
-    def _measure(self, loader: Any) -> dict[str, float]:
+    def _measure(self) -> dict[str, float]:
         batch = {name: torch.cat([seen[name] for seen in self._seen]) for name in self._seen[0]}
         self._seen = []
-        if self.trainer.world_size > 1:
-            # Rank r has seen items r, r + world, ...; the first ones are repeated until all have as many.
-            count = len(loader.dataset)
-            gathered = {name: cast(Tensor, self.all_gather(part)) for name, part in batch.items()}
-            batch = {name: part.transpose(0, 1).flatten(0, 1)[:count] for name, part in gathered.items()}
+        if self.world_size > 1:  # rank r has seen items r, r + world, ...
+            parts = gather([{name: part.cpu() for name, part in batch.items()}])
+            rows = [(parts[i % len(parts)], i // len(parts)) for i in range(sum(len(p["image"]) for p in parts))]
+            batch = {n: torch.stack([part[n][row] for part, row in rows]).to(self.device) for n in batch}
         return measure_features(
             batch,
             style=self.style,

@@ -84,7 +84,6 @@ class InversionStage(Stage):
     """
 
     monitor = ("val/psnr", "max")
-    monitor = ("val/psnr", "max")
     wrapped = False  # progressive training leaves some parameters without a gradient
     generator: Generator
     encoder: Encoder
@@ -220,9 +219,6 @@ class InversionStage(Stage):
 
     # -- validation -------------------------------------------------------------------------------
 
-    def on_validation_epoch_start(self) -> None:
-        broadcast(self.encoder)  # of batch normalisation each rank has its own statistics
-
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         if batch_idx == 0:
             self._shown = batch
@@ -272,7 +268,6 @@ class InversionStage(Stage):
         image, camera = self.pictures(first_views(batch))
         image = to_working_size(image, self.generator.resolution)
         assert self.protocol is not None
-        share = -(-self.protocol.surfaces // self.trainer.world_size)
         for row, item in enumerate(items_of(batch)):
             own = image[row : row + 1]
             if camera is None:
@@ -283,7 +278,8 @@ class InversionStage(Stage):
             if truth is not None:
                 sample = {name: value[row] for name, value in batch.items()}
                 truth = partial(self.true_views, truth, sample)
-            surface = len(self._scores.names) < share
+            place = len(self._scores.names) * self.world_size + self.global_rank  # among the items of all ranks
+            surface = place < self.protocol.surfaces
             measured = self.protocol(item, own, camera[row], self.generator.rig, self.reconstruct, truth, surface)
             self._scores.update(item, measured)
             for name, picture in measured.pictures.items():

@@ -77,7 +77,6 @@ class PriorStage(Stage):
 
     name = "prior"
     monitor = ("val/psnr", "max")
-    monitor = ("val/psnr", "max")
     wrapped = False  # two networks, and backward passes that each leave some of their parameters out
     images_seen: Tensor
     steps_done: Tensor
@@ -132,8 +131,7 @@ class PriorStage(Stage):
         self.tested, self.fit_subjects, self.kid_features = tested, fit_subjects, kid_features
         self.neighbours = neighbours
         self._records: list[Record] = []
-        self._pictures: list[Tensor] = []
-        self._labels: list[Tensor] = []
+        self._tested: dict[int, dict[str, Tensor]] = {}  # by place in the split, what test has seen
         self.register_buffer("images_seen", torch.zeros((), dtype=torch.int64))
         self.register_buffer("steps_done", torch.zeros((), dtype=torch.int64))
         if channels_last:
@@ -390,13 +388,11 @@ class PriorStage(Stage):
     def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Latent fits, expressions and samples against held-out subjects of the embedded world."""
         generator = self.average.eval()
-        self._pictures.append(batch["image"].flatten(0, 1).cpu())
-        self._labels.append(batch["label"].flatten(0, 1).cpu())
-        if "z" not in batch:
-            return
-        left = self.fit_subjects - len({record.item for record in self._records})
-        for z, seed in list(zip(batch["z"], batch["seed"].tolist(), strict=True))[: max(left, 0)]:
-            self._records += self._measure(generator, z[None], int(seed))
+        for row in range(len(batch["image"])):
+            place = len(self._tested) * self.world_size + self.global_rank  # as the loader deals subjects out
+            self._tested[place] = {name: batch[name][row].cpu() for name in ("image", "label")}
+            if "z" in batch and place < self.fit_subjects:
+                self._records += self._measure(generator, batch["z"][row][None], int(batch["seed"][row]))
 
     def _measure(self, generator: Generator, z: Tensor, seed: int) -> list[Record]:
         """All scores of one subject; z (1, z_dim) is its true code."""
@@ -443,13 +439,15 @@ class PriorStage(Stage):
         return records
 
     def on_test_epoch_end(self) -> None:
-        records = self._gather(self._records)
-        if self.kid_features is not None:
-            records += self._kernel_distances(self.kid_features.to(self.device))
-        if self.neighbours:
-            records += self._nearest_training_pictures()
+        records, tested = self._gather(self._records), dict(gather(list(self._tested.items())))
         if not self.trainer.is_global_zero:
             return
+        subjects = [tested[place] for place in sorted(tested)]
+        pictures, labels = (torch.cat([subject[name] for subject in subjects]) for name in ("image", "label"))
+        if self.kid_features is not None:
+            records += self._kernel_distances(self.kid_features.to(self.device), pictures, labels)
+        if self.neighbours:
+            records += self._nearest_training_pictures(pictures, labels)
         write_records(self.out / "metrics.csv", records)
         names = sorted({(record.variant, record.metric) for record in records})
         for variant, metric in names:
@@ -463,13 +461,15 @@ class PriorStage(Stage):
         unique = {(r.item, r.variant, r.metric, r.view): r for r in gather(records)}
         return [unique[key] for key in sorted(unique)]
 
-    def _kernel_distances(self, features: EmbeddedDistribution | InceptionDistribution) -> list[Record]:
+    def _kernel_distances(
+        self, features: EmbeddedDistribution | InceptionDistribution, pictures: Tensor, labels: Tensor
+    ) -> list[Record]:
         """KID of samples against one half of the held-out pictures, beside that of the two halves."""
-        pictures = torch.cat(self._pictures)
         half = len(pictures) // 2
         records = []
-        for variant, others in {"samples": self._samples(half), "real halves": pictures[half : 2 * half]}.items():
-            metric = kid(features, subset_size=max(2, min(100, half // 2))).to(self.device)
+        sides = {"samples": self._samples(labels[:half]), "real halves": pictures[half : 2 * half]}
+        for variant, others in sides.items():
+            metric = kid(features, subset_size=max(2, min(100, half // 2)), gather=False).to(self.device)
             for part, real in ((others, False), (pictures[:half], True)):
                 for chunk in part.split(32):
                     metric.update(((chunk + 1) / 2).to(self.device), real=real)
@@ -479,22 +479,22 @@ class PriorStage(Stage):
             records.append(Record("prior", "1", "test", "all", "", self.seed, variant, network, "kid", float(mean)))
         return records
 
-    def _samples(self, count: int) -> Tensor:
-        """Pictures (count, 3, R, R) of random codes from the cameras of the held-out pictures, on the CPU."""
+    def _samples(self, labels: Tensor) -> Tensor:
+        """Pictures (N, 3, R, R) of random codes, seen by cameras (N, 25), on the CPU."""
         draws = torch.Generator().manual_seed(self.seed)
         samples = []
-        for labels in torch.cat(self._labels)[:count].split(16):
-            z = self.average.sample_z(len(labels), draws).to(self.device)
-            camera = Camera.from_label(labels.to(self.device))
+        for part in labels.split(16):
+            z = self.average.sample_z(len(part), draws).to(self.device)
+            camera = Camera.from_label(part.to(self.device))
             samples.append(self.average.synthesis(self.average.mapping(z), camera).image.clamp(-1, 1).cpu())
         return torch.cat(samples)
 
-    def _nearest_training_pictures(self) -> list[Record]:
+    def _nearest_training_pictures(self, pictures: Tensor, labels: Tensor) -> list[Record]:
         """How near samples, and as many held-out pictures, come to the training set; the former are shown."""
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         data.setup("fit")
         training = data.datasets["train"]
-        asked = {"samples": self._samples(self.neighbours), "held out": torch.cat(self._pictures)[: self.neighbours]}
+        asked = {"samples": self._samples(labels[: self.neighbours]), "held out": pictures[: self.neighbours]}
         queries = torch.cat(list(asked.values())).flatten(1)
         best = torch.full((len(queries),), math.inf)
         nearest = torch.zeros_like(queries)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.configurable import Configurable
+from models.encoders.normalization import BatchNorm2d
 
 WIDTHS = (64, 128, 256, 512)
 DEPTHS = (3, 4, 14, 3)  # of the 50-layer network
@@ -41,14 +42,14 @@ class Bottleneck(nn.Module):
             self.shortcut_layer = nn.Identity() if stride == 1 else nn.MaxPool2d(1, stride)
         else:
             self.shortcut_layer = nn.Sequential(
-                nn.Conv2d(channels_in, channels, 1, stride, bias=False), nn.BatchNorm2d(channels)
+                nn.Conv2d(channels_in, channels, 1, stride, bias=False), BatchNorm2d(channels)
             )
         self.res_layer = nn.Sequential(
-            nn.BatchNorm2d(channels_in),
+            BatchNorm2d(channels_in),
             nn.Conv2d(channels_in, channels, 3, 1, 1, bias=False),
             nn.PReLU(channels),
             nn.Conv2d(channels, channels, 3, stride, 1, bias=False),
-            nn.BatchNorm2d(channels),
+            BatchNorm2d(channels),
         )
         if reduction is not None:
             self.res_layer.append(SqueezeExcitation(channels, reduction))
@@ -75,7 +76,7 @@ class IRTrunk(nn.Module):
     ) -> None:
         super().__init__()
         self.input_layer = nn.Sequential(
-            nn.Conv2d(channels, widths[0], 3, 1, 1, bias=False), nn.BatchNorm2d(widths[0]), nn.PReLU(widths[0])
+            nn.Conv2d(channels, widths[0], 3, 1, 1, bias=False), BatchNorm2d(widths[0]), nn.PReLU(widths[0])
         )
         blocks: list[Bottleneck] = []
         for before, width, depth in zip((widths[0], *widths), widths, depths, strict=False):

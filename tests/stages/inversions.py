@@ -22,14 +22,20 @@ ENCODER = {
 }  # fmt: skip
 
 
-def portraits(folder: Path, generator: Generator, labels: bool = True) -> Path:
-    """Samples of a generator as files of a folder, beside their cameras; held out are the last four."""
+DETAIL = {
+    "features": 4, "resolution": 32, "voxel": [4, 16, 16], "voxel_features": 4, "widths": [8, 8], "unet": [4, 6],
+    "blocks": 1, "atlas": 8, "upsampler": [6, 6],
+}  # fmt: skip
+
+
+def portraits(folder: Path, generator: Generator, labels: bool = True, count: int = COUNT) -> Path:
+    """Samples of a generator as files of a folder, beside their cameras; held out is a third."""
     draws = torch.Generator().manual_seed(3)
-    z = generator.sample_z(COUNT, draws)
-    camera = generator.rig.random(COUNT, draws) if generator.is_3d else None
+    z = generator.sample_z(count, draws)
+    camera = generator.rig.random(count, draws) if generator.is_3d else None
     with torch.no_grad():
         images = generator.synthesis(generator.mapping(z), camera).image.clamp(-1, 1)
-    names = [f"{index:02d}.png" for index in range(COUNT)]
+    names = [f"{index:02d}.png" for index in range(count)]
     for name, image in zip(names, images, strict=True):
         write_image(folder / name, image)
     if labels and camera is not None:
@@ -62,7 +68,7 @@ PROTOCOL = {
 
 
 def settings(folder: Path, **model: Any) -> list[str]:
-    """Options of both stages: a configuration file, and four steps of two portraits, which is one pass."""
+    """Options of these stages: a configuration file, and four steps of two portraits, which is one pass."""
     shared = {"perceptual": network("EmbeddedLPIPS"), "identity": network("EmbeddedIdentity"), "protocol": PROTOCOL}
     checkpoint = {"class_path": "callbacks.checkpoint.LastCheckpoint", "init_args": {"every_n_batches": 1}}
     trainer = {"max_steps": 4, "callbacks": [checkpoint]}
@@ -86,9 +92,22 @@ def tune(folder: Path, **model: Any) -> list[str]:
     return ["tune", "fit", *settings(folder, **{"inverter": {"path": str(folder / "invert")}, **model})]
 
 
-def prepare(folder: Path) -> Path:
+def detail(folder: Path, **model: Any) -> list[str]:
+    """The command line that trains details for the result in ``folder / "tune"``."""
+    reconstructor = {"class_path": "models.encoders.detail.DetailReconstructor", "init_args": DETAIL}
+    given = {"inverter": {"path": str(folder / "tune")}, "detail": reconstructor}
+    return ["detail", "fit", *settings(folder, **{**given, **model})]
+
+
+def lines(folder: Path) -> dict[str, list[str]]:
+    """Per stage its command line but for ``--out``, as of :func:`tests.stages.small.lines`."""
+    return {"invert": invert(folder), "tune": tune(folder), "detail": detail(folder)}
+
+
+def prepare(folder: Path, count: int = COUNT) -> Path:
     """Write the prior and its portraits."""
-    portraits(folder / "portraits", artifact.load(tiny.prior(folder / "tiny").path).module("generator"))  # type: ignore[arg-type]
+    generator = artifact.load(tiny.prior(folder / "tiny").path).module("generator")
+    portraits(folder / "portraits", generator, count=count)  # type: ignore[arg-type]
     return folder
 
 

@@ -86,7 +86,10 @@ def galatea(*arguments: str, kill: Kill | None = None, ranks: int = 1) -> str:
 
 
 class InStep(pl.Callback):
-    """Says at the end of a fit that all ranks hold the same weights, which differ from those they began with."""
+    """Says at the end of a fit that all ranks hold the same weights, which differ from those they began with.
+
+    Both are written to ``OUT/way.pt``: (2, N).
+    """
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.before = self._weights(pl_module)
@@ -94,10 +97,12 @@ class InStep(pl.Callback):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         weights = self._weights(pl_module)
         assert not torch.equal(weights, self.before)
-        first, *others = [torch.empty_like(weights) for _ in range(trainer.world_size)]
-        torch.distributed.all_gather([first, *others], weights)
-        assert all(torch.equal(first, other) for other in others), "the ranks have drifted apart"
+        if trainer.world_size > 1:
+            first, *others = [torch.empty_like(weights) for _ in range(trainer.world_size)]
+            torch.distributed.all_gather([first, *others], weights)
+            assert all(torch.equal(first, other) for other in others), "the ranks have drifted apart"
         if trainer.is_global_zero:
+            torch.save(torch.stack([self.before, weights]), Path(trainer.default_root_dir) / "way.pt")
             print(f"{trainer.world_size} ranks are equal")
 
     @staticmethod

@@ -12,7 +12,7 @@ import yaml
 from datamodules.feature_pairs import FeaturePairs
 from tests.stages import tiny
 
-STAGES = ("prior", "features", "anchor", "stylize", "present")
+STAGES = ("prior", "features", "anchor", "stylize", "present", "invert", "tune", "detail")
 for _name in ("cli", *STAGES):  # once here, and not in every process that a test forks
     importlib.import_module(f"stages.{_name}")
 IDS = ("p0", "p1", "p2")
