@@ -8,7 +8,7 @@ IMAGE :=
 # Many small tensors: more threads only help on idle cores.
 THREADS := 1
 
-.PHONY: help install demo test test-slurm check bench clean
+.PHONY: help install demo test test-slurm test-soak check bench clean
 
 help:  ## Show the targets
 	@grep -hE '^[a-z_.$$()/-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([^:]+):[^#]*## /\1\t/' | expand -t 12
@@ -34,6 +34,9 @@ test: $(VENV)/.stamp  ## Run the tests
 
 test-slurm: $(VENV)/.stamp  ## Run the tests that start a SLURM cluster here (root in a container; see tests/slurm)
 	OMP_NUM_THREADS=$(THREADS) $(BIN)/python -m pytest -m slurm tests/slurm
+
+test-soak: $(VENV)/.stamp  ## Kill stages and a pipeline at random moments and compare (about ten minutes)
+	OMP_NUM_THREADS=$(THREADS) $(BIN)/python -m pytest -m soak tests/soak
 
 check: $(VENV)/.stamp  ## Style, types and import directions
 	$(BIN)/ruff check .

@@ -72,11 +72,12 @@ def versions(path: Path) -> list[Path]:
     return [file for file in (path, previous(path)) if file.exists()]
 
 
-def read_json(path: Path) -> Any:
-    """What a JSON file says, or the one before it should it be damaged; ``None`` when none can be read."""
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The object in a JSON file, or in the one before it should it be damaged; ``None`` when there is none to read."""
     for file in versions(path):
         with suppress(OSError, ValueError):
-            return json.loads(file.read_text("utf-8"))
+            if isinstance(content := json.loads(file.read_text("utf-8")), dict):
+                return content
     return None
 
 
@@ -103,6 +104,11 @@ def atomic_write(path: str | os.PathLike[str], keep: bool = False) -> Iterator[P
             temporary.unlink(missing_ok=True)
 
 
+def is_temporary(path: Path) -> bool:
+    """Whether ``path`` is, by its name, something half-written."""
+    return _TEMPORARY.fullmatch(path.name) is not None
+
+
 def sweep(folder: str | os.PathLike[str]) -> None:
     """Remove what killed processes left half-written below ``folder``; none may be writing there.
 
@@ -111,5 +117,5 @@ def sweep(folder: str | os.PathLike[str]) -> None:
     """
     with os_errors(folder, "clean"):
         for path in sorted(Path(folder).rglob(".*")):
-            if _TEMPORARY.fullmatch(path.name):
+            if is_temporary(path):
                 shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import subprocess
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from models.errors import UserError
-from models.files import atomic_write
+from models.files import atomic_write, read_json, versions
 
 ACTIVE = frozenset(
     {"PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "STAGE_OUT", "SUSPENDED", "STOPPED", "SIGNALING"}
@@ -40,7 +41,7 @@ class Job:
 
 def write_plan(out: Path, plan: dict[str, Entry]) -> None:
     """Write ``OUT/pipeline.json``, atomically."""
-    with atomic_write(out / "pipeline.json") as file:
+    with atomic_write(out / "pipeline.json", keep=True) as file:
         file.write_text(json.dumps({name: asdict(entry) for name, entry in plan.items()}, indent=1) + "\n")
 
 
@@ -50,11 +51,11 @@ def read_plan(out: Path) -> dict[str, Entry]:
     Raises:
         UserError: when no pipeline has run there.
     """
-    try:
-        content = json.loads((out / "pipeline.json").read_text("utf-8"))
-        return {name: Entry(**entry) for name, entry in content.items()}
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise UserError(f"{out} is not the --out folder of a pipeline (no pipeline.json that can be read)") from error
+    content = read_json(out / "pipeline.json")
+    with suppress(TypeError):
+        if content:
+            return {name: Entry(**entry) for name, entry in content.items()}
+    raise UserError(f"{out} is not the --out folder of a pipeline (no pipeline.json that can be read)")
 
 
 def query(ids: Iterable[str]) -> dict[str, Job]:
@@ -82,8 +83,13 @@ def refuse_active(out: Path) -> None:
     Raises:
         UserError: naming them.
     """
-    if (out / "pipeline.json").exists():
-        known = query(job for entry in read_plan(out).values() for job in entry.jobs)
+    if versions(out / "pipeline.json"):
+        try:
+            plan = read_plan(out)
+        except UserError as error:
+            file = out / "pipeline.json"
+            raise UserError(f"{file} is damaged: remove it if no job works there, to be written anew") from error
+        known = query(job for entry in plan.values() for job in entry.jobs)
         if active := [number for number, job in known.items() if job.state in ACTIVE]:
             raise UserError(
                 f"jobs {', '.join(active)} still work in {out}: wait for them (galatea status {out}), "

@@ -171,8 +171,7 @@ def locked(out: Path, shared: bool = False) -> Iterator[int]:
 
 
 def _read_status(folder: Path) -> dict[str, Any]:
-    status = read_json(folder / STATUS)
-    return status if isinstance(status, dict) else {}
+    return read_json(folder / STATUS) or {}
 
 
 def write_status(folder: Path, status: Mapping[str, Any]) -> None:
@@ -207,7 +206,8 @@ def execute(name: str, folder: Path, command: Sequence[str], lock: int) -> bool:
     code = _stream([*command, *resume_options(folder, command)], log, lock)
     status |= {"state": {0: "done", PREEMPTED: "stopped"}.get(code, "failed"), "exit_code": code}
     status |= {"seconds": round(time.monotonic() - begin, 1), "artifact": _artifact_id(folder)}
-    write_status(folder, status)
+    for _ in range(2):  # so that the one before it knows as well, should it be damaged
+        write_status(folder, status)
     if status["state"] == "failed":
         reason = f"exit code {code}" if code > 0 else f"signal {-code}"
         raise UserError(f"step {name} failed ({reason}), its log is {log}; the same command continues it")
