@@ -6,31 +6,52 @@ from typing import Any
 
 import pytorch_lightning as pl
 
+from callbacks.dashboard import Dashboard
 from callbacks.progress import batches_done
 from models import artifact
+from models.metrics.records import FILE, holds_records
 
 
 class ExportArtifact(pl.Callback):
     """Saves ``stage.export()`` as ``OUT/artifact`` at the end of fit and predict, on rank 0 after all ranks.
 
-    The artifact's metrics also go to the loggers, as ``final/NAME``.
+    The artifact's metrics also go to the loggers, as ``final/NAME``; to the dashboard, as a table too, as what ``test``
+    measures, and the artifact by reference.
     """
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         trainer.strategy.barrier("before export")
         if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            metrics = self.export(pl_module)
-            for logger in trainer.loggers if metrics else ():
-                logger.log_metrics({f"final/{name}": value for name, value in metrics.items()}, batches_done(trainer))
-                logger.save()
+            saved = self.export(pl_module)
+            if saved is not None:
+                _log(saved, trainer)
         trainer.strategy.barrier("after export")
 
     on_predict_end = on_fit_end
 
-    def export(self, stage: Any) -> dict[str, float]:
-        """Save the artifact now, if the stage hands one on; returns its metrics."""
+    def on_test_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        records = pl_module.out / FILE
+        if trainer.is_global_zero and records.exists() and holds_records(records):
+            for logger in trainer.loggers:
+                if isinstance(logger, Dashboard):
+                    logger.log_csv("final/records", records, batches_done(trainer))
+
+    def export(self, stage: Any) -> artifact.Artifact | None:
+        """Save the artifact now, if the stage hands one on."""
         if (content := stage.export()) is None:
-            return {}
+            return None
         parents, step_hash = stage.inputs, stage.step_hash
-        artifact.save(stage.out / "artifact", stage=stage.name, parents=parents, step_hash=step_hash, **content)
-        return content.get("metrics", {})
+        return artifact.save(stage.out / "artifact", stage=stage.name, parents=parents, step_hash=step_hash, **content)
+
+
+def _log(saved: artifact.Artifact, trainer: pl.Trainer) -> None:
+    step, metrics = batches_done(trainer), {n: v for n, v in saved.metrics.items() if v is not None}
+    for logger in trainer.loggers:
+        if metrics:
+            logger.log_metrics({f"final/{name}": value for name, value in metrics.items()}, step)
+            logger.save()
+        if isinstance(logger, Dashboard):
+            if metrics:
+                logger.log_table("final/metrics", ["metric", "value"], sorted(metrics.items()), step)
+            facts = {"id": saved.id, "step_hash": saved.manifest["step_hash"], "licence": saved.licence}
+            logger.log_artifact(saved.path, saved.stage, facts | {"metrics": metrics})

@@ -1,4 +1,4 @@
-"""Pictures of a running stage, to every logger and to files."""
+"""Pictures of a running stage, to files and to the dashboard."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-from pytorch_lightning.loggers import WandbLogger
 from torch import Tensor
 
+from callbacks.dashboard import Dashboard
 from callbacks.progress import batches_done
 from models.image_io import write_image, write_video
 
@@ -41,8 +41,8 @@ class MediaPanels(pl.Callback):
         for name, panel in pl_module.panels().items():
             path = write_panel(pl_module.out / "panels" / name, step, panel)
             for logger in trainer.loggers:
-                if isinstance(logger, WandbLogger):
-                    _to_wandb(logger, name, path)
+                if isinstance(logger, Dashboard):
+                    logger.log_media(f"panels/{name}", path, step)
 
 
 def write_panel(folder: Path, step: int, panel: Tensor) -> Path:
@@ -53,10 +53,3 @@ def write_panel(folder: Path, step: int, panel: Tensor) -> Path:
     else:
         write_video(path, panel)
     return path
-
-
-def _to_wandb(logger: WandbLogger, name: str, path: Path) -> None:
-    import wandb  # here: nothing else needs it
-
-    media = wandb.Video(str(path), format="mp4") if path.suffix == ".mp4" else wandb.Image(str(path))
-    logger.experiment.log({f"panels/{name}": media})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from typing import Any, TypeVar
 
@@ -26,6 +27,9 @@ class ResumableLoader(DataLoader[T]):
         seed: of the order.
         trainer: tells the rank; ``None`` for a single process.
         options: of ``DataLoader``: workers, collation.
+
+    Attributes:
+        waited: seconds that batches were waited for, in all.
     """
 
     def __init__(
@@ -33,6 +37,7 @@ class ResumableLoader(DataLoader[T]):
     ) -> None:
         self.passes = 0
         self.position = 0  # batches of this pass that were handed out
+        self.waited = 0.0
         order = _Order(self, dataset, batch_size, seed, trainer)
         # Its own generator: iterating must not advance the global one, which a resumed run restores.
         super().__init__(
@@ -42,7 +47,13 @@ class ResumableLoader(DataLoader[T]):
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         if self.position >= len(self):
             self.passes, self.position = self.passes + 1, 0
-        for batch in super().__iter__():
+        batches = super().__iter__()
+        while True:
+            begin = time.monotonic()
+            batch = next(batches, None)
+            self.waited += time.monotonic() - begin
+            if batch is None:
+                return
             self.position += 1
             yield batch
 

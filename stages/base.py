@@ -94,6 +94,10 @@ class Stage(pl.LightningModule):
         """
         return {}
 
+    def images_in(self, batch: Any) -> int:
+        """Pictures in a batch of this rank, for the throughput; 0 when they cannot be counted."""
+        return batch["image"].shape[:-3].numel() if isinstance(batch, dict) and "image" in batch else 0
+
     def agree(self, asked: bool) -> bool:
         """Whether any rank is ``asked`` to stop. Ranks that train together call it together, and stop together."""
         return self.trainer.strategy.reduce_boolean_decision(asked, all=False)
@@ -345,6 +349,9 @@ class PerArtworkStage(Stage, Generic[State]):
         # Every rank runs as many steps as the longest, idle at the end: no rank waits in another's barrier.
         self.trainer.datamodule.steps = range(max(map(len, ticks)))  # type: ignore[attr-defined]
 
+    def images_in(self, batch: Any) -> int:
+        return len(self._plan[0].items) if self._plan else 0
+
     def agree(self, asked: bool) -> bool:
         return asked  # ranks work apart, and never wait for one another
 
@@ -394,6 +401,8 @@ class PerArtworkStage(Stage, Generic[State]):
         with torch.autocast(self.device.type, enabled=False):
             self._scaler.scale(losses["loss"].float().sum()).backward()
         self._scaler.unscale_(state.optimizer)
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            callback.on_before_optimizer_step(self.trainer, self, state.optimizer)
         self.before_step(state)
         self._scaler.step(state.optimizer)
         self._scaler.update()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import re
 import sys
 import warnings
@@ -16,20 +15,26 @@ import torch
 import yaml
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
+from pytorch_lightning.loggers import CSVLogger, Logger
 from pytorch_lightning.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
+from pytorch_lightning.profilers import AdvancedProfiler, PyTorchProfiler, SimpleProfiler
 from pytorch_lightning.utilities import rank_zero_only
 
 from callbacks.artifact import ExportArtifact
 from callbacks.checkpoint import BEST, LAST, LastCheckpoint, checkpoint_to_read
+from callbacks.compiler import Compile
+from callbacks.dashboard import Dashboard
 from callbacks.guard import FiniteGuard
 from callbacks.media import MediaPanels
+from callbacks.monitor import Monitor
 from callbacks.preemption import Preemption
 from callbacks.progress import progress
 from models.errors import UserError, one_line
 from models.files import ROOT, atomic_write, check_folder, sweep
+from models.version import VERSION
 from stages.base import IndependentRanks, PerArtworkStage, Stage
 from stages.hashing import step_hash
+from stages.jobs import PLAN
 
 
 class Parser(LightningArgumentParser):
@@ -68,11 +73,24 @@ class SaveConfig(SaveConfigCallback):
             self.already_saved = True
 
 
+class Profile(SimpleProfiler):
+    """Prints what it writes."""
+
+    def summary(self) -> str:
+        text = super().summary()
+        print(text, flush=True)
+        return text
+
+
+_PROFILERS = {"simple": Profile, "advanced": AdvancedProfiler, "pytorch": PyTorchProfiler}
+
+
 class GalateaCLI(LightningCLI):
     """``galatea STAGE fit|validate|test|predict``.
 
-    Options beyond Lightning's: ``--out``, ``--wandb``, ``--threads``, ``--shard``. A CSV log, the artifact export, the
-    progress display, panels, the guard against NaN and the one against preemption are always there.
+    Options beyond Lightning's: ``--out``, ``--wandb``, ``--compile``, ``--threads``, ``--shard``. A CSV log, the
+    artifact export, the progress display, panels, what watches speed and gradients, and the guards against NaN and
+    preemption are always there.
     """
 
     model: Stage
@@ -109,7 +127,15 @@ class GalateaCLI(LightningCLI):
             nargs="?",
             const=True,
             default=False,
-            help="log to Weights & Biases, to this project; offline when WANDB_API_KEY is not set",
+            help="log to Weights & Biases, to this project; to files only when there is no key for its server",
+        )
+        parser.add_argument(
+            "--compile",
+            type=str,
+            nargs="*",
+            default=[],
+            metavar="MODULE",
+            help="torch.compile these modules of the stage, as in --compile encoder generator.backbone",
         )
         parser.add_argument("--threads", type=int | None, default=None, help="CPU threads per process")
         parser.add_argument(
@@ -158,6 +184,8 @@ class GalateaCLI(LightningCLI):
             "logger": self._loggers(given["logger"], out),
             "callbacks": self._callbacks(given["callbacks"]),
         }
+        if given["profiler"] in _PROFILERS:
+            kwargs["profiler"] = _PROFILERS[given["profiler"]](dirpath=out, filename="profile")
         if SLURMEnvironment.detect() and not TorchElasticEnvironment.detect():
             # Its own handler saves in the middle of a step, callbacks.preemption between two.
             kwargs["plugins"] = [*_as_list(given["plugins"]), SLURMEnvironment(auto_requeue=False)]
@@ -176,19 +204,35 @@ class GalateaCLI(LightningCLI):
         elif isinstance(given, list):
             loggers += given
         if (project := self._option("wandb")) is not False:
-            offline = "WANDB_API_KEY" not in os.environ
-            project = "galatea" if project is True else project
-            resumes = self.subcommand == "fit" and (
-                self._option("ckpt_path") or isinstance(self.model, PerArtworkStage)
-            )
-            run = _last_wandb_run(place) if resumes else None
-            options = {"project": project, "name": out.name, "save_dir": place, "offline": offline, "id": run}
-            loggers.append(WandbLogger(**options, log_model=False))
+            loggers.append(self._dashboard("galatea" if project is True else project, place))
         return loggers
+
+    def _dashboard(self, project: str, place: Path) -> Dashboard:
+        """The steps of a pipeline are a group; a run that goes on is the same one."""
+        out = Path(self._option("out")).absolute()
+        pipeline = out.parent.name if (out.parent / PLAN).exists() else None
+        resumes = self.subcommand == "fit" and (self._option("ckpt_path") or isinstance(self.model, PerArtworkStage))
+        return Dashboard(
+            place,
+            project,
+            name="/".join(filter(None, (pipeline, out.name))),
+            group=pipeline,
+            job_type=self.name,
+            id=_last_wandb_run(place) if resumes else None,
+            config={
+                **self.config[self.subcommand].as_dict(),
+                "stage": self.name,
+                "subcommand": self.subcommand,
+                "code": VERSION,
+                "argv": sys.argv,
+            },
+        )
 
     def _callbacks(self, given: Any) -> list[pl.Callback]:
         callbacks = _as_list(given)
-        ours: list[pl.Callback] = [FiniteGuard(), progress()]
+        ours: list[pl.Callback] = [FiniteGuard(), Monitor(), progress()]
+        if modules := self._option("compile"):
+            ours.append(Compile(modules))
         if self._option("shard") is None:
             ours += [ExportArtifact(), MediaPanels()]
         if not isinstance(self.model, PerArtworkStage):

@@ -15,7 +15,8 @@ from models.version import VERSION
 # Where, how visibly and how fast a step runs; not what comes out.
 _NOT_HASHED = frozenset(
     {
-        *("out", "wandb", "threads", "shard", "config", "ckpt_path", "weights_only", "verbose", "cache", "cache_dir"),
+        *("out", "wandb", "compile", "threads", "shard", "config", "ckpt_path", "weights_only", "verbose"),
+        *("cache", "cache_dir"),
         *("accelerator", "devices", "num_nodes", "strategy", "plugins", "num_workers", "workers", "draw_workers"),
         *("logger", "log_every_n_steps", "callbacks", "save_every", "enable_checkpointing", "default_root_dir"),
         *("enable_progress_bar", "enable_model_summary", "profiler", "detect_anomaly", "return_predictions"),

@@ -12,6 +12,7 @@ from pathlib import Path
 from models.errors import UserError
 from models.files import atomic_write, read_json, versions
 
+PLAN = "pipeline.json"
 ACTIVE = frozenset(
     {"PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "STAGE_OUT", "SUSPENDED", "STOPPED", "SIGNALING"}
     | {"REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "RESIZING", "SPECIAL_EXIT"}
@@ -41,7 +42,7 @@ class Job:
 
 def write_plan(out: Path, plan: dict[str, Entry]) -> None:
     """Write ``OUT/pipeline.json``, atomically."""
-    with atomic_write(out / "pipeline.json", keep=True) as file:
+    with atomic_write(out / PLAN, keep=True) as file:
         file.write_text(json.dumps({name: asdict(entry) for name, entry in plan.items()}, indent=1) + "\n")
 
 
@@ -51,11 +52,11 @@ def read_plan(out: Path) -> dict[str, Entry]:
     Raises:
         UserError: when no pipeline has run there.
     """
-    content = read_json(out / "pipeline.json")
+    content = read_json(out / PLAN)
     with suppress(TypeError):
         if content:
             return {name: Entry(**entry) for name, entry in content.items()}
-    raise UserError(f"{out} is not the --out folder of a pipeline (no pipeline.json that can be read)")
+    raise UserError(f"{out} is not the --out folder of a pipeline (no {PLAN} that can be read)")
 
 
 def query(ids: Iterable[str]) -> dict[str, Job]:
@@ -83,12 +84,11 @@ def refuse_active(out: Path) -> None:
     Raises:
         UserError: naming them.
     """
-    if versions(out / "pipeline.json"):
+    if versions(out / PLAN):
         try:
             plan = read_plan(out)
         except UserError as error:
-            file = out / "pipeline.json"
-            raise UserError(f"{file} is damaged: remove it if no job works there, to be written anew") from error
+            raise UserError(f"{out / PLAN} is damaged: remove it if no job works there, to be written anew") from error
         known = query(job for entry in plan.values() for job in entry.jobs)
         if active := [number for number, job in known.items() if job.state in ACTIVE]:
             raise UserError(

@@ -148,7 +148,8 @@ def _param(name: str, entry: Any, steps: Sequence[str], file: Path) -> Param:
     where = f"{file}: parameter {name}"
     _typed(entry, dict, where)
     _check_keys(entry, {"type", "default", "help", "sets"}, {"sets"}, where)
-    if not re.fullmatch(r"[a-z]\w*", name) or name in ("out", "launcher", "cluster", "dry_run", "from", "set", "help"):
+    ours = ("out", "launcher", "cluster", "dry_run", "from", "set", "wandb", "help")
+    if not re.fullmatch(r"[a-z]\w*", name) or name in ours:
         raise UserError(f"{where}: this name cannot be an option")
     kind = entry.get("type", "str")
     if kind not in TYPES:
@@ -183,6 +184,9 @@ def _parser(pipeline: Pipeline | None, file: str) -> Parser:
     parser.add_argument("--dry_run", action="store_true", help="print what would run, and run nothing")
     parser.add_argument("--from", dest="start", metavar="STEP", help="run this step and all after it again")
     parser.add_argument(
+        "--wandb", nargs="?", const=True, metavar="PROJECT", help="log every step to Weights & Biases, as one group"
+    )
+    parser.add_argument(
         "--set", action="append", default=[], metavar="STEP.KEY=VALUE", help="set any option of a step; may be repeated"
     )
     return parser
@@ -205,7 +209,8 @@ def main(arguments: Sequence[str]) -> None:
     names = [step.name for step in pipeline.steps]
     if options.start is not None and options.start not in names:
         raise UserError(f"--from {options.start}: there is no such step, there are: {', '.join(names)}")
-    settings: dict[str, dict[str, Any]] = {name: {} for name in names}
+    logged = {} if options.wandb is None else {"wandb": options.wandb}
+    settings: dict[str, dict[str, Any]] = {name: dict(logged) for name in names}
     for param in pipeline.params:
         value = getattr(options, param.name)
         if param.type == "path" and value is not None and not resolve(value).exists():

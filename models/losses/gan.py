@@ -5,7 +5,9 @@ Penalties are computed in float32 whatever autocast says: squared gradients do n
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -22,6 +24,12 @@ def discriminator_nonsaturating(real: Tensor, fake: Tensor) -> Tensor:
     return F.softplus(-real.float()).mean() + F.softplus(fake.float()).mean()
 
 
+def _differentiable_twice() -> AbstractContextManager[None]:
+    """What torch.compile has made can be differentiated once only: in here it runs as it was."""
+    compiling = "torch._dynamo" in sys.modules  # importing it takes seconds
+    return torch.compiler.set_stance("force_eager") if compiling else nullcontext()
+
+
 def r1_penalty(logits_of: Callable[[Tensor], Tensor], real: Tensor) -> tuple[Tensor, Tensor]:
     """R1 gradient penalty on real images (Mescheder et al. 2018, Eq. 9), without the factor gamma / 2.
 
@@ -33,7 +41,7 @@ def r1_penalty(logits_of: Callable[[Tensor], Tensor], real: Tensor) -> tuple[Ten
         (B,) squared norms of the logit's gradient with respect to each image, differentiable in the
         discriminator's weights; and the logits.
     """
-    with torch.autocast(real.device.type, enabled=False), torch.enable_grad():
+    with torch.autocast(real.device.type, enabled=False), torch.enable_grad(), _differentiable_twice():
         image = real.detach().float().requires_grad_()
         logits = logits_of(image)
         (gradient,) = torch.autograd.grad(logits.sum(), image, create_graph=True)

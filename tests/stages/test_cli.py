@@ -1,5 +1,6 @@
 """The command line: fast help, one-sentence errors, a run from end to end."""
 
+import csv
 import subprocess
 import sys
 
@@ -115,7 +116,9 @@ def test_print_config(training, capsys):
 def test_training_from_end_to_end(training):
     out = training("--trainer.max_steps=6", "--trainer.log_every_n_steps=1")
     assert yaml.safe_load((out / "config.yaml").read_text())["trainer"]["max_steps"] == 6
-    assert len((next((out / "logs").glob("*/metrics.csv"))).read_text().splitlines()) == 7
+    with open(next((out / "logs").glob("*/metrics.csv"))) as file:
+        logged = list(csv.DictReader(file))
+    assert sum(bool(row["loss"]) for row in logged) == sum(bool(row["gradient_norm/layer"]) for row in logged) == 6
     assert len(list((out / "panels" / "weights").glob("*.png"))) == 1  # one, at the end
     assert not (out / "artifact").exists()  # this stage hands nothing on
     last = out / "checkpoints" / "last.ckpt"
@@ -123,6 +126,13 @@ def test_training_from_end_to_end(training):
     assert torch.load(again / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 8
     with pytest.raises(UserError, match="only resumes its own"):
         cli.run("toy", ToyPerArtwork, ["fit", DATA, "--model.steps=1", f"--ckpt_path={last}", "--out=other", *COMMON])
+
+
+def test_profile(training, capfd):
+    out = training("--trainer.max_steps=4", "--trainer.profiler=simple")
+    (file,) = out.glob("*profile*.txt")
+    assert "[_TrainingEpochLoop].train_dataloader_next" in file.read_text()
+    assert "[_TrainingEpochLoop].train_dataloader_next" in capfd.readouterr().out
 
 
 def test_per_artwork_from_end_to_end(tmp_path):

@@ -129,6 +129,14 @@ def test_dry_run(place, galatea):
     assert len(marks(place, "two")) == 2
 
 
+def test_every_step_goes_to_the_dashboard(place, galatea):
+    galatea()
+    assert galatea("--wandb", "heads").count("up to date") == 3  # what is logged is not what comes out
+    text = galatea("--from", "one", "--dry_run", "--wandb", "heads", "--set", "two.wandb=false")
+    assert text.count("--wandb=heads") == 2 and text.count("--wandb=false") == 1
+    assert galatea("--from", "two", "--dry_run", "--wandb").count("--wandb=true") == 2
+
+
 def test_a_failing_step(place, galatea):
     with pytest.raises(UserError, match=r"step two failed \(exit code 2\)"):
         galatea("--set", "two.fail=1")

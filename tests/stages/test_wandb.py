@@ -2,17 +2,26 @@
 
 import functools
 import json
+import os
+import signal
 import struct
 import time
+from pathlib import Path
 
 import pytest
-import wandb
+import pytorch_lightning as pl
 from wandb.proto.wandb_internal_pb2 import Record
 
+from callbacks.dashboard import Dashboard
+from models import artifact
+from models.version import VERSION
 from stages import cli
 from stages.anchor import AnchorStage
+from stages.jobs import Entry, write_plan
 from stages.present import PresentStage
 from tests.stages import heads, small
+from tests.stages.processes import galatea
+from tests.stages.toy import ToyPerArtwork
 
 BLOCK = 32768
 FULL, FIRST, MIDDLE, LAST = range(1, 5)
@@ -37,18 +46,13 @@ def records(path):
 
 
 def logged(out):
-    """The offline run's folder, its project, and by key all values that were logged, in order."""
-    wandb.finish()
+    """The offline run's folder, its :class:`RunRecord`, and by key all values that were logged, in order."""
     (folder,) = (out / "wandb").glob("offline-run-*")
     (file,) = folder.glob("*.wandb")
-    deadline = time.monotonic() + 60
-    while not any(record.HasField("exit") for record in records(file)):  # another process writes, with a buffer
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-    project, history = "", {}
+    assert any(record.HasField("exit") for record in records(file))
+    run, history = None, {}
     for record in records(file):
-        if record.HasField("run"):
-            project = record.run.project
+        run = run or (record.run if record.HasField("run") else None)
         row = {}
         for item in record.history.item:
             *outer, last = item.nested_key
@@ -56,42 +60,59 @@ def logged(out):
             entry[last] = json.loads(item.value_json)
         for key, value in row.items():
             history.setdefault(key, []).append(value)
-    return folder, project, history
+    return folder, run, history
 
 
 @pytest.fixture(autouse=True)
 def offline(monkeypatch):
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("WANDB_SILENT", "true")
-    yield
-    wandb.finish()
 
 
-def test_losses_panels_and_final_metrics_of_a_fit(tmp_path):
+def test_a_step_of_a_pipeline(tmp_path):
     line = small.lines(tmp_path)["anchor"]
-    options = [f"--out={tmp_path / 'out'}", "--trainer.log_every_n_steps=2", "--wandb=heads"]
-    cli.run("anchor", AnchorStage, [*line[1:], *options])
-    folder, project, history = logged(tmp_path / "out")
-    assert project == "heads"
+    out = tmp_path / "heads" / "anchor"
+    write_plan(out.parent, {"anchor": Entry([])})
+    cli.run("anchor", AnchorStage, [*line[1:], f"--out={out}", "--trainer.log_every_n_steps=2", "--wandb=portraits"])
+    folder, run, history = logged(out)
+    assert (run.project, run.run_group, run.display_name) == ("portraits", "heads", "heads/anchor")
+    assert run.job_type == "anchor"
+
+    config = {update.key: json.loads(update.value_json) for update in run.config.update}
+    assert config["model"]["prior"]["path"] == str(tmp_path / "tiny") and config["seed_everything"] == 0
+    assert {"commit", "dirty"} == config["git"].keys() and config["code"] == VERSION
+    (file,) = folder.glob("*.wandb")
+    for record in records(file):
+        config |= {update.key: json.loads(update.value_json) for update in record.config.update}
+    saved = artifact.load(out)
+    assert config["inputs"] == {"prior": artifact.load(tmp_path / "tiny").id}
+    assert config["step_hash"] == saved.manifest["step_hash"]
+
     assert len(history["anchor/loss"]) == 9 and all(value > 0 for value in history["anchor/loss"])  # 18 steps
+    assert len(history["speed/images_per_s"]) == len(history["gradient_norm/anchor"]) == 9
     (panel,) = history["panels/anchors"]
     assert panel["_type"] == "image-file" and (folder / "files" / panel["path"]).read_bytes()[:4] == b"\x89PNG"
-    metrics = json.loads((tmp_path / "out" / "artifact" / "manifest.json").read_text())["metrics"]
-    assert metrics and metrics == {name: history[f"final/{name}"][-1] for name in metrics}
+    assert saved.metrics == {name: history[f"final/{name}"][-1] for name in saved.metrics} != {}
+    (table,) = history["final/metrics"]
+    content = json.loads((folder / "files" / table["path"]).read_text())
+    assert dict(content["data"]) == saved.metrics
+
+    (reference,) = (record.artifact for record in records(file) if record.artifact.type == "anchor")
+    assert reference.name == "heads-anchor" and json.loads(reference.metadata)["id"] == saved.id
+    entries = {entry.path: entry for entry in reference.manifest.contents}
+    assert {"manifest.json", *saved.manifest["files"]} <= entries.keys()
+    assert all(entry.ref == (saved.path / name).as_uri() and entry.digest for name, entry in entries.items())
 
 
 def test_a_run_that_goes_on_is_one_run(tmp_path):
-    line = ["anchor", "fit", *small.lines(tmp_path)["anchor"][2:], f"--out={tmp_path / 'out'}", "--wandb"]
+    line = ["fit", "--data=tests.stages.toy.ToyArtworks", "--model.steps=2", f"--out={tmp_path}", *small.TRAINER]
     for _ in range(2):
-        cli.run("anchor", AnchorStage, line[1:])
-        wandb.finish()
-    first, second = sorted((tmp_path / "out" / "wandb").glob("offline-run-*"))
+        cli.run("toy", ToyPerArtwork, [*line, "--wandb"])
+    first, second = sorted((tmp_path / "wandb").glob("offline-run-*"))
     # offline-run-TIME-ID, and -N behind it where two start within a second
     assert first.name.split("-")[3] == second.name.split("-")[3] != ""
-    shared = {"out": tmp_path / "out", "shard": "0/2"}
-    cli.run("anchor", AnchorStage, [*line[1:], *small.options(shared)])
-    wandb.finish()
-    (other,) = (tmp_path / "out" / "shards" / "0" / "wandb").glob("offline-run-*")
+    cli.run("toy", ToyPerArtwork, [*line, "--wandb", "--shard=0/2"])
+    (other,) = (tmp_path / "shards" / "0" / "wandb").glob("offline-run-*")
     assert other.name.rpartition("-")[2] != first.name.rpartition("-")[2]
 
 
@@ -100,8 +121,56 @@ def test_turntables_of_present(tmp_path):
     options = {"model.result.path": result.path, "model.frames": 4, "model.scale": 1, "model.mesh_size": 0}
     options |= {"model.video_size": 32, "model.tile": 32, "out": tmp_path / "out"}
     cli.run("present", PresentStage, ["predict", *small.options(options), *small.TRAINER, "--wandb"])
-    folder, project, history = logged(tmp_path / "out")
-    assert project == "galatea"
+    folder, run, history = logged(tmp_path / "out")
+    assert run.project == "galatea" and not run.run_group
     (video,), (views,) = history["panels/turntable"], history["panels/views"]
     assert video["_type"] == "video-file" and (folder / "files" / video["path"]).read_bytes()[4:8] == b"ftyp"
     assert views["_type"] == "image-file" and (folder / "files" / views["path"]).exists()
+
+
+class Cut(pl.Callback):
+    """Kills W&B's service, or with it the process that talks to it, after the second step."""
+
+    def __init__(self, both: bool = False) -> None:
+        self.both = both
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if batch_idx != 1:
+            return
+        (process,) = (logger._process for logger in trainer.loggers if isinstance(logger, Dashboard))
+        deadline = time.monotonic() + 60
+        while not (services := children(process.pid)):
+            assert time.monotonic() < deadline and process.poll() is None
+            time.sleep(0.05)
+        for pid in (*services, process.pid) if self.both else services:
+            os.kill(pid, signal.SIGKILL)
+        Path(trainer.default_root_dir, "cut").touch()
+
+
+def children(pid):
+    """Processes whose parent is ``pid``, but for those that have ended."""
+    found = []
+    for file in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, parent = file.read_text().rpartition(")")[2].split()[:2]
+        except OSError:
+            continue
+        if int(parent) == pid and state != "Z":
+            found.append(int(file.parent.name))
+    return found
+
+
+@pytest.mark.parametrize("both", ["false", "true"])
+def test_killed_in_the_middle(tmp_path, both):
+    cut = ["--trainer.callbacks+=tests.stages.test_wandb.Cut", f"--trainer.callbacks.both={both}"]
+    line = [*small.lines(tmp_path)["anchor"], f"--out={tmp_path / 'out'}", "--wandb", *cut]
+    galatea(*line, "--trainer.log_every_n_steps=1")  # ends with 0
+    assert artifact.load(tmp_path / "out").stage == "anchor" and (tmp_path / "out" / "cut").exists()
+
+
+def test_no_network(tmp_path, monkeypatch):
+    for name, value in {"API_KEY": "0" * 40, "BASE_URL": "http://127.0.0.1:9", "INIT_TIMEOUT": "2"}.items():
+        monkeypatch.setenv(f"WANDB_{name}", value)
+    galatea(*small.lines(tmp_path)["anchor"], f"--out={tmp_path / 'out'}", "--wandb")
+    _, _, history = logged(tmp_path / "out")  # offline
+    assert history["final/perceptual"] == [artifact.load(tmp_path / "out").metrics["perceptual"]]
