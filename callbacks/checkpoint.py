@@ -101,12 +101,12 @@ class LastCheckpoint(pl.Callback):
     def _write(self, trainer: pl.Trainer, file: Path) -> None:
         with atomic_write(file) as temporary:
             trainer.save_checkpoint(temporary, weights_only=False)
-        with atomic_write(file.with_name(LAST)) as temporary:
-            temporary.symlink_to(file.name)
         others = [other for other in checkpoints(file.parent) if other != file]
         after = [other for other in others if step_of(other) > step_of(file)]  # of a run that went on from before them
         for other in [*after, *others[len(after) + self.keep - 1 :]]:
             other.unlink()
+        with atomic_write(file.with_name(LAST)) as temporary:
+            temporary.symlink_to(file.name)
 
 
 def _ends(trainer: pl.Trainer) -> bool:

@@ -15,7 +15,7 @@ from models.errors import UserError
 
 
 class FiniteGuard(pl.Callback):
-    """Checks what the stage logs, and its state before each checkpoint: none with a NaN takes a good one's place.
+    """Checks what training logs, and the state before each checkpoint: none with a NaN takes a good one's place.
 
     Reading a value waits for the GPU: those of the last steps are read together, every ``every_n_steps`` and before a
     checkpoint. All ranks stop together.
@@ -30,7 +30,8 @@ class FiniteGuard(pl.Callback):
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         step = batches_done(trainer)
-        self._logged.append((step, dict(trainer.callback_metrics)))
+        terms = {name: value for name, value in trainer.callback_metrics.items() if not name.startswith("val/")}
+        self._logged.append((step, terms))
         if step % self.every_n_steps == 0:
             self._check(trainer, pl_module, self._terms())
 

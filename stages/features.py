@@ -48,6 +48,7 @@ class FeaturesStage(Stage):
     """
 
     name = "features"
+    monitor = ("val/identity_top1_art", "max")
     wrapped = False  # in validation, ranks with an odd number of batches would wait for one another
 
     def __init__(

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from callbacks.checkpoint import LastCheckpoint, checkpoint_to_read, checkpoints, is_intact, step_of
+from callbacks.guard import FiniteGuard
 from callbacks.progress import batches_done
 from datamodules.mannequins import MannequinDataModule
 from models.errors import UserError
@@ -206,10 +207,10 @@ class TestBest:
         assert self.best(tmp_path) == 12
 
     def test_within_an_epoch(self, tmp_path):
-        """Validation and its checkpoint in the middle of an epoch change nothing of what is trained."""
+        """Validation and its checkpoint in the middle of an epoch change nothing; a NaN score is passed over."""
         often = {"val_check_interval": 4, "check_val_every_n_epoch": None, "data": Data()}
         scores = {4: 0.5, 8: 0.2, 12: float("nan"), 16: 0.3, 20: 0.1}
-        validated = train(tmp_path / "whole", Everything(scores), **often)
+        validated = train(tmp_path / "whole", Everything(scores), callbacks=[FiniteGuard(1)], **often)
         assert self.best(tmp_path / "whole") == 20
         with pytest.raises(Died):
             train(tmp_path / "cut", Everything(scores), callbacks=[Die(9)], **often)
