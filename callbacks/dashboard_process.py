@@ -62,7 +62,7 @@ class Run:
         video = path.endswith(".mp4")
         self.log({name: self.wandb.Video(path, format="mp4") if video else self.wandb.Image(path)}, step)
 
-    def table(self, name: str, columns: list[str], rows: list[list[Any]], step: int | None) -> None:
+    def table(self, name: str, columns: list[Any], rows: list[list[Any]], step: int | None) -> None:
         """A table."""
         self.log({name: self.wandb.Table(columns=columns, data=rows)}, step)
 

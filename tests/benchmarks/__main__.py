@@ -1,14 +1,14 @@
 """``make bench``: the house's own operations. ``python -m tests.benchmarks`` also takes a name:
 
 ``zoo``, generators against official ones; ``manifolds``, efficient GRAM against GRAM; ``free_view``, a head seen
-through its networks and from baked manifolds.
+through its networks and from baked manifolds; ``data``, how long training steps wait for data.
 """
 
 from __future__ import annotations
 
 import argparse
 
-from tests.benchmarks import free_view, house, manifolds, zoo
+from tests.benchmarks import data, free_view, house, manifolds, zoo
 
 
 def main() -> None:
@@ -19,9 +19,12 @@ def main() -> None:
     zoo.add_arguments(commands.add_parser("zoo", help="generators of the zoo, beside official ones where given"))
     manifolds.add_arguments(commands.add_parser("manifolds", help="efficient GRAM beside GRAM"))
     free_view.add_arguments(commands.add_parser("free_view", help="free views: networks beside baked manifolds"))
+    data.add_arguments(commands.add_parser("data", help="training steps: how long they wait for data"))
     arguments = parser.parse_args()
     if arguments.command == "zoo":
         zoo.main(arguments)
+    elif arguments.command == "data":
+        data.main(arguments)
     elif arguments.command == "free_view":
         free_view.main(arguments)
     elif arguments.command == "manifolds":
