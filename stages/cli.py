@@ -131,11 +131,10 @@ class GalateaCLI(LightningCLI):
         )
         parser.add_argument(
             "--compile",
-            type=str,
-            nargs="*",
+            type=list[str] | str,
             default=[],
             metavar="MODULE",
-            help="torch.compile these modules of the stage, as in --compile encoder generator.backbone",
+            help="torch.compile this module of the stage, or several: --compile=[encoder,generator.backbone]",
         )
         parser.add_argument("--threads", type=int | None, default=None, help="CPU threads per process")
         parser.add_argument(
@@ -231,7 +230,7 @@ class GalateaCLI(LightningCLI):
     def _callbacks(self, given: Any) -> list[pl.Callback]:
         callbacks = _as_list(given)
         ours: list[pl.Callback] = [FiniteGuard(), Monitor(), progress()]
-        if modules := self._option("compile"):
+        if modules := _as_list(self._option("compile")):
             ours.append(Compile(modules))
         if self._option("shard") is None:
             ours += [ExportArtifact(), MediaPanels()]

@@ -132,7 +132,7 @@ def test_refusals(name, match):
 
 def test_on_the_command_line(tmp_path, warnings, no_compiler):
     artifacts = []
-    for options in ([], ["--compile", "discriminator", "generator.map_network"]):
+    for options in ([], ["--compile=[discriminator,generator.map_network]"]):
         line = [*small.lines(tmp_path)["prior"][1:], f"--out={tmp_path / str(len(options))}", *options]
         cli.run("prior", PriorStage, line)
         artifacts.append(artifact.load(tmp_path / str(len(options))))
