@@ -228,7 +228,8 @@ class InversionStage(Stage):
 
     def on_validation_end(self) -> None:
         found = self.trainer.callback_metrics
-        self._validated = {name: float(value) for name, value in found.items() if name.startswith("val/")}
+        validated = {name: float(value) for name, value in found.items() if name.startswith("val/")}
+        self._validated = validated or self._validated
 
     def scores(self, found: Tensor, image: Tensor) -> dict[str, Tensor]:
         """How well renderings show pictures: psnr, ssim, lpips and, with an identity network, id, (B,) each."""
@@ -354,6 +355,7 @@ class InversionStage(Stage):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
+        self.on_validation_end()  # a checkpoint may be made just before
         checkpoint["validated"] = self._validated
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -78,6 +78,17 @@ def test_a_killed_run_continues_exactly(work, tmp_path, kill):
     assert artifact.load(tmp_path).id == artifact.load(work / "invert").id
 
 
+def test_killed_after_the_last_validation(work, tmp_path):
+    """Within an epoch; its scores are in the artifact though no other validation follows."""
+    options = ["--trainer.check_val_every_n_epoch=null", "--trainer.val_check_interval=3"]
+    line = [*inversions.invert(work), *options, "--out"]
+    galatea(*line, str(tmp_path / "whole"))
+    galatea(*line, str(tmp_path / "killed"), kill=Kill("last.ckpt", 3))
+    galatea(*line, str(tmp_path / "killed"), "--ckpt_path=last")
+    whole, killed = (artifact.load(tmp_path / name) for name in ("whole", "killed"))
+    assert whole.manifest["metrics"]["val/psnr"] and killed.id == whole.id
+
+
 def test_two_processes_stay_in_step(work, tmp_path):
     more = ["--trainer.strategy=ddp", "--trainer.callbacks+=tests.stages.processes.InStep", f"--out={tmp_path}"]
     assert "2 ranks are equal" in galatea(*inversions.invert(work), *more, ranks=2)
