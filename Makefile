@@ -8,7 +8,7 @@ IMAGE :=
 # Many small tensors: more threads only help on idle cores.
 THREADS := 1
 
-.PHONY: help install demo test test-slurm test-soak check bench clean
+.PHONY: help install demo test test-slurm test-soak test-matrix check bench clean
 
 help:  ## Show the targets
 	@grep -hE '^[a-z_.$$()/-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([^:]+):[^#]*## /\1\t/' | expand -t 12
@@ -37,6 +37,9 @@ test-slurm: $(VENV)/.stamp  ## Run the tests that start a SLURM cluster here (ro
 
 test-soak: $(VENV)/.stamp  ## Kill stages and a pipeline at random moments and compare (about ten minutes)
 	OMP_NUM_THREADS=$(THREADS) $(BIN)/python -m pytest -m soak tests/soak
+
+test-matrix: $(VENV)/.stamp  ## Every stage in one, two and three processes and in every precision (some minutes)
+	OMP_NUM_THREADS=$(THREADS) $(BIN)/python -m pytest -m 'matrix or not matrix' tests/stages/test_distributed.py
 
 check: $(VENV)/.stamp  ## Style, types and import directions
 	$(BIN)/ruff check .

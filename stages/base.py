@@ -235,12 +235,21 @@ def average_gradients(module: nn.Module) -> None:
 
 
 def gather(found: list[Any]) -> list[Any]:
-    """What all ranks found, rank after rank; some of it twice where the data do not divide by the ranks."""
+    """What all ranks found, rank after rank."""
     if not torch.distributed.is_initialized():
         return found
     lists: list[list[Any]] = [[] for _ in range(torch.distributed.get_world_size())]
     torch.distributed.all_gather_object(lists, found)
     return [entry for part in lists for entry in part]
+
+
+def means(scores: list[dict[str, Tensor]]) -> dict[str, float]:
+    """Mean of each score (B,) over the items of all batches and all ranks, to be called by all ranks.
+
+    Ranks may have different numbers of items, which Lightning's ``sync_dist`` does not weigh right.
+    """
+    found = gather([{name: values.detach().cpu().double() for name, values in batch.items()} for batch in scores])
+    return {name: float(torch.cat([batch[name] for batch in found]).mean()) for name in (found[0] if found else ())}
 
 
 class IndependentRanks(DDPStrategy):

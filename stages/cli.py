@@ -192,7 +192,10 @@ class GalateaCLI(LightningCLI):
             kwargs |= {"max_epochs": 1, "max_steps": -1, "enable_model_summary": False}
         if not self.model.wrapped and self.subcommand == "fit" and (given["num_nodes"] > 1 or _devices(given) > 1):
             kwargs["strategy"] = IndependentRanks()
-        return super().instantiate_trainer(**kwargs)
+        trainer = super().instantiate_trainer(**kwargs)
+        if str(given["precision"]).startswith("16") and str(trainer.precision).startswith("bf16"):
+            raise UserError("trainer.precision 16-mixed needs a GPU: on CPUs take bf16-mixed or 32-true")
+        return trainer
 
     def _loggers(self, given: Any, out: Path) -> list[Logger]:
         shard = self._option("shard")

@@ -31,7 +31,7 @@ from models.losses.inversion import ReconstructionLoss
 from models.metrics.image import identity_similarity, psnr, ssim
 from models.metrics.inversion import PROTOCOL, VERSION, InversionProtocol, InversionScores
 from models.metrics.records import Record, finite, write_records
-from stages.base import ArtifactRef, Stage, average_gradients, broadcast, gather, step_generator
+from stages.base import ArtifactRef, Stage, average_gradients, broadcast, gather, means, step_generator
 
 Batch = dict[str, Any]
 Renderer = Callable[[Camera | None], Rendering]
@@ -106,6 +106,7 @@ class InversionStage(Stage):
         self.reconstruction, self.schedule, self.tested = reconstruction, schedule, tested
         self.variant, self.seed = variant or self.name, seed
         self._validated: dict[str, float] = {}  # of the last validation, for the artifact
+        self._scored: list[dict[str, Tensor]] = []  # of the running validation
         self._records: list[Record] = []  # of a 2D generator
         self._heads: list[tuple[str, Anchor, Tensor]] = []  # of predict: id, head, picture
         self._shown: Batch | None = None
@@ -223,8 +224,12 @@ class InversionStage(Stage):
         if batch_idx == 0:
             self._shown = batch
         image, camera = self.pictures(batch)
-        for name, values in self.scores(self.reconstruct(image, camera)(camera).image, image).items():
-            self.log(f"val/{name}", values.mean(), batch_size=len(values), sync_dist=True, prog_bar=name == "psnr")
+        self._scored.append(self.scores(self.reconstruct(image, camera)(camera).image, image))
+
+    def on_validation_epoch_end(self) -> None:
+        for name, value in means(self._scored).items():
+            self.log(f"val/{name}", value, prog_bar=name == "psnr")
+        self._scored.clear()
 
     def on_validation_end(self) -> None:
         found = self.trainer.callback_metrics

@@ -24,7 +24,7 @@ from models.metrics.geometry import depth_mae, normal_error
 from models.metrics.image import change_correlation, psnr, ssim
 from models.metrics.records import Record, write_records
 from models.rendering.manifolds import ManifoldPredictor, fit_predictor
-from stages.base import ArtifactRef, Stage, average_gradients, broadcast, gather, step_generator
+from stages.base import ArtifactRef, Stage, average_gradients, broadcast, gather, means, step_generator
 
 _VIEWS_DEG = (-60, -36, -24, -12, 0, 12, 24, 36, 60)  # yaws at which fitted heads are compared with the truth
 _NEAR_DEG = 36  # larger yaws are reported apart
@@ -130,6 +130,7 @@ class PriorStage(Stage):
         self.ema_images, self.fit_manifolds, self.seed = ema_images, fit_manifolds, seed
         self.tested, self.fit_subjects, self.kid_features = tested, fit_subjects, kid_features
         self.neighbours = neighbours
+        self._scored: list[dict[str, Tensor]] = []  # of the running validation
         self._records: list[Record] = []
         self._tested: dict[int, dict[str, Tensor]] = {}  # by place in the split, what test has seen
         self.register_buffer("images_seen", torch.zeros((), dtype=torch.int64))
@@ -357,10 +358,15 @@ class PriorStage(Stage):
         real = batch["image"].flatten(0, 1)
         if known:
             error = (fake.image.clamp(-1, 1) - real).square().flatten(1).mean(1) / 4
-            self.log("val/psnr", (-10 * error.log10()).mean(), batch_size=len(real), prog_bar=True, sync_dist=True)
+            self._scored.append({"psnr": -10 * error.log10()})
         if batch_idx == 0:
             pairs = torch.stack([real, fake.image], 1).flatten(0, 1)[:32].clamp(-1, 1)
             self._panel = pairs
+
+    def on_validation_epoch_end(self) -> None:
+        for name, value in means(self._scored).items():
+            self.log(f"val/{name}", value, prog_bar=True)
+        self._scored.clear()
 
     def panels(self) -> dict[str, Tensor]:
         """Truth, or a real picture, and generated from the same camera, side by side."""

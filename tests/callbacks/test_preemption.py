@@ -131,6 +131,26 @@ def test_the_resident_group_is_saved(tmp_path):
     assert results(out) == results(tmp_path / "whole")
 
 
+@pytest.mark.parametrize("command", ["validate", "test"])
+def test_an_evaluation_stops_between_two_batches(tmp_path, command):
+    """Nothing is written: the same command begins anew."""
+    seen = []
+
+    class Evaluated(ToyTraining):
+        def test_step(self, batch, batch_idx):
+            seen.append(batch_idx)
+            if batch_idx == 1:
+                os.kill(os.getpid(), signal.SIGUSR1)
+
+        validation_step = test_step
+
+    trainer = pl.Trainer(default_root_dir=tmp_path, accelerator="cpu", logger=False, callbacks=[Preemption()])
+    with pytest.raises(SystemExit) as stop:
+        getattr(trainer, command)(Evaluated(), ToyData().train_dataloader(), verbose=False)
+    assert stop.value.code == PREEMPTED and seen == [0, 1]
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("rank", [0, 1])
 def test_ranks_that_train_together_stop_together(tmp_path, rank):
     """Only one of them hears the signal."""

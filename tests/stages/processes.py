@@ -15,6 +15,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.plugins import MixedPrecision
 
 from stages import __main__
 
@@ -108,3 +109,10 @@ class InStep(pl.Callback):
     @staticmethod
     def _weights(module: pl.LightningModule) -> torch.Tensor:
         return torch.cat([parameter.detach().float().flatten() for parameter in module.parameters()])
+
+
+class HalfOnCpu(MixedPrecision):
+    """What ``16-mixed`` is on GPUs: float16 where autocast sees fit, and losses that are scaled."""
+
+    def __init__(self) -> None:
+        super().__init__("16-mixed", "cpu", torch.amp.GradScaler("cpu"))
