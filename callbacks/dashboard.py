@@ -120,8 +120,8 @@ class Dashboard(Logger):
         except (queue.Full, subprocess.TimeoutExpired):
             process.kill()
             process.wait()
-            text = "W&B did not finish within %g s: its run lacks the last records, the log in logs/ is whole"
-            log.warning(text, self.patience_s)
+            text = "W&B did not finish within %g s: 'wandb sync' sends what is in %s, the log in logs/ is whole"
+            log.warning(text, self.patience_s, Path(self._start["dir"]) / "wandb")
         for thread in self._threads:
             thread.join(1.0)
         if self._lost:

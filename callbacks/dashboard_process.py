@@ -10,6 +10,7 @@ import csv
 import netrc
 import os
 import pickle
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -17,6 +18,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+ALONE_S = 60  # seconds to end a run whose training has died
+os.environ.setdefault("GIT_OPTIONAL_LOCKS", "0")  # git status, killed, would leave its lock in the repository
 os.environ.setdefault("WANDB_INIT_TIMEOUT", "30")  # a network that does not answer for so many seconds is none
 
 
@@ -143,6 +146,7 @@ def main() -> None:
     if failed > 1:
         print(f"W&B: {failed} of {total} records were lost to errors", flush=True)
     if run is not None and not ended:  # whoever told us has died
+        signal.alarm(ALONE_S)
         run.finish(exit_code=1)
 
 

@@ -134,7 +134,8 @@ def test_calls_that_sleep_five_seconds_cost_a_step_nothing(told, tmp_path, monke
     slow = steps(tmp_path, Dashboard(tmp_path, patience_s=0.2))
     assert len(slow) == 120
     assert statistics.median(slow) <= max(plain)  # the other steps' own spread, on a machine that others use too
-    assert warnings() == ["W&B did not finish within 0.2 s: its run lacks the last records, the log in logs/ is whole"]
+    (line,) = warnings()
+    assert line.startswith(f"W&B did not finish within 0.2 s: 'wandb sync' sends what is in {tmp_path / 'wandb'}, ")
 
 
 def test_a_full_queue_is_told(told, tmp_path, monkeypatch, warnings):
