@@ -227,14 +227,12 @@ class InversionStage(Stage):
         self._scored.append(self.scores(self.reconstruct(image, camera)(camera).image, image))
 
     def on_validation_epoch_end(self) -> None:
-        for name, value in means(self._scored).items():
-            self.log(f"val/{name}", value, prog_bar=name == "psnr")
+        found = {f"val/{name}": value for name, value in means(self._scored).items()}
+        for name, value in found.items():
+            self.log(name, value, prog_bar=name == "val/psnr")
         self._scored.clear()
-
-    def on_validation_end(self) -> None:
-        found = self.trainer.callback_metrics
-        validated = {name: float(value) for name, value in found.items() if name.startswith("val/")}
-        self._validated = validated or self._validated
+        if not self.trainer.sanity_checking:
+            self._validated = found
 
     def scores(self, found: Tensor, image: Tensor) -> dict[str, Tensor]:
         """How well renderings show pictures: psnr, ssim, lpips and, with an identity network, id, (B,) each."""
@@ -360,7 +358,6 @@ class InversionStage(Stage):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
-        self.on_validation_end()  # a checkpoint may be made just before
         checkpoint["validated"] = self._validated
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
