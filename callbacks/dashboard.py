@@ -24,6 +24,8 @@ from models.files import ROOT
 
 log = logging.getLogger(__name__)
 
+HURRY_S = 15.0  # that the end of a run may take which failed, or whose machine is wanted back
+
 
 class Dashboard(Logger):
     """A W&B run that a process of its own keeps (:mod:`callbacks.dashboard_process`).
@@ -108,7 +110,8 @@ class Dashboard(Logger):
         """End the run, and tell what of it was lost."""
         if (process := self._process) is None:
             return
-        self._process, deadline = None, time.monotonic() + self.patience_s
+        patience = self.patience_s if status == "success" else min(self.patience_s, HURRY_S)
+        self._process, deadline = None, time.monotonic() + patience
 
         def left() -> float:
             return max(deadline - time.monotonic(), 0.0)
@@ -121,7 +124,7 @@ class Dashboard(Logger):
             process.kill()
             process.wait()
             text = "W&B did not finish within %g s: 'wandb sync' sends what is in %s, the log in logs/ is whole"
-            log.warning(text, self.patience_s, Path(self._start["dir"]) / "wandb")
+            log.warning(text, patience, Path(self._start["dir"]) / "wandb")
         for thread in self._threads:
             thread.join(1.0)
         if self._lost:

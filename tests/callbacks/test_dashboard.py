@@ -10,6 +10,7 @@ import time
 import pytest
 import pytorch_lightning as pl
 
+from callbacks import dashboard
 from callbacks.dashboard import Dashboard
 from callbacks.dashboard_process import git_state, has_key
 from tests.stages.toy import ToyData, ToyTraining
@@ -183,6 +184,15 @@ def test_an_end_that_hangs(told, tmp_path, monkeypatch, warnings, stopped):
     begin = time.monotonic()
     board.finalize("success")
     assert time.monotonic() - begin < 10 and process.poll() == -signal.SIGKILL
+    assert warnings()[-1].startswith("W&B did not finish within 0.5 s")
+
+
+def test_a_machine_that_is_wanted_back_is_not_kept(told, tmp_path, monkeypatch, warnings):
+    monkeypatch.setenv("WANDB_BEHAVES", "hanging")
+    monkeypatch.setattr(dashboard, "HURRY_S", 0.5)
+    board = Dashboard(tmp_path)
+    board.log_metrics({"loss": 1.0}, 0)
+    board.finalize("failed")
     assert warnings()[-1].startswith("W&B did not finish within 0.5 s")
 
 
