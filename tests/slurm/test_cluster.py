@@ -134,6 +134,37 @@ def test_a_prior_that_is_preempted_twice(cluster, tmp_path):
     assert artifact.load(out / "prior").id == artifact.load(tmp_path / "whole").id
 
 
+def test_a_time_limit(cluster, tmp_path):
+    """The scheduler itself asks a training to leave: it goes on at that very batch. A test begins anew."""
+    features = small.lines(tmp_path)["features"]
+    config = yaml.safe_load(small._write(tmp_path / "prior.yaml", small._prior(tmp_path)).read_text())
+    config["data"]["init_args"]["train_subjects"] = 24
+    del config["trainer"]  # so that only leaving saves before the end
+    small._write(tmp_path / "prior.yaml", config)
+    lines = {"prior": ["prior", "fit", f"--config={tmp_path / 'prior.yaml'}", *small.TRAINER]}
+    lines["scores"] = ["features", "test", *features[2:]]
+    callbacks = {
+        "prior": {"class_path": "tests.slurm.interrupt.UntilTimeLimit", "init_args": {"batches": 3}},
+        "scores": {"class_path": INTERRUPT, "init_args": {"first": 1}},
+    }
+    steps = []
+    for name, line in lines.items():
+        galatea(*line, f"--out={tmp_path / 'whole' / name}")
+        options = overrides(line) | {"trainer.callbacks": [callbacks[name]]}
+        configs = [options.pop("config")]
+        del options["threads"]
+        steps.append({"name": name, "stage": line[0], "command": line[1], "configs": configs, "overrides": options})
+    out = submit(tmp_path, steps, {"steps": {"prior": {"time": "00:03:00"}}})
+    rows, _ = finished(out)
+    assert {row.state for row in rows.values()} == {"done"}, (rows, logs(out))
+    assert "started 2 times" in rows["scores"].detail
+    assert (out / "prior" / "log.txt").read_text().count("asked to stop: saved after 3 batches") == 1
+    assert "asked to stop: stopped between two batches" in (out / "scores" / "log.txt").read_text()
+    assert artifact.load(out / "prior").id == artifact.load(tmp_path / "whole" / "prior").id
+    tables = [folder / "scores" / "metrics.csv" for folder in (out, tmp_path / "whole")]
+    assert tables[0].read_bytes() == tables[1].read_bytes()
+
+
 def test_a_failing_step(cluster, work, tmp_path):
     steps = pipeline(work, tmp_path)
     steps[0]["overrides"]["model.steps"] = 0
