@@ -45,6 +45,7 @@ EXTRA = {
     ],
     "galatea run configs/pipelines/artform.yaml --image assets/artworks --out runs/all --dry_run": [],
     "galatea status runs/toon": [],
+    "galatea lineage runs/toon": [],
     "galatea run configs/pipelines/inverter.yaml --image assets/artworks/watercolour-1100013.png"
     " --out runs/photo": QUICK_PRESENT,
     "galatea run configs/pipelines/inverter_train.yaml --out runs/inverter": TOY_INVERTER,
