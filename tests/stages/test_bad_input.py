@@ -317,7 +317,9 @@ class TestCheckpoints:
         kept.parent.mkdir(parents=True)
         kept.write_bytes(b"whole")
         sentence = refusal(here, *training[stage], limit=50_000)
-        assert re.fullmatch(rf"cannot write {kept.parent}/step=1.ckpt: File too large \(it takes about \d+\.\d MB\)", sentence)
+        assert re.fullmatch(
+            rf"cannot write {kept.parent}/step=1.ckpt: File too large \(it takes about \d+\.\d MB\)", sentence
+        )
         assert kept.read_bytes() == b"whole" and list(kept.parent.iterdir()) == [kept]
 
     def test_folder_that_is_a_file(self, training, here, stage):
