@@ -41,7 +41,14 @@ class Parser(LightningArgumentParser):
     """Reports a wrong option or configuration as one sentence."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        raise UserError(sentence(message)) from ex
+        raise _told(ex) or UserError(sentence(message)) from ex
+
+
+def _told(error: BaseException | None) -> UserError | None:
+    """What a constructor has said, out of the parser's reports around it."""
+    while error is not None and not isinstance(error, UserError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def sentence(message: str) -> str:
@@ -164,7 +171,7 @@ class GalateaCLI(LightningCLI):
         try:
             super().instantiate_classes()
         except ValueError as error:  # a constructor's refusal of what its arguments say together
-            raise UserError(one_line(error)) from error
+            raise _told(error) or UserError(one_line(error)) from error
         if (shard := self._option("shard")) is not None:
             if not isinstance(self.model, PerArtworkStage) or self.subcommand != "fit":
                 raise UserError(f"--shard is for fits of artworks, not for {self.name} {self.subcommand}")

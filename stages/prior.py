@@ -19,7 +19,7 @@ from models.generators.painted import PaintedGenerator
 from models.image_io import write_image
 from models.inversion import fit_latents
 from models.losses.gan import discriminator_nonsaturating, generator_nonsaturating, r1_penalty
-from models.metrics.distribution import EmbeddedDistribution, InceptionDistribution, kid
+from models.metrics.distribution import Distribution, kid
 from models.metrics.geometry import depth_mae, normal_error
 from models.metrics.image import change_correlation, psnr, ssim
 from models.metrics.records import Record, write_records
@@ -110,7 +110,7 @@ class PriorStage(Stage):
         channels_last: bool = True,
         tested: ArtifactRef | None = None,
         fit_subjects: int = 32,
-        kid_features: EmbeddedDistribution | InceptionDistribution | None = None,
+        kid_features: Distribution | None = None,
         neighbours: int = 0,
         seed: int = 0,
     ) -> None:
@@ -467,9 +467,7 @@ class PriorStage(Stage):
         unique = {(r.item, r.variant, r.metric, r.view): r for r in gather(records)}
         return [unique[key] for key in sorted(unique)]
 
-    def _kernel_distances(
-        self, features: EmbeddedDistribution | InceptionDistribution, pictures: Tensor, labels: Tensor
-    ) -> list[Record]:
+    def _kernel_distances(self, features: Distribution, pictures: Tensor, labels: Tensor) -> list[Record]:
         """KID of samples against one half of the held-out pictures, beside that of the two halves."""
         half = len(pictures) // 2
         records = []

@@ -18,13 +18,19 @@ from models.features.weights import MissingWeightsError, read_state
 from models.files import resolve
 
 
-class EmbeddedDistribution(nn.Module):
+class Distribution(nn.Module):
+    """A network whose features FID and KID compare: (B, 3, H, W) in [-1, 1] -> (B, num_features)."""
+
+    num_features: int
+
+
+class EmbeddedDistribution(Distribution):
     """Features of the embedded style network before its last layer: (B, 3, H, W) in [-1, 1] -> (B, num_features)."""
 
     def __init__(self, weights: str | None = "embedded") -> None:
         super().__init__()
         self.style = Frozen(EmbeddedStyle(weights=weights))
-        self.num_features: int = self.style.module.head.out.in_features
+        self.num_features = self.style.module.head.out.in_features
 
     def _apply(self, fn, recurse: bool = True):  # type: ignore[no-untyped-def]  # as nn.Module
         self.style.module._apply(fn, recurse)
@@ -36,7 +42,7 @@ class EmbeddedDistribution(nn.Module):
         return network.head.statistics(network.trunk(to_working_size(image)))
 
 
-class InceptionDistribution(nn.Module):
+class InceptionDistribution(Distribution):
     """Inception-v3 features as of the original FID, its resizing too: (B, 3, H, W) in [-1, 1] -> (B, 2048).
 
     Args:
@@ -76,7 +82,7 @@ class InceptionDistribution(nn.Module):
         return self.network(((image.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)).reshape(len(image), -1)
 
 
-class Precomputed(nn.Module):
+class Precomputed(Distribution):
     """Takes features (B, num_features) instead of images: for values that every image must enter once."""
 
     def __init__(self, num_features: int) -> None:
@@ -87,10 +93,7 @@ class Precomputed(nn.Module):
         return features
 
 
-Distribution = EmbeddedDistribution | InceptionDistribution
-
-
-def fid(features: Distribution | Precomputed, gather: bool = True) -> FrechetInceptionDistance:
+def fid(features: Distribution, gather: bool = True) -> FrechetInceptionDistance:
     """Frechet distance (Heusel et al. 2017, Eq. 6): ``update(images, real=...)``, then ``compute()``.
 
     Needs clearly more images than features to be meaningful; with few images give :func:`kid` beside it.
@@ -102,9 +105,7 @@ def fid(features: Distribution | Precomputed, gather: bool = True) -> FrechetInc
     return FrechetInceptionDistance(feature=features, normalize=True, sync_on_compute=gather)
 
 
-def kid(
-    features: Distribution | Precomputed, subset_size: int, subsets: int = 50, gather: bool = True
-) -> KernelInceptionDistance:
+def kid(features: Distribution, subset_size: int, subsets: int = 50, gather: bool = True) -> KernelInceptionDistance:
     """Kernel distance (Binkowski et al. 2018): ``compute()`` gives mean and deviation over random subsets.
 
     Args:

@@ -269,6 +269,9 @@ def test_what_is_missing_is_said(work, tmp_path):
         run(line, tmp_path, f"--model.tested.path={work / 'invert'}")
     with pytest.raises(UserError, match="has no module 'encoder'"):
         run([line[0], "test", *line[2:]], tmp_path, f"--model.tested.path={work / 'tiny'}")
+    key, inception = "--model.protocol.init_args.distribution", "models.metrics.distribution.InceptionDistribution"
+    with pytest.raises(UserError, match=r"^InceptionDistribution has no weights: there is no no\.pth"):
+        run([line[0], "test", *line[2:]], tmp_path, f"{key}={inception}", f"{key}.init_args.weights=no.pth")
 
 
 def test_heads_of_predict(work, tmp_path):

@@ -345,7 +345,7 @@ def test_the_commands_of_the_docs(tmp_path, monkeypatch, capfd):
     runs = [words[1:] for words in found if words[0] == "run"]
     for words in runs:
         main([*words, "--out", str(tmp_path), *(["--dry_run"] if "--dry_run" not in words else [])])
-    assert len(runs) == 3 and capfd.readouterr().out.count("#!/bin/bash") == 5  # two arrays
+    assert len(runs) == 4 and capfd.readouterr().out.count("#!/bin/bash") == 5  # two arrays
     keys = re.findall(r"^\| ((?:`\w+`(?:, )?)+) \|", page.partition("### What a step asks for")[2], re.MULTILINE)
     named = {key for cell in keys for key in re.findall(r"`(\w+)`", cell)}
     assert {each.name for each in dataclasses.fields(Resources)} <= named
