@@ -109,6 +109,7 @@ class StatisticsHead(nn.Module):
 
     def statistics(self, features: list[Tensor]) -> Tensor:
         """The hidden layer: (B, hidden)."""
+        features = [full(f) for f in features]
         means = [f.mean((2, 3)) for f in features]
         squares = [f.square().mean((2, 3)) for f in features]
         deviations = [((s - m.square()).clamp(min=0) + 1e-4).sqrt() for s, m in zip(squares, means, strict=True)]
@@ -242,10 +243,10 @@ class PerceptualHead(nn.Module):
         self.register_buffer("scale", torch.tensor(1.0))
 
     def forward(self, a: list[Tensor], b: list[Tensor]) -> Tensor:
-        total = a[0].new_zeros(len(a[0]))
+        total = full(a[0]).new_zeros(len(a[0]))
         for raw, x, y in zip(self.raw, a, b, strict=False):
             weight_C = F.softplus(raw)[:, None, None]
-            difference = unit_channels(x) - unit_channels(y)
+            difference = unit_channels(full(x)) - unit_channels(full(y))
             total = total + (weight_C * difference.square()).sum(1).mean((1, 2))
         return self.scale * total
 
@@ -253,6 +254,11 @@ class PerceptualHead(nn.Module):
     def calibrate(self, distance: Tensor, wanted: float = 0.5, momentum: float = 0.02) -> None:
         """Move ``scale`` towards the value at which the distances (B,), measured with it, average ``wanted``."""
         self.scale = self.scale * (wanted / distance.mean().clamp(min=1e-8)) ** momentum
+
+
+def full(x: Tensor) -> Tensor:
+    """At least float32: squares overflow float16, and small distances vanish in it."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def unit_channels(x: Tensor, eps: float = 1e-2) -> Tensor:
