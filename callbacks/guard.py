@@ -13,12 +13,14 @@ from callbacks.checkpoint import checkpoints, folder_of
 from callbacks.progress import batches_done
 from models.errors import UserError
 
+LEAST_SCALE = 2.0**-10  # of losses under 16-mixed: 26 steps in a row were skipped from the first one, 2^16, on
+
 
 class FiniteGuard(pl.Callback):
     """Checks what training logs, and the state before each checkpoint: none with a NaN takes a good one's place.
 
     Reading a value waits for the GPU: those of the last steps are read together, every ``every_n_steps`` and before a
-    checkpoint. All ranks stop together.
+    checkpoint. All ranks stop together. So does a run under ``16-mixed`` whose steps are all skipped.
 
     Raises:
         UserError: naming the first step and term that was NaN or infinite, and the last good checkpoint.
@@ -33,7 +35,7 @@ class FiniteGuard(pl.Callback):
         terms = {name: value for name, value in trainer.callback_metrics.items() if not name.startswith("val/")}
         self._logged.append((step, terms))
         if step % self.every_n_steps == 0:
-            self._check(trainer, pl_module, self._terms())
+            self._check(trainer, pl_module, self._terms() or _lost_scale(trainer))
 
     def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         found = self._terms()
@@ -56,6 +58,14 @@ class FiniteGuard(pl.Callback):
             last = f"the last good checkpoint is {good[0]}" if good else "no checkpoint was saved before"
             found = found or "another process met a number that is not finite"
             raise UserError(f"{found}: lower the learning rate or the loss weights; {last}")
+
+
+def _lost_scale(trainer: pl.Trainer) -> str | None:
+    """What is wrong when ``16-mixed`` skips step after step, halving its loss scale, and so learns nothing."""
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    if scaler is None or (scale := scaler.get_scale()) > LEAST_SCALE:
+        return None
+    return f"no gradient fits float16 at step {batches_done(trainer)} (loss scale {scale:.2g}; bf16-mixed may do)"
 
 
 def not_finite(checkpoint: dict[str, Any]) -> Iterator[str]:

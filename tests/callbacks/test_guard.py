@@ -10,6 +10,7 @@ from callbacks.progress import batches_done
 from models.errors import UserError
 from stages.base import IndependentRanks
 from tests.stages import tiny
+from tests.stages.processes import HalfOnCpu
 from tests.stages.toy import ToyData, ToyTraining
 
 TERMS = ("near", "far", "pull")
@@ -141,3 +142,18 @@ def test_all_ranks_stop_together(tmp_path):
     rest = f": {ADVICE}; the last good checkpoint is {good}"
     assert (tmp_path / "1").read_text() == f"train/far is nan at step 8{rest}"
     assert (tmp_path / "0").read_text() == f"another process met a number that is not finite{rest}"
+
+
+class Overflowing(ToyTraining):
+    """Finite losses whose gradients are not."""
+
+    def on_after_backward(self):
+        self.layer.weight.grad[0, 0] = float("inf")
+
+
+def test_a_loss_scale_that_is_lost_is_told(tmp_path):
+    """16-mixed skips steps without a word; this run would learn nothing."""
+    trainer = tiny.trainer(tmp_path, max_epochs=4, callbacks=[FiniteGuard(10)], plugins=[HalfOnCpu()])
+    text = r"no gradient fits float16 at step 20 \(loss scale 0\.00024; bf16-mixed may do\): lower the learning rate"
+    with pytest.raises(UserError, match=text):
+        trainer.fit(Overflowing(), datamodule=ToyData())
