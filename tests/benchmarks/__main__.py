@@ -11,28 +11,25 @@ import argparse
 
 from tests.benchmarks import data, free_view, house, manifolds, scaling, zoo
 
+BENCHMARKS = {
+    "zoo": (zoo, "generators of the zoo, beside official ones where given"),
+    "manifolds": (manifolds, "efficient GRAM beside GRAM"),
+    "free_view": (free_view, "free views: networks beside baked manifolds"),
+    "data": (data, "training steps: how long they wait for data"),
+    "scaling": (scaling, "training steps in one and in several processes"),
+}
+
 
 def main() -> None:
     """Parse the command line and measure."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
     commands = parser.add_subparsers(dest="command")
     commands.add_parser("house", help="the main operations (default)")
-    zoo.add_arguments(commands.add_parser("zoo", help="generators of the zoo, beside official ones where given"))
-    manifolds.add_arguments(commands.add_parser("manifolds", help="efficient GRAM beside GRAM"))
-    free_view.add_arguments(commands.add_parser("free_view", help="free views: networks beside baked manifolds"))
-    data.add_arguments(commands.add_parser("data", help="training steps: how long they wait for data"))
-    scaling.add_arguments(commands.add_parser("scaling", help="training steps in one and in several processes"))
+    for name, (benchmark, text) in BENCHMARKS.items():
+        benchmark.add_arguments(commands.add_parser(name, help=text))
     arguments = parser.parse_args()
-    if arguments.command == "zoo":
-        zoo.main(arguments)
-    elif arguments.command == "data":
-        data.main(arguments)
-    elif arguments.command == "scaling":
-        scaling.main(arguments)
-    elif arguments.command == "free_view":
-        free_view.main(arguments)
-    elif arguments.command == "manifolds":
-        manifolds.main(arguments)
+    if arguments.command in BENCHMARKS:
+        BENCHMARKS[arguments.command][0].main(arguments)
     else:
         house.main()
 
