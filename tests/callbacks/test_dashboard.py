@@ -6,6 +6,7 @@ import os
 import signal
 import statistics
 import time
+from itertools import pairwise
 
 import pytest
 import pytorch_lightning as pl
@@ -125,7 +126,7 @@ def steps(out, logger):
         log_every_n_steps=1, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
     )  # fmt: skip
     trainer.fit(ToyTraining(), datamodule=ToyData())
-    return [after - before for before, after in zip(clock.times, clock.times[1:], strict=False)]
+    return [after - before for before, after in pairwise(clock.times)]
 
 
 @pytest.mark.filterwarnings("ignore")
