@@ -424,7 +424,7 @@ class Viewer:
         if self._mesh[0] != key:
             import torch
 
-            from models.rendering.mesh import fuse, mesh_cameras
+            from models.rendering.mesh import fuse, mesh_cameras, to_glb
             from models.subjects import look
 
             self.words.content = "making the mesh ..."
@@ -433,17 +433,9 @@ class Viewer:
             seen = look(subject.styled(settings.strength), subject.latents, camera, code, side)
             mesh = fuse(seen, camera, self.rig, MESH_SIZE)
             self._hide_mesh()
-            self._mesh = key, self._add(mesh)
+            shadows = {"cast_shadow": False, "receive_shadow": False}
+            self._mesh = key, self.server.scene.add_glb("/head", to_glb(mesh), **shadows)
             self.words.content = f"{len(mesh.vertices):,} vertices, {len(mesh.faces):,} triangles"
-
-    def _add(self, mesh: Any) -> Any:
-        import torch
-        import trimesh
-
-        colours = ((mesh.colours + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-        solid = trimesh.Trimesh(mesh.vertices.numpy(), mesh.faces.numpy(), process=False)
-        solid.visual.vertex_colors = colours.numpy()  # type: ignore[union-attr]
-        return self.server.scene.add_mesh_trimesh("/head", solid, cast_shadow=False, receive_shadow=False)
 
     def _hide_mesh(self) -> None:
         if self._mesh[1] is not None:

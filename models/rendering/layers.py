@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +19,7 @@ from models.files import atomic_write
 from models.rendering.atlas import flatten, texel_centres
 from models.rendering.baked import BakedHead
 from models.rendering.compositing import EMPTY, layer_weights
+from models.rendering.mesh import unlit
 
 FAINT = 1 / 255  # an opacity below this is not seen
 BORDER = 4  # texels around each texture, in a picture of several
@@ -132,7 +132,7 @@ def write_layers(path: str | os.PathLike[str], layers: list[Layer]) -> None:
         )
         scene.add_geometry(solid, name, name)
     with atomic_write(path) as temporary:
-        temporary.write_bytes(export_glb(scene, tree_postprocessor=_unlit))
+        temporary.write_bytes(export_glb(scene, tree_postprocessor=unlit))
 
 
 def _joined(layers: list[Layer]) -> Layer:
@@ -156,10 +156,3 @@ def _joined(layers: list[Layer]) -> Layer:
 def _rgba(texture: Tensor) -> np.ndarray:
     colour, alpha = (texture[:3] + 1) / 2, texture[3:] * (texture[3:] > FAINT)
     return (torch.cat([colour, alpha]).clamp(0, 1) * 255).round().byte().permute(1, 2, 0).contiguous().numpy()
-
-
-def _unlit(tree: dict[str, Any]) -> None:
-    """Colours hold their light already."""
-    tree["extensionsUsed"] = [*tree.get("extensionsUsed", []), "KHR_materials_unlit"]
-    for material in tree["materials"]:
-        material["extensions"] = {"KHR_materials_unlit": {}}

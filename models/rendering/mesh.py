@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -25,9 +26,13 @@ from models.files import atomic_write
 from models.generators.base import Rendering
 from models.rendering.compositing import depth_normals
 
+if TYPE_CHECKING:
+    from trimesh import Trimesh
+
 REFINE = 4  # fine voxels along a coarse one: only those near the coarse surface are computed
 BAND = 4.0  # truncation distance, in voxels
 SMOOTHING = 1 / 128  # standard deviation, in sides of the cube: noise of the rendered depth below this vanishes
+_COLOURS = "_COLOURS"  # as an attribute of our own, which trimesh writes as it is
 OUTVOTED = 2  # silhouettes that must agree before a point is carved away: one view may have a hole
 
 
@@ -246,27 +251,61 @@ def _spread(mesh: Mesh, colours: Tensor, known: Tensor, rounds: int = 40) -> Ten
 
 
 def write_mesh(path: str | os.PathLike[str], mesh: Mesh) -> None:
-    """Write a mesh as ``.glb`` or ``.ply`` with vertex colours and normals, atomically.
+    """Write a mesh as ``.glb`` (see :func:`to_glb`) or ``.ply`` (8-bit sRGB), with colours and normals, atomically.
 
     Raises:
         UserError: for another suffix, or when the file cannot be written.
     """
+    writers = {".glb": to_glb, ".ply": _to_ply}
+    if (writer := writers.get(Path(path).suffix.lower())) is None:
+        raise UserError(f"mesh {path}: the suffix must be .glb or .ply")
+    content = writer(mesh)
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def to_glb(mesh: Mesh) -> bytes:
+    """A mesh as binary glTF that a viewer shows in the colours of the pictures.
+
+    The standard wants colours linear; 16 bits, as 8 would show bands where it is dark. They hold their light already:
+    unlit, and matt where a viewer does not know that.
+
+    Source: glTF 2.0, 3.7.2.1 (COLOR_0) and 3.9 (materials); IEC 61966-2-1 (sRGB).
+    """
+    from trimesh.exchange.gltf import export_glb
+    from trimesh.visual.material import PBRMaterial
+    from trimesh.visual.texture import TextureVisuals
+
+    encoded = ((mesh.colours.double() + 1) / 2).clamp(0, 1)
+    linear = torch.where(encoded <= 0.04045, encoded / 12.92, ((encoded + 0.055) / 1.055) ** 2.4)
+    solid = _trimesh(mesh, visual=TextureVisuals(material=PBRMaterial(metallicFactor=0.0, roughnessFactor=1.0)))
+    solid.vertex_attributes[_COLOURS] = np.rint(F.pad(linear, (0, 1), value=1.0).numpy() * 65535).astype(np.uint16)
+
+    def finish(tree: dict[str, Any]) -> None:  # trimesh writes colours in 8 bits only
+        attributes = tree["meshes"][0]["primitives"][0]["attributes"]
+        attributes["COLOR_0"] = attributes.pop(_COLOURS)
+        tree["accessors"][attributes["COLOR_0"]]["normalized"] = True
+        unlit(tree)
+
+    return export_glb(solid, include_normals=True, tree_postprocessor=finish)
+
+
+def unlit(tree: dict[str, Any]) -> None:
+    """Tell viewers of a glTF that its colours hold their light already."""
+    tree["extensionsUsed"] = [*tree.get("extensionsUsed", []), "KHR_materials_unlit"]
+    for material in tree["materials"]:
+        material["extensions"] = {"KHR_materials_unlit": {}}
+
+
+def _to_ply(mesh: Mesh) -> bytes:
+    colours = ((mesh.colours + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+    content = _trimesh(mesh, vertex_colors=colours.numpy()).export(file_type="ply", vertex_normal=True)
+    assert isinstance(content, bytes)
+    return content
+
+
+def _trimesh(mesh: Mesh, **options: Any) -> Trimesh:
     import trimesh  # here: slow to import, and only meshes need it
 
-    suffix = Path(path).suffix.lower()
-    if suffix not in (".glb", ".ply"):
-        raise UserError(f"mesh {path}: the suffix must be .glb or .ply")
-    colours = ((mesh.colours + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-    solid = trimesh.Trimesh(
-        mesh.vertices.numpy(),
-        mesh.faces.numpy(),
-        vertex_normals=mesh.normals.numpy(),
-        vertex_colors=colours.numpy(),
-        process=False,
-    )
-    if suffix == ".ply":
-        content = solid.export(file_type="ply", vertex_normal=True)
-    else:
-        content = trimesh.Scene(solid).export(file_type="glb", include_normals=True)
-    with atomic_write(path) as temporary:
-        temporary.write_bytes(content)  # type: ignore[arg-type]  # both formats are binary
+    vertices, faces, normals = mesh.vertices.numpy(), mesh.faces.numpy(), mesh.normals.numpy()
+    return trimesh.Trimesh(vertices, faces, vertex_normals=normals, process=False, **options)

@@ -1,7 +1,10 @@
 """Meshes fused from depth: shape and colours against the truth, closedness, files."""
 
+import json
 import math
+import struct
 
+import numpy as np
 import pytest
 import torch
 import trimesh
@@ -165,10 +168,33 @@ class TestFiles:
         read = trimesh.load(path, force="mesh", process=False)
         assert read.vertices == pytest.approx(ball.vertices.numpy(), abs=1e-5)
         assert (read.faces == ball.faces.numpy()).all()
-        wanted = (ball.colours + 1) * 127.5
-        assert read.visual.vertex_colors[:, :3] == pytest.approx(wanted.numpy(), abs=1)
+        if suffix == "ply":
+            wanted = (ball.colours + 1) * 127.5
+            assert read.visual.vertex_colors[:, :3] == pytest.approx(wanted.numpy(), abs=1)
         assert read.is_watertight and read.volume > 0
         assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+    def test_a_viewer_shows_the_colours_of_the_picture(self, tmp_path):
+        """As the standard has it: COLOR_0 is linear, a viewer encodes it; without a material it would be metal."""
+        wanted = torch.arange(256).repeat(3, 1).T.float()  # every tone, among them the dark ones of hair
+        points = torch.randn(256, 3)
+        faces = torch.arange(254)[:, None] + torch.arange(3)
+        write_mesh(tmp_path / "m.glb", Mesh.of(points, faces, wanted / 127.5 - 1))
+        content = (tmp_path / "m.glb").read_bytes()
+        (length,) = struct.unpack("<I", content[12:16])
+        tree = json.loads(content[20 : 20 + length])
+        (primitive,) = tree["meshes"][0]["primitives"]
+        accessor = tree["accessors"][primitive["attributes"]["COLOR_0"]]
+        assert (accessor["componentType"], accessor["type"], accessor["normalized"]) == (5123, "VEC4", True)
+        assert not any(name.startswith("_") for name in primitive["attributes"])
+        start = 28 + length + tree["bufferViews"][accessor["bufferView"]].get("byteOffset", 0)
+        linear = np.frombuffer(content, "<u2", 4 * 256, start + accessor.get("byteOffset", 0)).reshape(256, 4) / 65535
+        shown = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055) * 255
+        assert shown[:, :3] == pytest.approx(wanted.numpy(), abs=0.1) and (linear[:, 3] == 1).all()
+        material = tree["materials"][primitive["material"]]
+        assert material["extensions"] == {"KHR_materials_unlit": {}}
+        assert tree["extensionsUsed"] == ["KHR_materials_unlit"]
+        assert material["pbrMetallicRoughness"] == {"metallicFactor": 0.0, "roughnessFactor": 1.0}
 
     def test_refusals(self, ball, tmp_path):
         with pytest.raises(UserError, match=r"the suffix must be \.glb or \.ply"):
