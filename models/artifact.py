@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from models.configurable import build, spec
 from models.errors import one_line
-from models.files import os_errors, resolve, sha256
+from models.files import destination, os_errors, read_json, replace_folder, resolve, sha256, temporary
 from models.manifest import FORMAT, MANIFEST, ArtifactError, canonical, manifest_id, read_manifest
 
 RUN = "run.json"
@@ -156,7 +156,7 @@ def save(
     """Write an artifact folder: complete under its name, or not at all.
 
     Args:
-        path: the folder; an artifact already there is replaced.
+        path: the folder; an artifact already there is replaced, where a link leads too.
         stage: name of the stage that writes it.
         modules: by name, modules whose class is :class:`models.configurable.Configurable`.
         parents: by role, the artifacts (or manifests) it was made from; their licences are inherited.
@@ -177,11 +177,12 @@ def save(
     dtype, delta_of, media = dtype or {}, delta_of or {}, media or {}
     manifests = {n: p.manifest if isinstance(p, Artifact) else p for n, p in (parents or {}).items()}
     bases: dict[str, Artifact] = {}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    place = check_place(path)
+    new = temporary(place)
     with os_errors(path):
         try:
-            shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir(parents=True)
+            shutil.rmtree(new, ignore_errors=True)
+            new.mkdir(parents=True)
             entries: dict[str, Any] = {}
             for name, module in (modules or {}).items():
                 _check_name(name)
@@ -192,7 +193,7 @@ def save(
                     bases[base[0].id] = base[0]
                 file = f"{name}.safetensors"
                 state = _state(module, dtype.get(name), _base_state(name, base, modules or {}, delta_of))
-                (temporary / file).write_bytes(safetensors.torch.save(state))
+                (new / file).write_bytes(safetensors.torch.save(state))
                 entries[name] = {
                     **_spec(name, module),
                     "file": file,
@@ -201,10 +202,10 @@ def save(
                 }
             for name, source in media.items():
                 _check_name(name)
-                (temporary / "media").mkdir(exist_ok=True)
-                target = temporary / "media" / name
+                (new / "media").mkdir(exist_ok=True)
+                target = new / "media" / name
                 target.write_bytes(source) if isinstance(source, bytes) else shutil.copyfile(source, target)
-            files = {p.relative_to(temporary).as_posix(): sha256(p) for p in temporary.rglob("*") if p.is_file()}
+            files = {p.relative_to(new).as_posix(): sha256(p) for p in new.rglob("*") if p.is_file()}
             inherited = [licence for manifest in manifests.values() for licence in manifest["licences"]]
             manifest = {
                 "format": FORMAT,
@@ -218,12 +219,29 @@ def save(
                 "extra": dict(extra or {}),
             }
             manifest = json.loads(canonical(manifest))  # tuples become lists now, as they would when read back
-            (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n")
-            (temporary / RUN).write_text(json.dumps(_run(path, bases), indent=1) + "\n")
-            _replace_folder(temporary, path)
+            (new / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n")
+            (new / RUN).write_text(json.dumps(_run(place, bases), indent=1) + "\n")
+            replace_folder(new, place)
         finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+            shutil.rmtree(new, ignore_errors=True)
     return Artifact(path, manifest, bases)
+
+
+def check_place(path: str | os.PathLike[str]) -> Path:
+    """Where links lead from ``path``, which can become an artifact: there is none yet, an older one, or nothing at all.
+
+    Raises:
+        ArtifactError: when there is something else.
+        UserError: for a link that points to nothing.
+    """
+    place = destination(path)
+    with os_errors(path):
+        if not place.exists() or (place.is_dir() and not any(place.iterdir())):
+            return place
+    manifest = read_json(place / MANIFEST)
+    if manifest is None or "format" not in manifest or "stage" not in manifest:
+        raise ArtifactError(f"{path} exists and is not an artifact: it is not replaced")
+    return place
 
 
 def load(path: str | os.PathLike[str], base: Artifact | None = None) -> Artifact:
@@ -352,17 +370,5 @@ def _run(path: Path, bases: Mapping[str, Artifact]) -> dict[str, Any]:
         "host": platform.node(),
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "bases": {i: os.path.relpath(base.path.resolve(), path.resolve()) for i, base in bases.items()},
+        "bases": {i: os.path.relpath(base.path.resolve(), path) for i, base in bases.items()},
     }
-
-
-def _replace_folder(temporary: Path, path: Path) -> None:
-    if not path.exists():
-        os.rename(temporary, path)
-        return
-    if not (path / MANIFEST).exists() and (not path.is_dir() or any(path.iterdir())):
-        raise ArtifactError(f"{path} exists and is not an artifact: it is not replaced")
-    old = path.with_name(f".{path.name}.{os.getpid()}.old")
-    os.rename(path, old)  # a folder cannot be replaced in one call: for an instant there is none
-    os.rename(temporary, path)
-    shutil.rmtree(old)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 import shutil
@@ -12,10 +11,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from models.documents import MOST_JSON_BYTES, parse_json
 from models.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]  # holds models/, stages/, configs/, assets/
-_TEMPORARY = re.compile(r"\..+\.\d+\.(tmp|old)(\.\w+)?")  # of atomic_write and models.artifact
+_TEMPORARY = re.compile(r"\..+\.\d+\.(tmp|old)(\.\w+)?")  # of temporary
+_MOST_STEM_BYTES = 200  # of temporary names: file systems take 255 bytes
 
 
 def resolve(path: str | os.PathLike[str]) -> Path:
@@ -24,6 +25,22 @@ def resolve(path: str | os.PathLike[str]) -> Path:
     if not given.is_absolute() and not given.exists() and (ROOT / given).exists():
         return ROOT / given
     return given
+
+
+def read_bytes(path: Path, most: int) -> bytes:
+    """Content of a file of at most ``most`` bytes.
+
+    Raises:
+        UserError: when it is larger, cannot be read, or is no file: reading a pipe or a device may never end.
+    """
+    with os_errors(path, "read"):
+        if not path.is_file():
+            raise UserError(f"cannot read {path}: {'it is no file' if path.exists() else 'there is no such file'}")
+        with open(path, "rb") as file:
+            content = file.read(most + 1)
+    if len(content) > most:
+        raise UserError(f"cannot read {path}: it is larger than {most >> 20} MB")
+    return content
 
 
 def sha256(path: Path) -> str:
@@ -53,13 +70,71 @@ def check_folder(path: str | os.PathLike[str]) -> None:
     Raises:
         UserError: when it cannot.
     """
-    place = Path(path).absolute()
-    while not place.exists():
-        place = place.parent
+    place = _existing(path)
     if not place.is_dir():
         raise UserError(f"cannot write {path}: Not a directory: {place}")
     if not os.access(place, os.W_OK | os.X_OK):
         raise UserError(f"cannot write {path}: Permission denied: {place}")
+
+
+def destination(path: str | os.PathLike[str]) -> Path:
+    """Where ``path`` leads once links are followed: what is replaced there is on the links' disk, and they stay.
+
+    Raises:
+        UserError: for a link that points to nothing, as to a disk that is not there.
+    """
+    _existing(path)
+    return Path(path).resolve()
+
+
+def _existing(path: str | os.PathLike[str]) -> Path:
+    """The nearest of ``path`` and the folders above it that exists."""
+    with os_errors(path):
+        place = Path(path).absolute()
+        while not place.exists():
+            if place.is_symlink():
+                raise UserError(f"cannot write {path}: {place} is a link that points to nothing: {place.readlink()}")
+            place = place.parent
+        return place
+
+
+def temporary(path: Path, ending: str = ".tmp") -> Path:
+    """A name beside ``path`` for something half-written, or about to be removed: see :func:`sweep`."""
+    stem = path.name
+    if len(os.fsencode(stem)) > _MOST_STEM_BYTES:
+        stem = hashlib.sha256(os.fsencode(stem)).hexdigest()
+    return path.with_name(f".{stem}.{os.getpid()}{ending}")
+
+
+def replace_folder(new: Path, path: Path) -> None:
+    """Let ``new`` take the place of the folder ``path``, with all that is in it; both lie in one folder, no links.
+
+    Raises:
+        OSError: when it cannot; what was there stays, or is where :func:`temporary` names it.
+    """
+    if not path.exists():
+        os.rename(new, path)
+        return
+    old = temporary(path, ".old")
+    os.rename(path, old)  # a folder cannot be replaced in one call: for an instant there is none
+    os.rename(new, path)
+    shutil.rmtree(old)
+
+
+def empty_folder(path: Path) -> None:
+    """Remove what is in the folder ``path``, where there is one; a link to it stays, as does what links in it point to.
+
+    Killed on the way, it leaves the whole folder, or an empty one and something for :func:`sweep`.
+
+    Raises:
+        UserError: when it cannot be removed, or is a link that points to nothing.
+    """
+    place = destination(path)
+    if place.exists():
+        new = temporary(place)
+        with os_errors(path, "remove"):
+            new.mkdir()
+            replace_folder(new, place)
 
 
 def previous(path: Path) -> Path:
@@ -75,8 +150,8 @@ def versions(path: Path) -> list[Path]:
 def read_json(path: Path) -> dict[str, Any] | None:
     """The object in a JSON file, or in the one before it should it be damaged; ``None`` when there is none to read."""
     for file in versions(path):
-        with suppress(OSError, ValueError):
-            if isinstance(content := json.loads(file.read_text("utf-8")), dict):
+        with suppress(UserError):
+            if isinstance(content := parse_json(read_bytes(file, MOST_JSON_BYTES), str(file)), dict):
                 return content
     return None
 
@@ -92,16 +167,16 @@ def atomic_write(path: str | os.PathLike[str], keep: bool = False) -> Iterator[P
         UserError: when the file cannot be written; whatever ``path`` held before is untouched.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
+    half = temporary(path.with_suffix(""), f".tmp{path.suffix}")
     with os_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            yield temporary
+            yield half
             if keep and path.exists():
                 os.replace(path, previous(path))
-            os.replace(temporary, path)
+            os.replace(half, path)
         finally:
-            temporary.unlink(missing_ok=True)
+            half.unlink(missing_ok=True)
 
 
 def is_temporary(path: Path) -> bool:
@@ -118,4 +193,4 @@ def sweep(folder: str | os.PathLike[str]) -> None:
     with os_errors(folder, "clean"):
         for path in sorted(Path(folder).rglob(".*")):
             if is_temporary(path):
-                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)

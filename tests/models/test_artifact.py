@@ -295,12 +295,13 @@ class TestRefuses:
                 save(tmp_path / "a", stage="s", **arguments)
         assert list(tmp_path.iterdir()) == [tmp_path / "code"]  # nothing is left behind
 
-    def test_to_replace_a_folder_of_something_else(self, tmp_path):
+    @pytest.mark.parametrize("name", ["thesis.txt", "manifest.json"])
+    def test_to_replace_a_folder_of_something_else(self, tmp_path, name):
         (tmp_path / "docs").mkdir()
-        (tmp_path / "docs" / "thesis.txt").write_text("x")
+        (tmp_path / "docs" / name).write_text('{"name": "an extension of a browser"}')
         with pytest.raises(ArtifactError, match="is not an artifact"):
             save(tmp_path / "docs", stage="s")
-        assert (tmp_path / "docs" / "thesis.txt").exists() and len(list(tmp_path.iterdir())) == 1
+        assert (tmp_path / "docs" / name).exists() and len(list(tmp_path.iterdir())) == 1
 
 
 class TestAtomicity:
@@ -325,3 +326,20 @@ class TestAtomicity:
         save(tmp_path / "a", stage="s", media={"old.png": b"1"})
         new = save(tmp_path / "a", stage="s", media={"new.png": b"1"})
         assert load(tmp_path / "a").id == new.id and not (tmp_path / "a" / "media" / "old.png").exists()
+
+    @pytest.mark.parametrize("before", ["nothing", "an artifact"])
+    def test_where_a_link_leads(self, tmp_path, before):
+        (tmp_path / "disk" / "one").mkdir(parents=True)
+        (tmp_path / "out").symlink_to("disk/one")
+        if before != "nothing":
+            save(tmp_path / "disk" / "one", stage="s", media={"old.png": b"1"})
+        new = save(tmp_path / "out", stage="s", media={"new.png": b"1"})
+        assert (tmp_path / "out").is_symlink() and load(tmp_path / "disk" / "one").id == new.id
+        assert {p.name for p in tmp_path.iterdir()} == {"disk", "out"}
+        assert [p.name for p in (tmp_path / "disk").iterdir()] == ["one"]
+
+    def test_where_a_link_leads_nowhere(self, tmp_path):
+        (tmp_path / "out").symlink_to("unmounted/disk")
+        with pytest.raises(UserError, match="out is a link that points to nothing: unmounted/disk"):
+            save(tmp_path / "out", stage="s")
+        assert [p.name for p in tmp_path.iterdir()] == ["out"]
