@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,15 +14,18 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from datamodules.labels import LABELS, camera_labels, parse_json
+from datamodules.labels import LABELS, camera_labels
 from datamodules.resumable import evaluation_loader
 from models.camera import Camera, Rig
-from models.errors import UserError
-from models.files import os_errors, resolve
-from models.image_io import IMAGE_SUFFIXES, MIN_SIDE, read_image, to_uint8
+from models.documents import MOST_JSON_BYTES, parse_json
+from models.errors import UserError, shown
+from models.files import os_errors, read_bytes, resolve
+from models.image_io import IMAGE_SUFFIXES, MIN_SIDE, pictures_among, read_image, say_left_out, to_uint8
+from models.names import is_member, item_id
 
 log = logging.getLogger(__name__)
 
+SMALLEST_FACE = 24  # pixels that the face finder needs
 FACE_FRACTION = 0.45  # of the frame's width that a face box takes in the embedded rig
 Box = tuple[int, int, int, int]  # x, y, width, height in pixels
 Crop = Literal["auto", "face", "centre", "none"]
@@ -34,7 +36,7 @@ class Artwork:
     """One artwork, framed.
 
     Attributes:
-        id: unique, from the file's name; safe as a file name.
+        id: unique, from the file's name; see :func:`models.names.item_id`.
         image: (3, size, size) RGB in [-1, 1].
         label: (25,) camera label, where the exact camera is known.
         angles: yaw and pitch, radians, where these are known: the generator's rig makes the camera. Without either
@@ -91,6 +93,8 @@ class ArtworkDataModule(pl.LightningDataModule):
         rig: Rig = Rig(),  # noqa: B008 - frozen
     ) -> None:
         super().__init__()
+        if size < MIN_SIDE:
+            raise UserError(f"data.size is {size}: artworks are framed with at least {MIN_SIDE} pixels a side")
         self.path = path
         self.yaw_deg = yaw_deg
         self.pitch_deg = pitch_deg
@@ -159,11 +163,6 @@ def read_artworks(
     return [artworks[identity] for identity in sorted(artworks)]
 
 
-def item_id(file: str) -> str:
-    """A picture's id, safe as a file name, from the name of its file."""
-    return re.sub(r"[^A-Za-z0-9_.-]", "_", Path(file).with_suffix("").as_posix()).lstrip("_.-") or "artwork"
-
-
 def pose_angles(yaw_deg: float | None, pitch_deg: float | None, rig: Rig, what: str) -> tuple[float, float] | None:
     """Yaw and pitch in radians of a pose in degrees, ``None`` when both are; one missing angle is 0.
 
@@ -196,9 +195,11 @@ def find_faces(image: Tensor) -> list[Box]:
     from skimage.feature import Cascade
 
     shrink = max(1.0, max(image.shape[-2:]) / 512)
+    if min(image.shape[-2:]) / shrink < 2 * SMALLEST_FACE:  # a strip: no frontal face fills its width
+        return []
     small = F.interpolate(image, scale_factor=1 / shrink, mode="bicubic", antialias=True) if shrink > 1 else image
     side = min(small.shape[-2:])
-    smallest, largest = max(side // 6, 24), int(side * 0.95)
+    smallest, largest = max(side // 6, SMALLEST_FACE), int(side * 0.95)
     found = Cascade(lbp_frontal_face_cascade_filename()).detect_multi_scale(
         to_uint8(small[0]), 1.2, 1, min_size=(smallest, smallest), max_size=(largest, largest)
     )
@@ -210,8 +211,8 @@ def _box(image: Tensor, given: Any, crop: Crop, size: int, what: str) -> Box:
     height, width = image.shape[-2:]
     centre = _square(width / 2, height / 2, min(width, height), width, height)
     if given is not None:
-        if not (isinstance(given, list) and len(given) == 4 and all(isinstance(v, int) for v in given)):
-            raise UserError(f"{what}: crop must be [x, y, width, height] in whole pixels, got {given}")
+        if not (isinstance(given, list) and len(given) == 4 and all(type(v) is int for v in given)):
+            raise UserError(f"{what}: crop must be [x, y, width, height] in whole pixels, got {shown(given)}")
         x, y, w, h = given
         if x < 0 or y < 0 or min(w, h) < MIN_SIDE or x + w > width or y + h > height:
             raise UserError(f"{what}: crop {given} is not inside the image of {width} x {height}, or too small")
@@ -250,20 +251,24 @@ def _entries(place: Path) -> list[dict[str, Any]]:
     if place.is_file():
         return [{"file": place.name}]
     if (place / "artworks.json").exists():
-        return _listed(place / "artworks.json")
-    file = place / LABELS
-    labels = camera_labels(_json(file), str(file)) if file.exists() else {}
+        entries = _listed(place / "artworks.json")
+        with os_errors(place, "read"):
+            others = {p.name for p in place.iterdir() if p.is_file()} - {entry["file"] for entry in entries}
+        say_left_out(pictures_among(sorted(others), place), place, "artworks.json does not list them")
+        return entries
     with os_errors(place, "read"):
-        names = sorted(p.name for p in place.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and p.name[0] != ".")
-    names = sorted(labels) if labels else names
+        names = pictures_among(sorted(p.name for p in place.iterdir() if p.is_file()), place)
+    if (file := place / LABELS).exists():
+        labels = camera_labels(_json(file), str(file))
+        say_left_out(sorted(set(names) - labels.keys()), place, f"{LABELS} does not list them")
+        return [{"file": name, "label": labels[name]} for name in sorted(labels)]
     if not names:
         raise UserError(f"no images found in {place} ({', '.join(sorted(IMAGE_SUFFIXES))})")
-    return [{"file": name, "label": labels.get(name)} for name in names]
+    return [{"file": name} for name in names]
 
 
 def _json(file: Path) -> Any:
-    with os_errors(file, "read"):
-        return parse_json(file.read_bytes(), str(file))
+    return parse_json(read_bytes(file, MOST_JSON_BYTES), str(file))
 
 
 def _listed(file: Path) -> list[dict[str, Any]]:
@@ -284,7 +289,10 @@ def _listed(file: Path) -> list[dict[str, Any]]:
             raise UserError(f"{file}: item {i} has no file")
         for key, value in entry.items():
             if key not in kinds:
-                raise UserError(f"{file}: item {i} has the unknown key {key!r}, known are: {', '.join(kinds)}")
+                raise UserError(f"{file}: item {i} has the unknown key {shown(key)}, known are: {', '.join(kinds)}")
             if not isinstance(value, kinds[key]) or isinstance(value, bool):
-                raise UserError(f"{file}: item {i}: {key} is {value!r}, which has the wrong type")
+                raise UserError(f"{file}: item {i}: {key} is {shown(value)}, which has the wrong type")
+        entry["file"] = entry["file"].replace("\\", "/")
+        if not is_member(entry["file"]):
+            raise UserError(f"{file}: item {i}: {shown(entry['file'])} is not a file in its folder")
     return entries

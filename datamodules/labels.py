@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,28 +10,22 @@ import torch
 from torch import Tensor
 
 from models.camera import LABEL_SIZE, Camera
-from models.errors import UserError, one_line
+from models.errors import UserError, one_line, shown
+from models.names import is_member
 
 LABELS = "dataset.json"
-
-
-def parse_json(content: bytes, file: str) -> Any:
-    """The value that ``content`` spells.
-
-    Raises:
-        UserError: when it is not JSON; ``file`` names it.
-    """
-    try:
-        return json.loads(content.decode("utf-8"))
-    except ValueError as error:
-        raise UserError(f"{file} is not valid JSON: {one_line(error)}") from error
+_LEAST_VIEW = math.radians(1)  # that a camera sees across: less, and its focal length is in other units
+_ROUNDING = 1e-3
 
 
 def camera_labels(content: Any, file: str) -> dict[str, Tensor]:
     """Labels (25,) by file name, from the parsed ``dataset.json`` that ``file`` names.
 
+    Backslashes in names part folders, as on the system that wrote them.
+
     Raises:
-        UserError: naming the first entry that is not a camera, or is there twice.
+        UserError: naming the first entry that is there twice, leads out of the folder, or is not a camera near whose
+            axis the world's origin lies.
     """
     pairs = content.get("labels") if isinstance(content, Mapping) else None
     if not isinstance(pairs, list) or not pairs:
@@ -39,12 +33,16 @@ def camera_labels(content: Any, file: str) -> dict[str, Tensor]:
     labels: dict[str, list[float]] = {}
     for pair in pairs:
         if not (isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], str) and isinstance(pair[1], list)):
-            raise UserError(f"{file}: {str(pair)[:60]} is not a pair of a file name and a list of numbers")
-        name, numbers = pair
+            raise UserError(f"{file}: {shown(pair, 60)} is not a pair of a file name and a list of numbers")
+        name, numbers = pair[0].replace("\\", "/"), pair[1]
+        if not is_member(name):
+            raise UserError(f"{file} names {shown(name)}, which is not a file in its folder")
         if name in labels:
             raise UserError(f"{file} names {name} twice")
         if len(numbers) != LABEL_SIZE:
             raise UserError(f"{file}: {name}: a camera label has {LABEL_SIZE} numbers, {len(numbers)} numbers given")
+        if wrong := [number for number in numbers if isinstance(number, bool) or not isinstance(number, int | float)]:
+            raise UserError(f"{file}: {name}: {shown(wrong[0])} is not a number of a camera")
         labels[name] = numbers
     try:
         stacked = _cameras(list(labels.values()))
@@ -68,8 +66,21 @@ def _cameras(labels: list[list[float]]) -> Tensor:
     if not stacked.isfinite().all():
         raise ValueError("camera label: a number is not finite")
     camera = Camera.from_label(stacked)
-    if (torch.linalg.det(camera.cam2world[:, :3, :3]) < 0).any():
+    rotation, intrinsics = camera.cam2world[:, :3, :3], camera.intrinsics
+    if (torch.linalg.det(rotation) < 0).any():
         raise ValueError("camera label: not a rotation but a reflection (determinant -1)")
-    if not (camera.intrinsics[:, [0, 1], [0, 1]] > 0).all():
+    if (camera.cam2world[:, 3] - torch.tensor([0.0, 0.0, 0.0, 1.0])).abs().max() > _ROUNDING:
+        raise ValueError("camera label: the last row of cam2world must be 0 0 0 1: is it written column by column?")
+    focal, centre = intrinsics[:, [0, 1], [0, 1]], intrinsics[:, :2, 2]
+    if not (focal > 0).all():
         raise ValueError("camera label: a focal length is not positive")
+    if (focal > 0.5 / math.tan(_LEAST_VIEW / 2)).any() or (centre < 0).any() or (centre > 1).any():
+        raise ValueError("camera label: intrinsics must be divided by the image size, these are in pixels")
+    if (intrinsics[:, 2] - torch.tensor([0.0, 0.0, 1.0])).abs().max() > _ROUNDING:
+        raise ValueError("camera label: the last row of the intrinsics must be 0 0 1")
+    if not (camera.project(torch.zeros(len(stacked), 1, 3))[1] > 0).all():
+        raise ValueError(
+            "camera label: the camera looks away from the origin, where the face is: labels have OpenCV axes "
+            "(x right, y down, z forward)"
+        )
     return stacked

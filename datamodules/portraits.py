@@ -6,19 +6,19 @@ import os
 import zipfile
 import zlib
 from collections.abc import Sequence
-from pathlib import PurePosixPath
 from typing import Any
 
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from datamodules.artworks import frame
-from datamodules.labels import LABELS, camera_labels, parse_json
+from datamodules.labels import LABELS, camera_labels
 from datamodules.resumable import SplitDataModule
 from models.camera import Camera
+from models.documents import MOST_JSON_BYTES, parse_json
 from models.errors import UserError, one_line
-from models.files import os_errors, resolve
-from models.image_io import IMAGE_SUFFIXES, decode_image
+from models.files import os_errors, read_bytes, resolve
+from models.image_io import IMAGE_SUFFIXES, MAX_BYTES, decode_image, pictures_among
 
 Portrait = dict[str, Any]
 
@@ -40,6 +40,8 @@ class ImageArchive:
         if not self.path.exists():
             raise UserError(f"portraits {path}: there is no such folder or zip")
         self.is_zip = self.path.is_file()
+        if not self.is_zip and not self.path.is_dir():
+            raise UserError(f"portraits {path}: it is neither a folder nor a zip")
         self._opened: tuple[int, zipfile.ZipFile] | None = None  # by which process
         if self.is_zip:
             self._zip()
@@ -48,36 +50,40 @@ class ImageArchive:
         return {**self.__dict__, "_opened": None}
 
     def names(self) -> list[str]:
-        """All files, sorted, as paths with slashes; hidden ones and those of hidden folders are left out."""
+        """All files, sorted, as paths with slashes."""
         if self.is_zip:
             names = [name for name in self._zip().namelist() if not name.endswith("/")]
         else:
             with os_errors(self.path, "read"):
                 names = [p.relative_to(self.path).as_posix() for p in self.path.rglob("*") if p.is_file()]
-        return sorted(n for n in names if not any(p[0] == "." or p == "__MACOSX" for p in PurePosixPath(n).parts))
+        return sorted(names)
 
-    def read(self, name: str) -> bytes:
-        """A file's content.
+    def read(self, name: str, most: int = MAX_BYTES) -> bytes:
+        """A file's content, of at most ``most`` bytes.
 
         Raises:
-            UserError: when it is not there or damaged.
+            UserError: when it is not there, damaged or larger.
         """
         if not self.is_zip:
-            with os_errors(self.path / name, "read"):
-                return (self.path / name).read_bytes()
+            return read_bytes(self.path / name, most)
         try:
-            return self._zip().read(name)
+            with self._zip().open(name) as member:
+                content = member.read(most + 1)  # whatever size it claims
+            if len(content) > most:
+                raise UserError(f"{self.path}: member {name} is larger than {most >> 20} MB")
+            return content
         except KeyError:
             raise UserError(f"{self.path} has no member {name}") from None
         # What zipfile raises on a wrong checksum, damaged data, encryption and unknown compression, in this order.
-        except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, OSError) as error:
+        except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, OSError, ValueError) as error:
             raise UserError(f"{self.path}: member {name} is damaged or cannot be read: {one_line(error)}") from error
 
     def _zip(self) -> zipfile.ZipFile:
         if self._opened is None or self._opened[0] != os.getpid():
             try:
                 self._opened = os.getpid(), zipfile.ZipFile(self.path)
-            except (zipfile.BadZipFile, OSError) as error:
+            # Of a newer version, encrypted, or with numbers that cannot be.
+            except (zipfile.BadZipFile, OSError, RuntimeError, ValueError, OverflowError) as error:
                 raise UserError(f"{self.path} is not a zip file that can be read: {one_line(error)}") from error
         return self._opened[1]
 
@@ -206,7 +212,7 @@ class PortraitDataModule(SplitDataModule):
         """All pictures of a path, with their labels."""
         archive = ImageArchive(str(path))
         files = archive.names()
-        images = [name for name in files if PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES]
+        images = pictures_among(files, archive.path)
         if not images:
             raise UserError(f"no images found in {archive.path} ({', '.join(sorted(IMAGE_SUFFIXES))})")
         if not self.labels:
@@ -214,7 +220,7 @@ class PortraitDataModule(SplitDataModule):
         file = f"{archive.path}/{LABELS}"
         if LABELS not in files:
             raise UserError(f"there is no {file}: cameras are read from it; --data.labels false takes pictures alone")
-        labels = camera_labels(parse_json(archive.read(LABELS), file), file)
+        labels = camera_labels(parse_json(archive.read(LABELS, MOST_JSON_BYTES), file), file)
         count = f"{file} has {len(labels)} labels for {len(images)} images"
         if missing := sorted(set(images) - labels.keys()):
             raise UserError(f"{count}: {missing[0]} has none")

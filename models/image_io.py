@@ -2,32 +2,95 @@
 
 from __future__ import annotations
 
+import functools
 import io
+import logging
 import os
 import subprocess
 import warnings
+from collections.abc import Iterable
 from contextlib import suppress
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageCms, ImageOps
 from torch import Tensor
 from torch.nn import functional as F
 
 from models.errors import UserError, one_line
-from models.files import atomic_write
+from models.files import atomic_write, read_bytes
+
+log = logging.getLogger(__name__)
 
 MIN_SIDE = 16
 MAX_PIXELS = 50_000_000
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
+MAX_BYTES = 1 << 29  # of a file: 50 million pixels of 16 bits in four channels, and some
+_READ = {
+    "AVIF": ".avif .avifs",
+    "BMP": ".bmp",
+    "DIB": ".dib",
+    "GIF": ".gif",
+    "JPEG": ".jpg .jpeg .jpe .jfif .mpo",
+    "JPEG2000": ".jp2 .j2k .jpc .jpf .jpx .j2c",
+    "PCX": ".pcx",
+    "PNG": ".png .apng",
+    "PPM": ".ppm .pgm .pbm .pnm",
+    "PSD": ".psd",
+    "QOI": ".qoi",
+    "SGI": ".sgi",
+    "SUN": ".ras",
+    "TGA": ".tga",
+    "TIFF": ".tif .tiff",
+    "WEBP": ".webp",
+    "DDS": "",
+    "ICNS": "",
+    "ICO": "",
+    "XBM": "",
+}
+"""Pillow's formats that are read, all decoded in this process, with the suffixes of pictures among them. Others start
+programs (EPS: Ghostscript), or are a frame for something else."""
+IMAGE_SUFFIXES = frozenset(" ".join(_READ.values()).split())
+_OTHER_SUFFIXES = frozenset(
+    ".heic .heif .jxl .svg .eps .ai .exr .hdr .xcf .kra .dng .cr2 .cr3 .nef .arw .orf .rw2 .raf .ico .icns .dds".split()
+)
+_SRGB_ERROR = 2  # of 255: profiles that differ less from sRGB are sRGB, rounded
+
+
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    """Those that this build of Pillow has."""
+    Image.init()
+    return tuple(name for name in _READ if name in Image.OPEN)
+
+
+def pictures_among(names: Iterable[str], where: object) -> list[str]:
+    """The names whose suffix is of a picture that is read, in order; of other pictures a line says that they are not.
+
+    What programs hide or make beside pictures (thumbnails, forks) is passed over.
+    """
+    shown = [name for name in names if not any(map(_is_hidden, PurePosixPath(name).parts))]
+    suffixes = {name: PurePosixPath(name).suffix.lower() for name in shown}
+    say_left_out([name for name in shown if suffixes[name] in _OTHER_SUFFIXES], where, "these formats are not read")
+    return [name for name in shown if suffixes[name] in IMAGE_SUFFIXES]
+
+
+def say_left_out(names: Iterable[str], where: object, why: str) -> None:
+    """Log one line about pictures that are not taken, if there are any."""
+    if names := list(names):
+        more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+        log.info("%s", one_line(f"{where}: left out: {', '.join(names[:8])}{more}: {why}"))
+
+
+def _is_hidden(part: str) -> bool:
+    return part.startswith((".", "@eaDir", "@__thumb", "#recycle", "$RECYCLE.BIN", "__MACOSX"))
 
 
 def read_image(path: str | os.PathLike[str]) -> Tensor:
     """Read an image file as (1, 3, H, W) RGB in [-1, 1].
 
-    The EXIF orientation is applied; grey, palette, CMYK and 16-bit images are converted, transparency is
-    composited on white, and of an animation the first frame is taken.
+    The EXIF orientation is applied, and an embedded colour profile: colours are sRGB. Grey, palette, CMYK and 16-bit
+    images are converted, transparency is composited on white, and of an animation the first frame is taken.
 
     Raises:
         UserError: one sentence, when the file is missing, is not an image, is damaged, has a side shorter
@@ -40,7 +103,8 @@ def read_image(path: str | os.PathLike[str]) -> Tensor:
         raise UserError(f"image {path} is a folder")
     if path.stat().st_size == 0:
         raise UserError(f"image {path} is empty (0 bytes)")
-    return _decode(path, path)
+    # Not by its path: Pillow maps uncompressed files into memory, and cuts the rows of a turned TIFF in wrong places.
+    return _decode(read_bytes(path, MAX_BYTES), path)
 
 
 def decode_image(content: bytes, name: str) -> Tensor:
@@ -51,14 +115,14 @@ def decode_image(content: bytes, name: str) -> Tensor:
     """
     if not content:
         raise UserError(f"image {name} is empty (0 bytes)")
-    return _decode(io.BytesIO(content), name)
+    return _decode(content, name)
 
 
-def _decode(source: Path | io.BytesIO, path: Path | str) -> Tensor:
+def _decode(content: bytes, path: Path | str) -> Tensor:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's size warning: our own limit is stricter
-            with Image.open(source) as image:
+            with Image.open(io.BytesIO(content), formats=_formats()) as image:
                 _check_size(path, *image.size)
                 image.load()
                 array = _rgb(path, image)
@@ -66,7 +130,8 @@ def _decode(source: Path | io.BytesIO, path: Path | str) -> Tensor:
         raise UserError(f"image {path} is too large: at most {MAX_PIXELS // 10**6} million pixels are read") from error
     except Image.UnidentifiedImageError as error:
         raise UserError(f"image {path} is not an image file that can be read") from error
-    except (OSError, ValueError, SyntaxError, EOFError) as error:  # what Pillow's decoders raise on damage
+    # What Pillow's decoders raise on damage.
+    except (OSError, ValueError, SyntaxError, EOFError, TypeError, ArithmeticError, LookupError, MemoryError) as error:
         raise UserError(f"image {path} is damaged or cannot be read: {one_line(error)}") from error
     return torch.from_numpy(array).permute(2, 0, 1)[None].float() / 127.5 - 1
 
@@ -81,15 +146,52 @@ def _check_size(path: Path | str, width: int, height: int) -> None:
 
 
 def _rgb(path: Path | str, image: Image.Image) -> np.ndarray:
+    profile, transparent = image.info.get("icc_profile"), image.info.get("transparency")
     # Damaged EXIF does not make the pixels unreadable.
     with suppress(ValueError, SyntaxError, KeyError, TypeError, OverflowError, ZeroDivisionError):
         image = ImageOps.exif_transpose(image)
+    alpha = None
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
-        image = Image.fromarray(_to_8_bit(path, np.asarray(image)))
-    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        values = np.asarray(image)
+        if isinstance(transparent, int | float):
+            alpha = Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8))
+        image = Image.fromarray(_to_8_bit(path, values))
+    elif image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or transparent is not None:
+        if isinstance(transparent, tuple) and max(transparent) > 255:  # of 16 bits, which Pillow has made 8 of
+            image.info["transparency"] = tuple(value >> 8 for value in transparent)
         image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return np.array(image.convert("RGB"))
+        alpha = image.getchannel("A")
+        image = image.convert("RGB")
+    image = (image if profile is None else _in_srgb(path, image, profile)).convert("RGB")
+    if alpha is not None:
+        image = Image.composite(image, Image.new("RGB", image.size, "white"), alpha)
+    return np.array(image)
+
+
+def _in_srgb(path: Path | str, image: Image.Image, content: bytes) -> Image.Image:
+    """The picture in sRGB, from the colours that an ICC profile gives its numbers a meaning in."""
+    try:
+        profile, srgb = ImageCms.ImageCmsProfile(io.BytesIO(content)), ImageCms.createProfile("sRGB")
+        mode = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK", "Lab": "LAB"}[profile.profile.xcolor_space.strip()]
+        if image.mode == "P" or (mode, image.mode) == ("RGB", "L"):
+            image = image.convert("RGB")
+        if (mode, image.mode) == ("L", "RGB"):  # grey with transparency, by now
+            image = image.convert("L")
+        if image.mode != mode:
+            raise ValueError(f"it is for {mode}, the picture is {image.mode}")
+        transform = ImageCms.buildTransform(profile, srgb, mode, "RGB")
+        if mode == "RGB":
+            steps = np.linspace(0, 255, 9).round().astype(np.uint8)
+            probe = np.stack(np.meshgrid(steps, steps, steps), -1).reshape(27, 27, 3)
+            there = np.asarray(ImageCms.applyTransform(Image.fromarray(probe), transform))
+            if np.abs(there.astype(int) - probe).max() <= _SRGB_ERROR:
+                return image
+        found = ImageCms.applyTransform(image, transform)
+        assert found is not None  # it is not in place
+        return found
+    except (ImageCms.PyCMSError, OSError, ValueError, KeyError, TypeError) as error:
+        log.warning("%s", one_line(f"{path}: its colour profile is passed over, as it cannot be read: {error}"))
+        return image
 
 
 def _to_8_bit(path: Path | str, values: np.ndarray) -> np.ndarray:

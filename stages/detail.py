@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from datamodules.artworks import Artwork, item_id
+from datamodules.artworks import Artwork
 from datamodules.poses import check_camera, find_camera
 from models.anchors import Anchor
 from models.camera import Camera
@@ -24,6 +24,7 @@ from models.generators.manifold import ManifoldGenerator
 from models.image_io import write_image
 from models.losses.detail import depth_loss, layer_normals, novel_view_loss, unseen
 from models.marks import random_marks
+from models.names import item_id
 from models.photos import PhotoSet
 from models.rendering.sheets import pose_overlay, sheet
 from models.rendering.visibility import seen_from

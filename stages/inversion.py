@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, nn
 from torchvision.utils import make_grid
 
-from datamodules.artworks import item_id
 from models.anchors import Anchor, AnchorSet
 from models.camera import Camera
 from models.encoders.base import Encoder
@@ -31,6 +30,7 @@ from models.losses.inversion import ReconstructionLoss
 from models.metrics.image import identity_similarity, psnr, ssim
 from models.metrics.inversion import PROTOCOL, VERSION, InversionProtocol, InversionScores
 from models.metrics.records import Record, finite, write_records
+from models.names import item_id
 from stages.base import ArtifactRef, Stage, average_gradients, broadcast, gather, means, step_generator
 
 Batch = dict[str, Any]

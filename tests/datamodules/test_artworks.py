@@ -9,8 +9,10 @@ import torch
 from PIL import Image
 
 from datamodules.artworks import ArtworkDataModule, find_faces, frame, read_artworks
+from datamodules.labels import camera_labels
 from models.camera import Camera, Rig
 from models.errors import UserError
+from models.names import is_id, item_id
 
 
 @pytest.fixture
@@ -154,3 +156,89 @@ def test_data_module(folder):
     data.setup("predict")
     batches = list(data.predict_dataloader())
     assert [b[0].id for b in batches] == ["a", "b"] and list(data.train_dataloader()) == []
+
+
+class TestNames:
+    def test_any_script(self, tmp_path):
+        for name in ("蒙娜丽莎.png", "戴珍珠耳环的少女.png", "a b.png", "a_b.png", f"{'long_' * 45}.png"):
+            Image.new("RGB", (32, 32)).save(tmp_path / name)
+        ids = [artwork.id for artwork in read_artworks(str(tmp_path), size=32)]
+        assert {"蒙娜丽莎", "戴珍珠耳环的少女", "a_b"} < set(ids) and len(set(ids)) == 5 and all(map(is_id, ids))
+
+    @pytest.mark.parametrize("name", ["../x.png", "/etc/x.png", "a/../../x.png", "", "a\nb.png", "C:\\x.png"])
+    def test_that_lead_elsewhere(self, folder, name):
+        with pytest.raises(UserError, match="is not a file in its folder") as error:
+            read_artworks(listed(folder, {"file": name}), size=32)
+        assert "\n" not in str(error.value)
+        (folder / "artworks.json").unlink()
+        label = Rig().camera(0.1).label()[0].tolist()
+        (folder / "dataset.json").write_text(json.dumps({"labels": [[name, label]]}))
+        with pytest.raises(UserError, match="is not a file in its folder"):
+            read_artworks(str(folder), size=32)
+
+    def test_lists_of_other_systems(self, folder):
+        (folder / "sub").mkdir()
+        (folder / "b.png").rename(folder / "sub" / "b.png")
+        label = Rig().camera(0.1).label()[0].tolist()
+        (folder / "dataset.json").write_bytes(
+            b"\xef\xbb\xbf" + json.dumps({"labels": [["sub\\b.png", label]]}).encode()
+        )
+        assert [artwork.id for artwork in read_artworks(str(folder), size=32)] == [item_id("sub/b.png")]
+
+
+@pytest.mark.parametrize("listing", ["artworks.json", "dataset.json"])
+def test_pictures_that_are_not_listed_are_named(folder, caplog, listing):
+    caplog.set_level("INFO")
+    label = Rig().camera(0.1).label()[0].tolist()
+    content = {"items": [{"file": "b.png"}]} if listing == "artworks.json" else {"labels": [["b.png", label]]}
+    (folder / listing).write_text(json.dumps(content))
+    assert [artwork.id for artwork in read_artworks(str(folder), size=32)] == ["b"]
+    assert f"left out: a.jpg: {listing} does not list them" in caplog.text
+
+
+@pytest.mark.parametrize(("width", "height"), [(800, 15_000), (40, 20_000), (20_000, 40), (17, 30_000)])
+def test_strips(tmp_path, width, height):
+    Image.new("RGB", (width, height), "grey").save(tmp_path / "x.png")
+    assert read_artworks(str(tmp_path / "x.png"), size=16)[0].image.shape == (3, 16, 16)
+    with pytest.raises(UserError, match="found no face"):
+        read_artworks(str(tmp_path / "x.png"), size=16, crop="face")
+
+
+def _pixels(label):
+    return [*label[:16], label[16] * 512, 0.0, 256.0, 0.0, label[20] * 512, 256.0, 0.0, 0.0, 1.0]
+
+
+def _opengl(label):
+    turned = torch.tensor(label[:16]).reshape(4, 4) @ torch.diag(torch.tensor([1.0, -1, -1, 1]))
+    return [*turned.flatten().tolist(), *label[16:]]
+
+
+def _columns(label):
+    return [*torch.tensor(label[:16]).reshape(4, 4).T.flatten().tolist(), *label[16:]]
+
+
+CAMERAS = [
+    (_pixels, "intrinsics must be divided by the image size"),
+    (_opengl, "looks away from the origin.*OpenCV axes"),
+    (_columns, "the last row of cam2world must be 0 0 0 1"),
+    (lambda label: [*label[:12], 0.0, 0.0, 0.0, 2.0, *label[16:]], "the last row of cam2world must be 0 0 0 1"),
+    (lambda label: [True, *label[1:]], "True is not a number of a camera"),
+    (lambda label: ["1", *label[1:]], "'1' is not a number of a camera"),
+    (lambda label: [1e300, *label[1:]], "not finite|not orthonormal"),
+    (lambda label: [*label[:18], 1.5, *label[19:]], "intrinsics must be divided"),
+    (lambda label: [*label[:24], 0.0], "the last row of the intrinsics must be 0 0 1"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), CAMERAS)
+def test_cameras_of_another_kind(folder, change, message):
+    label = Rig(radius=2.7, focal=4.2647).camera(0.3, 0.05).label()[0].tolist()
+    content = {"labels": [["b.png", label], ["a.jpg", change(label)]]}
+    with pytest.raises(UserError, match=rf"a\.jpg: .*({message})"):
+        camera_labels(content, "dataset.json")
+
+
+@pytest.mark.parametrize("size", [0, -1, 8])
+def test_size_that_is_none(size):
+    with pytest.raises(UserError, match=f"data.size is {size}"):
+        ArtworkDataModule("x.png", size=size)

@@ -1,6 +1,7 @@
 """Portraits from folders and zips: layout, splits, mirrored cameras, workers, and one sentence for each mistake."""
 
 import json
+import os
 import pickle
 import zipfile
 
@@ -222,3 +223,43 @@ def test_other_mistakes(folder, tmp_path_factory):
     (folder / "dataset.json").write_text("{")
     with pytest.raises(UserError, match="not valid JSON"):
         module(folder)
+
+
+def test_members_larger_than_any_picture(tmp_path):
+    with zipfile.ZipFile(tmp_path / "x.zip", "w", zipfile.ZIP_DEFLATED) as file, file.open("a.png", "w") as member:
+        for _ in range(3):
+            member.write(bytes(1 << 20))
+    archive = ImageArchive(tmp_path / "x.zip")
+    with pytest.raises(UserError, match=r"member a\.png is larger than 2 MB"):
+        archive.read("a.png", most=2 << 20)
+    assert len(archive.read("a.png", most=3 << 20)) == 3 << 20
+
+
+@pytest.mark.parametrize(("field", "value"), [(6, 99), (8, 1), (10, 77)], ids=["version", "encrypted", "method"])
+def test_zips_that_need_more(tmp_path, field, value):
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as file:
+        file.writestr("a.png", b"x" * 100)
+    content = bytearray((tmp_path / "x.zip").read_bytes())
+    central = content.find(b"PK\1\2")
+    content[central + field] = value
+    content[field - 2] = value  # in the local header
+    (tmp_path / "x.zip").write_bytes(content)
+    with pytest.raises(UserError, match=r"x\.zip"):
+        ImageArchive(tmp_path / "x.zip").read("a.png")
+
+
+def test_what_programs_make_beside_pictures(folder, caplog):
+    caplog.set_level("INFO")
+    for name in ("@eaDir/a.png/SYNOPHOTO_THUMB_XL.jpg", "__MACOSX/a.png", "._a.png", "scan.heic"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"x")
+    data = PortraitDataModule(str(folder), size=16, val_fraction=0.2)
+    data.setup("fit")
+    assert len(data.datasets["train"]) + 2 * len(data.datasets["val"]) <= 2 * COUNT
+    assert "left out: scan.heic" in caplog.text and "THUMB" not in caplog.text
+
+
+def test_neither_folder_nor_zip(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match="it is neither a folder nor a zip"):
+        ImageArchive(tmp_path / "pipe")

@@ -1,5 +1,6 @@
 """Image files: every mode is read right, every bad file is refused in one sentence."""
 
+import os
 import struct
 import zlib
 
@@ -7,11 +8,11 @@ import imageio_ffmpeg
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageCms
 
 from models.errors import UserError
 from models.files import atomic_write, os_errors
-from models.image_io import read_image, to_uint8, write_image, write_video
+from models.image_io import decode_image, pictures_among, read_image, to_uint8, write_image, write_video
 
 
 @pytest.fixture
@@ -157,3 +158,112 @@ class TestWriting:
             write_image(tmp_path / "file" / "x.png", torch.zeros(3, 16, 16))
         with pytest.raises(UserError, match="cannot read y: No space left"), os_errors("y", "read"):
             raise OSError(28, "No space left on device")
+
+
+class TestColours:
+    """Pictures mean the colours that their profile says."""
+
+    @staticmethod
+    def display_p3() -> bytes:
+        """Display P3 as a matrix profile: the standard's primaries, adapted to D50 (Bradford), and a gamma of 2.2."""
+        columns = {"rXYZ": (0.51512, 0.24120, -0.00105), "gXYZ": (0.29198, 0.69225, 0.04189)}
+        columns["bXYZ"] = (0.15710, 0.06657, 0.78407)
+        columns["wtpt"] = (0.9642, 1.0, 0.8249)
+
+        def fixed(value: float) -> bytes:
+            return struct.pack(">i", round(value * 65536))
+
+        tags = {name: b"XYZ \0\0\0\0" + b"".join(map(fixed, xyz)) for name, xyz in columns.items()}
+        curve = b"curv\0\0\0\0" + struct.pack(">IH", 1, round(2.2 * 256)) + b"\0\0"
+        tags |= dict.fromkeys(("rTRC", "gTRC", "bTRC"), curve)
+        text = b"P3\0"
+        tags["desc"] = b"desc\0\0\0\0" + struct.pack(">I", len(text)) + text + b"\0" * 78
+        place, table, data = 128 + 4 + 12 * len(tags), b"", b""
+        for name, content in tags.items():
+            content += b"\0" * (-len(content) % 4)
+            table += name.encode() + struct.pack(">II", place + len(data), len(content))
+            data += content
+        size = place + len(data)
+        header = struct.pack(">I4sI4s4s4s", size, b"lcms", 0x02100000, b"mntr", b"RGB ", b"XYZ ") + b"\0" * 12 + b"acsp"
+        header += b"\0" * 28 + b"".join(map(fixed, (0.9642, 1.0, 0.8249))) + b"\0" * 48
+        return header + struct.pack(">I", len(tags)) + table + data
+
+    @pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "tif"])
+    def test_profile(self, tmp_path, suffix):
+        # Display P3's (200, 100, 100) has the sRGB components found by its matrix and sRGB's inverse one.
+        p3 = (np.array([200, 100, 100]) / 255) ** 2.2
+        to_xyz = np.array([[0.51512, 0.29198, 0.15710], [0.24120, 0.69225, 0.06657], [-0.00105, 0.04189, 0.78407]])
+        srgb = np.array([[0.43607, 0.38515, 0.14307], [0.22249, 0.71687, 0.06061], [0.01392, 0.09708, 0.71410]])
+        linear = np.linalg.solve(srgb, to_xyz @ p3)
+        wanted = 255 * np.where(linear < 0.0031308, 12.92 * linear, 1.055 * linear.clip(0) ** (1 / 2.4) - 0.055)
+        path = tmp_path / f"x.{suffix}"
+        pixels = np.full((32, 32, 3), (200, 100, 100), np.uint8)
+        options = {"jpg": {"quality": 100}, "webp": {"lossless": True}}.get(suffix, {})
+        Image.fromarray(pixels).save(path, icc_profile=self.display_p3(), **options)
+        assert np.abs(read(path) - wanted).max() <= 3 and np.abs(wanted - pixels[0, 0]).max() > 10
+        assert np.array_equal(to_uint8(decode_image(path.read_bytes(), "x")[0]), read(path))
+
+    def test_alpha_is_kept_and_srgb_is_exact(self, tmp_path, picture):
+        alpha = np.full((40, 30, 1), 255, np.uint8)
+        alpha[:20] = 0
+        Image.fromarray(np.dstack([picture, alpha])).save(tmp_path / "x.png", icc_profile=self.display_p3())
+        found = read(tmp_path / "x.png")
+        assert (found[:20] == 255).all() and not np.array_equal(found[20:], picture[20:])
+        srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+        Image.fromarray(picture).save(tmp_path / "y.png", icc_profile=srgb)
+        assert np.array_equal(read(tmp_path / "y.png"), picture)
+
+    @pytest.mark.parametrize("mode", ["L", "P", "LA", "CMYK"])
+    def test_other_modes_do_not_fail(self, tmp_path, picture, mode):
+        Image.fromarray(picture).convert(mode).save(tmp_path / "x.tif", icc_profile=self.display_p3())
+        assert read(tmp_path / "x.tif").shape == (40, 30, 3)
+
+    def test_a_damaged_profile_is_passed_over(self, tmp_path, picture, caplog):
+        Image.fromarray(picture).save(tmp_path / "x.png", icc_profile=b"nonsense" * 40)
+        assert np.array_equal(read(tmp_path / "x.png"), picture)
+        assert "colour profile is passed over" in caplog.text
+
+
+class TestDoors:
+    """What a file may start, and how much of it is read."""
+
+    def test_programs_are_not_started(self, tmp_path, monkeypatch):
+        monkeypatch.setattr("subprocess.Popen", None)
+        text = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n%%EndComments\nshowpage\n"
+        (tmp_path / "x.png").write_bytes(text)
+        with pytest.raises(UserError, match="is not an image file that can be read"):
+            read_image(tmp_path / "x.png")
+
+    def test_no_file(self, tmp_path):
+        os.mkfifo(tmp_path / "x.png")
+        with pytest.raises(UserError):
+            read_image(tmp_path / "x.png")
+
+    @pytest.mark.parametrize("orientation", range(1, 9))
+    @pytest.mark.parametrize("mode", ["L", "I;16", "RGBA", "P", "CMYK"])
+    def test_a_turned_tiff(self, tmp_path, picture, mode, orientation):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        image = Image.fromarray(picture[..., 0].astype(np.uint16) * 257) if mode == "I;16" else None
+        image = image or Image.fromarray(picture).convert(mode)
+        image.save(tmp_path / "x.tif", exif=exif)
+        image.save(tmp_path / "plain.tif")
+        upright = read(tmp_path / "plain.tif")
+        turned = [upright, upright[:, ::-1], upright[::-1, ::-1], upright[::-1]]
+        turned += [np.swapaxes(t, 0, 1) for t in (upright, upright[::-1], upright[::-1, ::-1], upright[:, ::-1])]
+        assert np.array_equal(read(tmp_path / "x.tif"), turned[orientation - 1])
+
+    def test_transparent_value_of_16_bits(self, tmp_path):
+        grey = np.full((20, 20), 1000, np.uint16)
+        grey[:10] = 40_000
+        Image.fromarray(grey).save(tmp_path / "x.png", transparency=1000)
+        found = read(tmp_path / "x.png")
+        assert (found[10:] == 255).all() and (found[:10] == round(40_000 / 257)).all()
+
+
+def test_pictures_among_files(caplog):
+    caplog.set_level("INFO")
+    names = ["a.png", "b.JFIF", "c.avif", "d.jp2", "e.heic", "notes.txt", "f.jpe", "sub/g.tif"]
+    hidden = ["._a.png", "@eaDir/a.png/SYNOPHOTO.jpg", "__MACOSX/a.png"]
+    assert pictures_among([*names, *hidden], "art") == [*("a.png", "b.JFIF", "c.avif", "d.jp2", "f.jpe", "sub/g.tif")]
+    assert [record.getMessage() for record in caplog.records] == ["art: left out: e.heic: these formats are not read"]
