@@ -10,7 +10,9 @@ from torch import Tensor
 
 from models.camera import LABEL_SIZE, Camera
 from models.configurable import Configurable
+from models.errors import shown
 from models.generators.base import Generator, Latents
+from models.names import is_plain
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,9 @@ class AnchorSet(Configurable):
         z_dim: of z; 0 where the search did not go through z.
         expressions: names of the expression coefficients.
         cameras: whether there are any; False of a 2D generator.
+
+    Raises:
+        ValueError: for an id that cannot name a file, or is there twice; or for nonsense sizes.
     """
 
     def __init__(
@@ -61,6 +66,10 @@ class AnchorSet(Configurable):
     ) -> None:
         super().__init__()
         self.ids, self.expressions = tuple(ids), tuple(expressions)
+        if wrong := [identity for identity in self.ids if not is_plain(identity)]:
+            raise ValueError(f"the id {shown(wrong[0])} cannot name a file")
+        if len(set(self.ids)) != len(self.ids):
+            raise ValueError("two items have the same id")
         self.groups = tuple(name for name, _, _ in groups)
         for name, count, width in groups:
             self.register_buffer(f"latents_{name}", torch.zeros(len(self.ids), count, width))

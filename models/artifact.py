@@ -16,7 +16,6 @@ import json
 import math
 import os
 import platform
-import re
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -30,12 +29,15 @@ import torch
 from torch import Tensor, nn
 
 from models.configurable import build, spec
-from models.errors import one_line
+from models.errors import one_line, shown
 from models.files import destination, os_errors, read_json, replace_folder, resolve, sha256, temporary
-from models.manifest import FORMAT, MANIFEST, ArtifactError, canonical, manifest_id, read_manifest
+from models.manifest import FORMAT, MANIFEST, MOST_DEPTH, ArtifactError, canonical, manifest_id, read_manifest
+from models.names import is_plain
 
 RUN = "run.json"
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+_MOST_HEADER = 1 << 23  # bytes that name tensors: some ten thousand
+_MOST_TRANSIENT = 1 << 27  # numbers that a module may make besides those that are stored
+_MOST_BASES = 16  # artifacts whose modules complete one another, one after the other
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,7 @@ class Artifact:
     def tensors(self, name: str) -> dict[str, Tensor]:
         """The complete state of module ``name`` as stored: a delta is completed from its base."""
         entry = self._entry(name)
-        stored = _read_tensors(self.path / entry["file"])
+        stored = _read_tensors(_safe_file(self.path, entry["file"]))
         if (delta := entry["delta_of"]) is None:
             return stored
         if delta["id"] is None:
@@ -123,9 +125,12 @@ class Artifact:
             ArtifactError: for an unknown name, a class that is not ours, or keys or shapes that do not match.
         """
         entry = self._entry(name)
+        tensors = self.tensors(name)
+        numbers = 4 * sum(tensor.numel() for tensor in tensors.values()) + _MOST_TRANSIENT
         try:
-            module = build({"class_path": entry["class_path"], "init_args": entry["init_args"]})
-            module.load_state_dict(self.tensors(name), strict=True)
+            module = build({"class_path": entry["class_path"], "init_args": entry["init_args"]}, numbers)
+            _check_kinds(module.state_dict(), tensors)
+            module.load_state_dict(tensors, strict=True)
         except ArtifactError:
             raise
         except (ValueError, RuntimeError) as error:
@@ -135,7 +140,8 @@ class Artifact:
     def _entry(self, name: str) -> dict[str, Any]:
         modules = self.manifest["modules"]
         if name not in modules:
-            raise ArtifactError(f"{self.path} has no module {name!r}, it has: {', '.join(sorted(modules)) or 'none'}")
+            names = one_line(", ".join(sorted(modules)))
+            raise ArtifactError(f"{self.path} has no module {name!r}, it has: {names or 'none'}")
         return modules[name]
 
 
@@ -238,7 +244,7 @@ def check_place(path: str | os.PathLike[str]) -> Path:
     with os_errors(path):
         if not place.exists() or (place.is_dir() and not any(place.iterdir())):
             return place
-    manifest = read_json(place / MANIFEST)
+    manifest = read_json(place / MANIFEST, MOST_DEPTH)
     if manifest is None or "format" not in manifest or "stage" not in manifest:
         raise ArtifactError(f"{path} exists and is not an artifact: it is not replaced")
     return place
@@ -255,7 +261,10 @@ def load(path: str | os.PathLike[str], base: Artifact | None = None) -> Artifact
     Raises:
         ArtifactError: when it is missing, damaged, of another format, or names files it must not name.
     """
-    path = resolve(path)
+    return _load(resolve(path), base, 0)
+
+
+def _load(path: Path, base: Artifact | None, depth: int) -> Artifact:
     if not (path / MANIFEST).exists() and (path / "artifact" / MANIFEST).exists():
         path = path / "artifact"
     manifest = read_manifest(path)
@@ -264,7 +273,7 @@ def load(path: str | os.PathLike[str], base: Artifact | None = None) -> Artifact
         with os_errors(file, "read"):
             if sha256(file) != digest:
                 raise ArtifactError(f"{file} is damaged: its SHA-256 is not the one in the manifest")
-    return Artifact(path, manifest, _find_bases(path, manifest, base))
+    return Artifact(path, manifest, _find_bases(path, manifest, base, depth))
 
 
 def strictest(licences: Sequence[Mapping[str, str]]) -> str:
@@ -320,38 +329,57 @@ def _spec(name: str, module: nn.Module) -> dict[str, Any]:
         raise ArtifactError(f"module {name!r} cannot be stored: {error}") from error
 
 
+def _check_kinds(own: Mapping[str, Tensor], stored: Mapping[str, Tensor]) -> None:
+    """Refuse what loading would turn into other numbers without a word, and what computes to nothing."""
+    for name, tensor in stored.items():
+        if name in own and own[name].is_floating_point() != tensor.is_floating_point():
+            raise ValueError(f"{name} is stored as {tensor.dtype}, the network has {own[name].dtype}")
+        if tensor.is_floating_point() and not tensor.float().isfinite().all():
+            raise ValueError(f"{name} holds numbers that are not finite")
+
+
 def _read_tensors(file: Path) -> dict[str, Tensor]:
     try:
+        with open(file, "rb") as start:
+            if int.from_bytes(start.read(8), "little") > _MOST_HEADER:
+                raise ArtifactError(f"{file} cannot be read: it names more tensors than any network has")
         return safetensors.torch.load_file(file)
     except (OSError, safetensors.SafetensorError) as error:
         raise ArtifactError(f"{file} cannot be read: {one_line(error)}") from error
 
 
-def _find_bases(path: Path, manifest: dict[str, Any], base: Artifact | None) -> dict[str, Artifact]:
+def _find_bases(path: Path, manifest: dict[str, Any], base: Artifact | None, depth: int) -> dict[str, Artifact]:
     wanted = {e["delta_of"]["id"] for e in manifest["modules"].values() if e["delta_of"] is not None} - {None}
     found = {base.id: base} if base is not None else {}
     if wanted and base is not None and base.id not in wanted:
         raise ArtifactError(f"{base.path} is not the base of {path}: its id is {base.id[:12]}")
-    try:
-        places = json.loads((path / RUN).read_text("utf-8"))["bases"]
-    except (OSError, ValueError, KeyError, TypeError):
-        places = {}  # run.json is a convenience, not part of the artifact
+    if wanted - found.keys() and depth >= _MOST_BASES:
+        raise ArtifactError(f"{path} is completed by a chain of more than {_MOST_BASES} artifacts")
+    places = (read_json(path / RUN) or {}).get("bases")  # a convenience, not part of the artifact
     for identity in sorted(wanted - found.keys()):
-        place = path / str(places.get(identity, ""))
-        if identity in places and (place / MANIFEST).exists() and (candidate := load(place)).id == identity:
-            found[identity] = candidate
+        place = path / str(places.get(identity, "")) if isinstance(places, dict) else path
+        if place != path and _has_id(place, identity):
+            found[identity] = _load(place, None, depth + 1)
     return found
 
 
+def _has_id(place: Path, identity: str) -> bool:
+    """Known by its manifest alone: what is loaded then cannot come back to where we are."""
+    try:
+        return manifest_id(read_manifest(place)) == identity
+    except (OSError, ValueError):  # names that no file can have, and what is no manifest
+        return False
+
+
 def _check_name(name: str) -> None:
-    if not _NAME.fullmatch(name):
-        raise ArtifactError(f"{name!r} cannot name a file of an artifact: use letters, digits, '_', '-' and '.'")
+    if not is_plain(name):
+        raise ArtifactError(f"{shown(name)} cannot name a file of an artifact: use letters, digits, '_', '-' and '.'")
 
 
 def _safe_file(path: Path, name: str) -> Path:
     parts = PurePosixPath(name).parts
-    if "\\" in name or name.startswith("/") or not parts or not all(_NAME.fullmatch(part) for part in parts):
-        raise ArtifactError(f"{path}: the manifest names {name!r}, which is not a plain name inside the artifact")
+    if "\\" in name or name.startswith("/") or not parts or not all(map(is_plain, parts)):
+        raise ArtifactError(f"{path}: the manifest names {shown(name)}, which is not a plain name inside the artifact")
     file = path.joinpath(*parts)
     if any(p.is_symlink() for p in (file, *file.parents[: len(parts) - 1])):
         raise ArtifactError(f"{file} is a link, which an artifact must not hold")

@@ -220,6 +220,24 @@ class Rig:
             object.__setattr__(self, "centre", tuple(float(v) for v in self.centre))
         if self.distribution not in ("gaussian", "uniform"):
             raise ValueError(f"rig.distribution must be gaussian or uniform, got {self.distribution!r}")
+        numbers = (
+            "radius",
+            "focal",
+            "near",
+            "far",
+            "yaw_std",
+            "pitch_std",
+            "yaw_max",
+            "pitch_max",
+            "yaw_mean",
+            "pitch_mean",
+        )
+        for name in numbers:
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+                raise ValueError(f"rig.{name} must be a finite number, got {value!r}")
+        if not (self.radius > 0 and self.focal > 0):
+            raise ValueError(f"rig needs a radius and a focal length above 0, got {self.radius} and {self.focal}")
         if not 0 < self.near < self.far:
             raise ValueError(f"rig needs 0 < near < far, got near={self.near}, far={self.far}")
 

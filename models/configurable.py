@@ -6,14 +6,16 @@ import dataclasses
 import functools
 import importlib
 import inspect
-import re
+import math
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
-from models.errors import one_line
-from models.files import ROOT
+from models import classes
+from models.errors import one_line, shown
 
 Spec = dict[str, Any]  # {"class_path": "models.x.Y", "init_args": {...}}
 
@@ -30,6 +32,13 @@ class Configurable(nn.Module):
 
     init_args: dict[str, Any]
 
+    def check(self) -> None:
+        """Called when all is built: refuse what cannot be.
+
+        Raises:
+            ValueError: saying which attribute it is.
+        """
+
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if "__init__" in cls.__dict__:
@@ -41,7 +50,8 @@ def _recording(init: Any) -> Any:
 
     @functools.wraps(init)
     def wrapper(self: Configurable, *args: Any, **kwargs: Any) -> None:
-        if "init_args" not in self.__dict__:  # the outermost constructor records, those it calls do not
+        outermost = "init_args" not in self.__dict__  # it records, those it calls do not
+        if outermost:
             bound = signature.bind(self, *args, **kwargs)
             bound.apply_defaults()
             values = dict(list(bound.arguments.items())[1:])
@@ -53,6 +63,8 @@ def _recording(init: Any) -> Any:
             where = f"{type(self).__name__}.__init__"
             self.__dict__["init_args"] = {name: _record(value, f"{where}: {name}") for name, value in values.items()}
         init(self, *args, **kwargs)
+        if outermost:
+            self.check()
 
     return wrapper
 
@@ -87,18 +99,24 @@ def spec(module: nn.Module) -> Spec:
     return {"class_path": _class_path(module), "init_args": module.__dict__.get("init_args", {})}
 
 
-def build(spec: Spec) -> nn.Module:
+def build(spec: Spec, numbers: int | None = None) -> nn.Module:
     """The module that ``spec`` describes, with freshly initialised parameters.
 
-    Only classes defined in this repository's ``models`` package are imported; the class path is
-    checked against the files there before anything is imported.
+    Only the classes of :data:`models.classes.BUILDABLE` are imported, and none opens a file.
+
+    Args:
+        numbers: that it may hold: arguments that ask for more are refused before the memory is taken.
 
     Raises:
         ValueError: when the class is not one of ours or refuses its arguments.
     """
-    module = _build(spec)
+    if numbers is None:
+        module = _build(spec)
+    else:
+        with _Budget(numbers):
+            module = _build(spec)
     if not isinstance(module, Configurable):
-        raise ValueError(f"{spec['class_path']} is not a module of this repository")
+        raise ValueError(f"{shown(spec['class_path'])} is not a module of this repository")
     return module
 
 
@@ -106,29 +124,60 @@ def _build(value: Any) -> Any:
     if isinstance(value, list):
         return [_build(item) for item in value]
     if not isinstance(value, dict):
-        return value
+        return _plain(value)
     if value.keys() != {"class_path", "init_args"}:
         return {key: _build(item) for key, item in value.items()}
     cls = _import(value["class_path"])
+    arguments = value["init_args"]
+    if not isinstance(arguments, dict):
+        raise ValueError(f"{value['class_path']} has {shown(arguments)} for arguments")
+    for name in classes.FILES:
+        if arguments.get(name) is not None:
+            raise ValueError(f"{value['class_path']} names a file as its {name}, which a manifest must not")
     try:
-        return cls(**{key: _build(item) for key, item in value["init_args"].items()})
-    except (TypeError, ValueError, AttributeError) as error:
+        return cls(**{key: _build(item) for key, item in arguments.items()})
+    except _REFUSALS as error:
         raise ValueError(
-            f"{value['class_path']} cannot be built from its recorded arguments: {one_line(error)}"
+            f"{value['class_path']} cannot be built from its recorded arguments: {one_line(error)[:300]}"
         ) from error
 
 
+# Of arguments that no constructor looks at, anything can come: sizes of 0 and below, texts for numbers.
+_REFUSALS = (TypeError, ValueError, AttributeError, RuntimeError, ArithmeticError, LookupError, AssertionError)
+
+
+def _plain(value: Any) -> Any:
+    """Numbers as constructors know them: neither infinite nor of hundreds of digits."""
+    if isinstance(value, int | float) and not abs(value) < 1e9:
+        raise ValueError(f"{shown(value)} is not a number that anything is built with")
+    return value
+
+
 def _import(class_path: Any) -> type:
-    refusal = ValueError(f"class_path {class_path!r} does not name a class of this repository's models package")
-    if not isinstance(class_path, str) or not re.fullmatch(r"models(\.[A-Za-z_]\w*)+", class_path, re.ASCII):
-        raise refusal
+    if not isinstance(class_path, str) or class_path not in classes.BUILDABLE:
+        raise ValueError(f"class_path {shown(class_path)} does not name a class that an artifact may hold")
     module_name, _, class_name = class_path.rpartition(".")
-    source = ROOT.joinpath(*module_name.split("."))
-    if not (source.with_suffix(".py").is_file() or (source / "__init__.py").is_file()):
-        raise refusal
-    cls = getattr(importlib.import_module(module_name), class_name, None)
-    if not isinstance(cls, type) or cls.__module__ != module_name:
-        raise refusal
-    if not issubclass(cls, Configurable) and not dataclasses.is_dataclass(cls):
-        raise refusal
-    return cls
+    return getattr(importlib.import_module(module_name), class_name)
+
+
+class _Budget(TorchFunctionMode):
+    """Refuses tensors, made one after the other, that hold more numbers than ``left`` in all."""
+
+    def __init__(self, left: int) -> None:
+        super().__init__()
+        self.left = left
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in _SIZED and args:
+            sizes = args[0] if isinstance(args[0], list | tuple) else args
+            self.left -= 1 + abs(math.prod(size for size in sizes if isinstance(size, int)))
+        elif func in _COUNTED:
+            numbers = [n for n in (*args, *(kwargs or {}).values()) if isinstance(n, int) and not isinstance(n, bool)]
+            self.left -= 1 + max(map(abs, numbers), default=0)
+        if self.left < 0:
+            raise ValueError("its sizes are not those of the numbers that are stored")
+        return func(*args, **(kwargs or {}))
+
+
+_SIZED = {torch.empty, torch.zeros, torch.ones, torch.rand, torch.randn, torch.full}
+_COUNTED = {torch.arange, torch.linspace, torch.logspace, torch.eye, torch.randperm}

@@ -78,12 +78,19 @@ def _measure(node: yaml.Node | None, sizes: dict[int, int | None], depth: int = 
     return total
 
 
-def parse_json(content: bytes | str, name: str, most: int = MOST_JSON_BYTES, constants: bool = True) -> Any:
+def parse_json(
+    content: bytes | str,
+    name: str,
+    most: int = MOST_JSON_BYTES,
+    constants: bool = True,
+    deepest: int = MOST_DEPTH,
+) -> Any:
     """The value that JSON spells, with or without a byte order mark; ``name`` is what errors call it.
 
     Args:
         most: bytes that are read.
         constants: whether NaN and Infinity, which are not JSON but which Python writes, are read.
+        deepest: levels of objects and lists that are read.
 
     Raises:
         UserError: when it is not JSON, too large, or nested too deep.
@@ -96,7 +103,7 @@ def parse_json(content: bytes | str, name: str, most: int = MOST_JSON_BYTES, con
             value = json.loads(text, parse_int=_integer)
         else:
             value = json.loads(text, parse_int=_integer, parse_constant=_refuse_constant)
-        _check_depth(value)
+        _check_depth(value, deepest)
         return value
     except RecursionError:
         raise UserError(f"{name} is not valid JSON: it is nested too deep") from None
@@ -114,9 +121,9 @@ def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
 
 
-def _check_depth(value: Any) -> None:
+def _check_depth(value: Any, deepest: int) -> None:
     level = [value] if isinstance(value, dict | list) else []
-    for _ in range(MOST_DEPTH):
+    for _ in range(deepest):
         children = (child for outer in level for child in (outer.values() if isinstance(outer, dict) else outer))
         level = [child for child in children if isinstance(child, dict | list)]
         if not level:

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from models.documents import MOST_JSON_BYTES, parse_json
+from models.documents import MOST_DEPTH, MOST_JSON_BYTES, parse_json
 from models.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]  # holds models/, stages/, configs/, assets/
@@ -37,7 +37,7 @@ def read_bytes(path: Path, most: int) -> bytes:
         if not path.is_file():
             raise UserError(f"cannot read {path}: {'it is no file' if path.exists() else 'there is no such file'}")
         with open(path, "rb") as file:
-            content = file.read(most + 1)
+            content = file.read(min(most, os.fstat(file.fileno()).st_size) + 1)
     if len(content) > most:
         raise UserError(f"cannot read {path}: it is larger than {most >> 20} MB")
     return content
@@ -147,11 +147,12 @@ def versions(path: Path) -> list[Path]:
     return [file for file in (path, previous(path)) if file.exists()]
 
 
-def read_json(path: Path) -> dict[str, Any] | None:
+def read_json(path: Path, deepest: int = MOST_DEPTH) -> dict[str, Any] | None:
     """The object in a JSON file, or in the one before it should it be damaged; ``None`` when there is none to read."""
     for file in versions(path):
         with suppress(UserError):
-            if isinstance(content := parse_json(read_bytes(file, MOST_JSON_BYTES), str(file)), dict):
+            content = parse_json(read_bytes(file, MOST_JSON_BYTES), str(file), deepest=deepest)
+            if isinstance(content, dict):
                 return content
     return None
 

@@ -172,7 +172,7 @@ def _in_srgb(path: Path | str, image: Image.Image, content: bytes) -> Image.Imag
     """The picture in sRGB, from the colours that an ICC profile gives its numbers a meaning in."""
     try:
         profile, srgb = ImageCms.ImageCmsProfile(io.BytesIO(content)), ImageCms.createProfile("sRGB")
-        mode = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK", "Lab": "LAB"}[profile.profile.xcolor_space.strip()]
+        mode = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK", "Lab": "LAB"}[str(profile.profile.xcolor_space).strip()]  # type: ignore[attr-defined]
         if image.mode == "P" or (mode, image.mode) == ("RGB", "L"):
             image = image.convert("RGB")
         if (mode, image.mode) == ("L", "RGB"):  # grey with transparency, by now

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from models.camera import Camera, Rig
 from models.configurable import Configurable
+from models.errors import shown
 
 Edit = Callable[[Tensor, Tensor], Tensor]
 """(points (B, P, 3), features (B, P, C)) -> features (B, P, C), differentiable."""
@@ -154,6 +155,16 @@ class Generator(Configurable):
     free_resolution: bool = True
     rig: Rig
     expressions: tuple[str, ...] = ()
+
+    def check(self) -> None:
+        numbers = {"resolution": (self.resolution, 1), "z_dim": (self.z_dim, 0), "w_dim": (self.w_dim, 0)}
+        for name, (value, least) in numbers.items():
+            if not isinstance(value, int) or value < least:
+                raise ValueError(f"{name} must be a whole number of at least {least}, got {shown(value)}")
+        if not isinstance(self.rig, Rig):
+            raise ValueError(f"rig must be a models.camera.Rig, got {shown(self.rig)}")
+        if not all(isinstance(name, str) for name in self.expressions):
+            raise ValueError(f"expressions must be names, got {shown(self.expressions)}")
 
     @abstractmethod
     def mapping(

@@ -1,21 +1,27 @@
 """Artifacts: round trip, strictness, damage, deltas."""
 
+import importlib
 import json
 import os
+import pkgutil
 import resource
 import shutil
 import textwrap
+import tracemalloc
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 
 import models
-from models import artifact, configurable
+from models import artifact, classes
+from models.anchors import AnchorSet
 from models.artifact import ArtifactError, load, save
 from models.camera import Rig
-from models.configurable import build, spec
+from models.configurable import Configurable, build, spec
 from models.errors import UserError
+from models.files import sha256
 
 
 @pytest.fixture
@@ -46,8 +52,8 @@ def toy(tmp_path, monkeypatch):
             """
         )
     )
-    (tmp_path / "code" / "models" / "camera.py").touch()  # the check before import looks for files under ROOT
-    monkeypatch.setattr(configurable, "ROOT", tmp_path / "code")
+    ours = ("models.toy.Inner", "models.toy.Outer")
+    monkeypatch.setattr(classes, "BUILDABLE", classes.BUILDABLE.union(ours))
     monkeypatch.setattr(models, "__path__", [*models.__path__, str(tmp_path / "code" / "models")])
     import models.toy as toy  # type: ignore[import-not-found]
 
@@ -343,3 +349,152 @@ class TestAtomicity:
         with pytest.raises(UserError, match="out is a link that points to nothing: unmounted/disk"):
             save(tmp_path / "out", stage="s")
         assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+class TestStrangers:
+    """Artifacts that somebody else wrote: nothing runs, nothing outside is touched, one sentence."""
+
+    # Networks that read weights from a path are named in configurations only; bases and parts are never alone.
+    NOT_BUILT = frozenset(
+        {"CLIPEmbedding", "LPIPS", "ArcFaceIdentity", "EmbeddedFeature", "Encoder", "Generator", "RadianceGenerator"}
+        | {"Discriminator", "PaintedGenerator", "Configurable"}
+    )
+
+    def test_every_class_is_listed_or_known_not_to_be(self):
+        found = set()
+        for module in pkgutil.walk_packages(models.__path__, "models."):
+            for name, value in vars(importlib.import_module(module.name)).items():
+                if isinstance(value, type) and issubclass(value, Configurable) and value.__module__ == module.name:
+                    found.add(f"{module.name}.{name}")
+        assert {path for path in found if path.rpartition(".")[2] not in self.NOT_BUILT} == {
+            path for path in classes.BUILDABLE if path != "models.camera.Rig"
+        }
+
+    def test_classes_that_open_files(self, tmp_path):
+        for path in ("features.clip.CLIPEmbedding", "features.perceptual.LPIPS", "features.identity.ArcFaceIdentity"):
+            with pytest.raises(ValueError, match="does not name a class"):
+                build({"class_path": f"models.{path}", "init_args": {"weights": str(tmp_path / "x.pt")}})
+        with pytest.raises(ValueError, match="names a file as its weights"):
+            build({"class_path": "models.features.embedded.EmbeddedStyle", "init_args": {"weights": str(tmp_path)}})
+
+    @pytest.mark.parametrize(
+        "identity", ["../x", "/etc", "a/b", "", "..", "a\0b", "a\nb", ".x", "x" * 201, 3, None, ["a"]]
+    )
+    def test_ids_that_are_paths(self, identity):
+        with pytest.raises(ValueError, match="cannot name a file"):
+            AnchorSet([identity], [("ws", 2, 4)])
+        with pytest.raises(ValueError, match="the same id"):
+            AnchorSet(["a", "a"], [("ws", 2, 4)])
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            (lambda t: t.update(weight=t["weight"].double().fill_(float("nan"))), "weight holds numbers that are not"),
+            (lambda t: t["bias"].fill_(float("inf")), "bias holds numbers that are not finite"),
+            (lambda t: t.update(weight=t["weight"].long()), "weight is stored as torch.int64, the network has"),
+            (lambda t: t.update(weight=t["weight"] > 0), "weight is stored as torch.bool"),
+        ],
+    )
+    def test_weights_that_are_none(self, toy, tmp_path, change, message):
+        save(tmp_path / "a", stage="s", modules={"m": toy.Inner()})
+        file = tmp_path / "a" / "m.safetensors"
+        tensors = safetensors.torch.load_file(file)
+        inner = {name.removeprefix("layer."): tensor for name, tensor in tensors.items()}
+        change(inner)
+        file.write_bytes(safetensors.torch.save({f"layer.{name}": tensor for name, tensor in inner.items()}))
+        edit(tmp_path / "a", lambda m: m["files"].update({"m.safetensors": sha256(file)}))
+        with pytest.raises(ArtifactError, match=f"module 'm': layer.{message}"):
+            load(tmp_path / "a").module("m")
+
+    @pytest.mark.parametrize("width", [-1, 0, 100_000, 10**8, 10**12, 1e300, "x", None, [3], {"a": 1}])
+    def test_sizes_that_are_none(self, toy, tmp_path, width):
+        save(tmp_path / "a", stage="s", modules={"m": toy.Inner()})
+        edit(tmp_path / "a", lambda m: m["modules"]["m"]["init_args"].update(width=width))
+        tracemalloc.start()
+        with pytest.raises(ArtifactError, match="module 'm'"):
+            load(tmp_path / "a").module("m")
+        assert tracemalloc.get_traced_memory()[1] < 1e8
+        tracemalloc.stop()
+
+    @pytest.mark.parametrize("arguments", [{"resolution": -1}, {"resolution": 0}, {"z_dim": -3}, {"rig": 7}])
+    def test_generators_that_cannot_be(self, tmp_path, arguments):
+        given = artifact.load("assets/prior").manifest["modules"]["generator"]
+        with pytest.raises(ValueError, match=f"{next(iter(arguments))}|recorded arguments"):
+            build({"class_path": given["class_path"], "init_args": given["init_args"] | arguments})
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            (lambda m: m.update(stage=7), "stage and step_hash"),
+            (lambda m: m.update(step_hash=["x"]), "stage and step_hash"),
+            (lambda m: m["modules"]["m"].update(file=["m.safetensors"]), "has no hash"),
+            (lambda m: m["modules"]["m"].update(file={"a": 1}), "has no hash"),
+            (lambda m: m["modules"]["m"].update(delta_of={"id": 7, "module": "m"}), "which is no id"),
+            (lambda m: m["modules"]["m"].update(delta_of={"id": None, "module": ["m"]}), "delta_of"),
+            (lambda m: m["modules"]["m"].update(delta_of={"id": None, "module": "m"}), "not a whole module"),
+            (lambda m: m["metrics"].update(x="1"), "which is no number"),
+            (lambda m: m["metrics"].update(x=True), "which is no number"),
+            (lambda m: m.update(licences=[{"licence": 7}]), "objects of texts"),
+            (lambda m: m.update(licences=[{"licence": "MIT", "name": ["x"]}]), "objects of texts"),
+            (lambda m: m["parents"].update(p=7), "not a JSON object"),
+            (lambda m: m["extra"].update(x=10**400), "a number in it has 401 digits"),
+            (lambda m: m["files"].update({"\x1b[2J": 1}), r"\\x1b"),
+        ],
+    )
+    def test_values_of_other_types(self, toy, tmp_path, change, message):
+        save(tmp_path / "a", stage="s", modules={"m": toy.Inner()})
+        edit(tmp_path / "a", change)
+        with pytest.raises(ArtifactError, match=message) as error:
+            load(tmp_path / "a")
+        assert "\x1b" not in str(error.value)
+
+    @pytest.mark.parametrize("name", ["", "a//b", "../a", "/a", "a\\b", ".a", "a b", "a\n"])
+    def test_names_of_files(self, toy, tmp_path, name):
+        save(tmp_path / "a", stage="s", modules={"m": toy.Inner()})
+        edit(tmp_path / "a", lambda m: m["files"].update({name: "0" * 64}))
+        with pytest.raises(ArtifactError, match=r"not a plain name|is missing"):
+            load(tmp_path / "a")
+
+    def test_what_is_no_file(self, toy, tmp_path):
+        save(tmp_path / "a", stage="s", modules={"m": toy.Inner()})
+        for name in ("m.safetensors", "manifest.json"):
+            (tmp_path / "a" / name).unlink()
+            os.mkfifo(tmp_path / "a" / name)
+            with pytest.raises(ArtifactError):
+                load(tmp_path / "a")
+
+    def test_a_header_of_a_million_tensors(self, toy, tmp_path):
+        save(tmp_path / "a", stage="s", modules={"m": toy.Inner()})
+        file = tmp_path / "a" / "m.safetensors"
+        entry = '"%d":{"dtype":"F32","shape":[0],"data_offsets":[0,0]}'
+        header = ("{" + ",".join(entry % i for i in range(200_000)) + "}").encode()
+        file.write_bytes(len(header).to_bytes(8, "little") + header)
+        edit(tmp_path / "a", lambda m: m["files"].update({"m.safetensors": sha256(file)}))
+        with pytest.raises(ArtifactError, match="more tensors than any network has"):
+            load(tmp_path / "a").module("m")
+
+    def test_bases_that_name_themselves(self, toy, tmp_path):
+        base = save(tmp_path / "base", stage="s", modules={"m": toy.Inner()})
+        save(tmp_path / "a", stage="s", modules={"m": toy.Inner()}, delta_of={"m": base})
+        for place in (".", "../a", "../none", "\0", "x" * 5000, 7, ["a"]):
+            (tmp_path / "a" / "run.json").write_text(json.dumps({"bases": {base.id: place}}))
+            with pytest.raises(ArtifactError, match="only stores changes"):
+                load(tmp_path / "a").module("m")
+        for run in ("[]", '{"bases": 7}', "[" * 100_000, "{"):
+            (tmp_path / "a" / "run.json").write_text(run)
+            with pytest.raises(ArtifactError, match="only stores changes"):
+                load(tmp_path / "a").module("m")
+
+    def test_a_chain_of_bases(self, toy, tmp_path):
+        made = save(tmp_path / "0", stage="s", modules={"m": toy.Inner()})
+        for number in range(1, 25):
+            made = save(tmp_path / str(number), stage="s", modules={"m": toy.Inner()}, delta_of={"m": made})
+        assert same(load(tmp_path / "10").module("m"), load(tmp_path / "10").module("m"))
+        with pytest.raises(ArtifactError, match="a chain of more than 16 artifacts"):
+            load(tmp_path / "24")
+
+    def test_ancestors_in_a_long_line(self, tmp_path):
+        made = save(tmp_path / "a", stage="s")
+        for _ in range(60):
+            made = save(tmp_path / "a", stage="s", parents={"before": made})
+        assert len(load(tmp_path / "a").ancestors) == 60

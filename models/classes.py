@@ -1,0 +1,50 @@
+"""The classes that a manifest may have built: an explicit list, looked at before anything is imported.
+
+None of them opens a file that its arguments name: a manifest may come from a stranger. Networks of ``features/`` that
+read weights from a path (CLIP, LPIPS, ArcFace) are named in configurations, by their user, and never here.
+"""
+
+BUILDABLE = frozenset(
+    f"models.{name}"
+    for name in (
+        "anchors.AnchorSet",
+        "camera.Rig",
+        "encoders.detail.DetailEncoder",
+        "encoders.detail.DetailReconstructor",
+        "encoders.detail.ManifoldUpsampler",
+        "encoders.e3dge.AlignmentFusion",
+        "encoders.e3dge.GlobalEncoder",
+        "encoders.e3dge.LocalEncoder",
+        "encoders.e3dge.TextureFusion",
+        "encoders.irse.ArcFace",
+        "encoders.pyramid.Encoder4Editing",
+        "encoders.pyramid.GradualStyleEncoder",
+        "features.embedded.EmbeddedIdentity",
+        "features.embedded.EmbeddedLPIPS",
+        "features.embedded.EmbeddedParser",
+        "features.embedded.EmbeddedPose",
+        "features.embedded.EmbeddedStyle",
+        "generators.anifacegan.AniFaceGANGenerator",
+        "generators.detailed.DetailedGenerator",
+        "generators.discriminator.ImageDiscriminator",
+        "generators.eg3d.EG3DGenerator",
+        "generators.fields.FrontalChart",
+        "generators.fields.HeadChart",
+        "generators.fields.TextureStack",
+        "generators.gram.GRAMGenerator",
+        "generators.manifold.ManifoldGenerator",
+        "generators.stylegan2.StyleGAN2Discriminator",
+        "generators.stylegan2.StyleGAN2Generator",
+        "generators.stylesdf.StyleSDF",
+        "generators.stylesdf.VolumeDiscriminator",
+        "generators.triplane.TriPlaneField",
+        "generators.volume.TriPlaneVolumeGenerator",
+        "photos.PhotoSet",
+        "rendering.atlas.Chart",
+        "rendering.baked.BakedHead",
+        "rendering.manifolds.ManifoldPredictor",
+    )
+)
+
+FILES = ("weights",)
+"""Arguments of these classes that name a file: a manifest leaves them null, as its own files hold the weights."""
