@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from stages.arguments import Parser
+from stages.doorkeeper import Doorkeeper, free_port
 
 if TYPE_CHECKING:  # torch is not needed for --help
     import numpy as np
@@ -48,6 +49,8 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--samples", type=int, default=8, help="heads drawn from a prior (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of that draw (default: %(default)s)")
     options = parser.parse_args(list(arguments))
+    if options.samples < 1:
+        parser.error(f"--samples is {options.samples}: at least one head is drawn")
 
     from models.artifact import load  # after --help, which needs no torch
     from models.errors import UserError
@@ -62,7 +65,7 @@ def main(arguments: Sequence[str]) -> None:
     if options.item is not None:
         subjects.choose([options.item])
     with Viewer(subjects, options.host, options.port, options.item) as viewer:
-        print(f"view: http://{options.host}:{viewer.port} (Ctrl-C ends it)", flush=True)
+        print(f"view: {viewer.door.address} (Ctrl-C ends it)", flush=True)
         while True:
             time.sleep(3600)
 
@@ -236,15 +239,20 @@ class Viewer:
         item: str | None = None,
         paint: Callable[[Settings, Pose, int | None], tuple[np.ndarray, str]] | None = None,
     ) -> None:
-        _check_address(host, port)
+        self.door = _listen(host, port)
         logging.getLogger("websockets").setLevel(logging.CRITICAL)  # browsers leave in many ways
         import viser
 
         self.subjects = subjects
         self.rig = subjects.generator.rig
-        with contextlib.redirect_stdout(io.StringIO()):  # its banner says what we print
-            self.server = viser.ViserServer(host=host, port=port, label="Galatea", verbose=False)
-        self.port = self.server.get_port()
+        from viser import _messages
+
+        with contextlib.redirect_stdout(io.StringIO()), self.door.at_the_door():  # its banner says what we print
+            self.server = viser.ViserServer(host=host, port=self.door.port, label="Galatea", verbose=False)
+        self.port = self.door.port = self.server.get_port()
+        # No visitor opens a tunnel to the outside: the button is not shown, and the message is not heard.
+        for message in (_messages.ShareUrlRequest, _messages.ShareUrlDisconnect):
+            self.server._websock_server.unregister_handler(message)
         self.paint = paint or Painter()
         self._subject = subjects[item or subjects.ids[0]]
         self._mesh: tuple[object, Any] = (None, None)  # settings, and the mesh made with them
@@ -282,7 +290,6 @@ class Viewer:
         start.look_at = rig.pivot
         start.position = tuple(rig.camera(rig.yaw_mean, rig.pitch_mean).position[0].tolist())
         start.fov = 2 * math.atan(0.5 / rig.focal)
-        # No share button: it would open a tunnel to the outside.
         self.server.gui.configure_theme(show_share_button=False, brand_color=(180, 83, 42))
         self.server.gui.main_panel.dock_right()
 
@@ -433,8 +440,8 @@ class Viewer:
             seen = look(subject.styled(settings.strength), subject.latents, camera, code, side)
             mesh = fuse(seen, camera, self.rig, MESH_SIZE)
             self._hide_mesh()
-            shadows = {"cast_shadow": False, "receive_shadow": False}
-            self._mesh = key, self.server.scene.add_glb("/head", to_glb(mesh), **shadows)
+            scene = self.server.scene
+            self._mesh = key, scene.add_glb("/head", to_glb(mesh), cast_shadow=False, receive_shadow=False)
             self.words.content = f"{len(mesh.vertices):,} vertices, {len(mesh.faces):,} triangles"
 
     def _hide_mesh(self) -> None:
@@ -459,17 +466,22 @@ def widen(image: Any, aspect: float) -> Any:
     return np.pad(image, ((0, 0), (left, width - side - left), (0, 0)), mode="edge")
 
 
-def _check_address(host: str, port: int) -> None:
+def _listen(host: str, port: int) -> Doorkeeper:
+    """Who keeps the door of the first free port.
+
+    Raises:
+        UserError: when there is none, or ``host`` is not an address of this machine.
+    """
     from models.errors import UserError
 
     try:
+        if not 0 <= port < 1 << 16:
+            raise OverflowError("a port is a number from 0 to 65535")
         address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][4][0]
-    except (OSError, OverflowError) as error:
-        raise UserError(f"cannot listen on {host}:{port}: {error}") from error
+        found = free_port(host, port)
+    except (OSError, OverflowError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"cannot listen on {host}:{port}: {reason}") from error
     if not ipaddress.ip_address(address).is_loopback:
-        print(f"view: warning: {host} can be reached from other machines, and there is no password", flush=True)
-    try:
-        with socket.socket(socket.AF_INET6 if ":" in str(address) else socket.AF_INET) as probe:
-            probe.bind((address, 0))
-    except OSError as error:
-        raise UserError(f"cannot listen on {host}: {error.strerror or error}") from error
+        print(f"view: warning: {host} can be reached from other machines, by who knows the address below", flush=True)
+    return Doorkeeper(host, found)

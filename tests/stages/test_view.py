@@ -1,5 +1,6 @@
 """The live viewer: it listens on this machine only, and every control leads to a new picture."""
 
+import http.client
 import math
 import os
 import queue
@@ -7,16 +8,21 @@ import shutil
 import socket
 import threading
 import time
+import urllib.parse
 import urllib.request
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import viser
+import websockets.exceptions
+import websockets.sync.client
 
 from models import artifact
 from models.errors import UserError
 from models.subjects import Subjects
 from stages import view
+from stages.doorkeeper import Doorkeeper
 from stages.view import Painter, Pose, Settings, Viewer, render, rig_camera, widen
 from tests.stages import heads, tiny
 
@@ -144,8 +150,98 @@ class TestWiden:
 
 class TestServer:
     def test_answers_on_loopback(self, viewer):
-        with urllib.request.urlopen(f"http://127.0.0.1:{viewer.port}", timeout=20) as answer:
+        with urllib.request.urlopen(viewer.door.address, timeout=20) as answer:
             assert answer.status == 200 and b"<html" in answer.read()
+
+    def ask(self, viewer, path="/", **headers):
+        """Status and headers of a request; ``_`` in names stands for "-"."""
+        connection = http.client.HTTPConnection("127.0.0.1", viewer.port, timeout=20)
+        headers = {name.replace("_", "-"): value for name, value in headers.items()}
+        connection.request("GET", path, headers={"Host": f"127.0.0.1:{viewer.port}"} | headers)
+        answer = connection.getresponse()
+        answer.read()
+        connection.close()
+        return answer.status, answer.headers
+
+    def test_the_token_becomes_a_cookie(self, viewer):
+        status, headers = self.ask(viewer, f"/?token={viewer.door.token}")
+        cookie = headers["Set-Cookie"]
+        assert status == 200 and "HttpOnly" in cookie and "SameSite=Strict" in cookie
+        assert self.ask(viewer, "/", Cookie=f"other=1; {cookie.partition(';')[0]}")[0] == 200
+
+    @pytest.mark.parametrize(
+        "headers",
+        [
+            {"Host": "evil.example"},
+            {"Host": "evil.example:{port}"},
+            {"Host": "127.0.0.1.evil.example:{port}"},
+            {"Host": "localhost"},
+            {"Host": "127.0.0.1:1"},
+            {"Host": ""},
+            {"Origin": "https://evil.example"},
+            {"Origin": "null"},
+            {"Origin": "http://127.0.0.1:1"},
+            {"Origin": "https://127.0.0.1:{port}"},
+            {"Host": "localhost:{port}", "Origin": "http://127.0.0.1:{port}"},
+        ],
+        ids=str,
+    )
+    def test_other_sites_and_names_that_point_here(self, viewer, headers):
+        headers = {name: value.format(port=viewer.port) for name, value in headers.items()}
+        for path, more in ((f"/?token={viewer.door.token}", {}), ("/", {"Cookie": self.cookie(viewer)})):
+            assert self.ask(viewer, path, **headers, **more)[0] == 403
+            with pytest.raises(websockets.exceptions.InvalidStatus) as error:
+                self.socket(viewer, path, headers | more)
+            assert error.value.response.status_code == 403
+
+    @staticmethod
+    def cookie(viewer):
+        return f"galatea-{viewer.port}={viewer.door.token}"
+
+    @staticmethod
+    def socket(viewer, path, headers):
+        """Open, and close, a WebSocket."""
+        place = socket.create_connection(("127.0.0.1", viewer.port), timeout=20)
+        host = headers.get("Host", f"127.0.0.1:{viewer.port}")
+        others = {name: value for name, value in headers.items() if name not in ("Host", "Origin")}
+        url = f"ws://{host or 'x'}{path}"
+        subprotocol = f"viser-v{viser.__version__}"
+        with websockets.sync.client.connect(
+            url, sock=place, origin=headers.get("Origin"), additional_headers=others, subprotocols=[subprotocol]
+        ) as connection:
+            return connection.recv(timeout=20)
+
+    @pytest.mark.parametrize("token", ["", "?token=", "?token=x", "?token=é", "?token=" + "a" * 32, "?tokens=1"])
+    def test_without_the_token(self, viewer, token):
+        path = urllib.parse.quote(f"/{token}", safe="/?=")
+        assert self.ask(viewer, path)[0] == 403 and self.ask(viewer, f"/assets/index.js{token}"[:20])[0] == 403
+        with pytest.raises(websockets.exceptions.InvalidStatus):
+            self.socket(viewer, path, {})
+
+    def test_a_socket_of_our_own_page(self, viewer):
+        own = {"Origin": f"http://127.0.0.1:{viewer.port}", "Cookie": self.cookie(viewer)}
+        assert self.socket(viewer, "/", own)
+        assert self.socket(viewer, f"/?token={viewer.door.token}", {})  # a program that was given the address
+
+    def test_no_message_opens_a_tunnel(self, viewer, monkeypatch):
+        handlers = viewer.server._websock_server._incoming_handlers
+        assert not [message for message in handlers if "Share" in message.__name__]
+
+    @pytest.mark.parametrize(
+        ("host", "name", "known"),
+        [
+            ("192.0.2.7", "192.0.2.7", True),
+            ("192.0.2.7", "192.0.2.8", False),
+            ("0.0.0.0", "192.0.2.7", True),
+            ("0.0.0.0", "rebound.example", False),
+            ("::", "[2001:db8::1]", True),
+            ("studio.local", "studio.local", True),
+            ("studio.local", "STUDIO.local", True),
+            ("127.0.0.1", "192.0.2.7", False),
+        ],
+    )
+    def test_names_that_are_ours(self, host, name, known):
+        assert Doorkeeper(host, 80)._is_ours(f"{name}:80") is known
 
     def test_every_control_leads_to_a_new_picture(self, viewer):
         guest = Guest(viewer.rig)
@@ -273,6 +369,10 @@ class TestCommand:
             (["{}", "--item", "eve"], "has no item 'eve', it has: ann, bob"),
             (["{}", "--host", "no such host"], "cannot listen on no such host:8080"),
             (["{}", "--host", "192.0.2.1"], "cannot listen on 192.0.2.1"),
+            (["{}", "--port", "99999"], "cannot listen on 127.0.0.1:99999: a port is a number from 0 to 65535"),
+            (["{}", "--port", "-1"], "cannot listen on 127.0.0.1:-1"),
+            (["{}", "--samples", "0"], "--samples is 0"),
+            (["{}", "--samples", "-1"], "--samples is -1"),
         ],
     )
     def test_refusals(self, result, arguments, match):
@@ -301,7 +401,7 @@ def test_in_a_browser(viewer, tmp_path):
         )
         tab = browser.new_page(viewport={"width": 900, "height": 600})
         tab.set_default_timeout(120_000)
-        tab.goto(f"http://127.0.0.1:{viewer.port}")
+        tab.goto(viewer.door.address)
         tab.get_by_text("pitch", exact=False).wait_for()
         before = viewer.words.content
         tab.mouse.move(300, 300)
