@@ -8,21 +8,32 @@ IMAGE :=
 # Many small tensors: more threads only help on idle cores.
 THREADS := 1
 
-.PHONY: help install demo test test-slurm test-soak test-matrix check bench clean
+.PHONY: help install lock demo test test-slurm test-soak test-matrix check bench clean
 
 help:  ## Show the targets
 	@grep -hE '^[a-z_.$$()/-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([^:]+):[^#]*## /\1\t/' | expand -t 12
 
-# The stamp is newer than pyproject.toml exactly when the environment is complete.
-$(VENV)/.stamp: pyproject.toml
+LOCK := requirements.lock
+# Of what the lock was made for: its hashes are of these files.
+LOCKED = $(shell $(BIN)/python -c 'import platform, sys; print(platform.system() == "Linux" and platform.machine() == "x86_64" and (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null)
+
+# The stamp is newer than these exactly when the environment is complete.
+$(VENV)/.stamp: pyproject.toml $(LOCK)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet uv || true
-	if $(BIN)/python -m uv --version >/dev/null 2>&1; then \
-		$(BIN)/python -m uv pip install --python $(BIN)/python -e '.[dev]'; \
+	@echo "environment: $(if $(filter True,$(LOCKED)),the versions of $(LOCK),the newest versions in the ranges of pyproject.toml)"
+	uv="$(BIN)/python -m uv pip install --python $(BIN)/python --compile-bytecode"; \
+	$(BIN)/python -m uv --version >/dev/null 2>&1 || uv="$(BIN)/python -m pip install"; \
+	if [ "$(LOCKED)" = True ]; then \
+		$$uv --require-hashes -r $(LOCK) && $$uv --no-deps -e .; \
 	else \
-		$(BIN)/python -m pip install -e '.[dev]'; \
+		$$uv -e '.[dev]'; \
 	fi
 	touch $@
+
+lock:  ## Write requirements.lock anew, from the ranges of pyproject.toml
+	$(BIN)/python -m uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
+		--no-emit-index-url --no-header --extra dev pyproject.toml --output-file $(LOCK)
 
 install: $(VENV)/.stamp  ## Create .venv with everything in it
 

@@ -9,6 +9,7 @@ import pytorch_lightning as pl
 from callbacks.dashboard import Dashboard
 from callbacks.progress import batches_done
 from models import artifact
+from models.errors import UserError
 from models.metrics.records import FILE, holds_records
 
 
@@ -21,6 +22,11 @@ class ExportArtifact(pl.Callback):
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         trainer.strategy.barrier("before export")
+        if trainer.state.fn == "fit" and not batches_done(trainer) and not pl_module.resumes_itself:
+            raise UserError(
+                "nothing was trained, so that nothing is handed on: there was no batch (trainer.max_steps, max_epochs "
+                "and limit_train_batches, and the size of the data)"
+            )
         if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             saved = self.export(pl_module)
             if saved is not None:

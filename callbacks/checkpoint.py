@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
+import os
 import re
 import shutil
 import zipfile
@@ -17,7 +19,7 @@ from torch import Tensor
 
 from callbacks.progress import batches_done
 from models.errors import UserError
-from models.files import atomic_write
+from models.files import atomic_write, os_errors
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +31,8 @@ class LastCheckpoint(pl.Callback):
     """Keeps ``OUT/checkpoints/step=N.ckpt`` of the last ``keep`` times, and ``best.ckpt``, each written atomically.
 
     Saves every ``every_n_batches``, at the end of each epoch, and when a validation was the best so far by the stage's
-    ``monitor``. ``last.ckpt`` links to the newest; see :func:`checkpoint_to_read` for how it is read.
+    ``monitor``. ``last.ckpt`` links to the newest, where links can be; see :func:`checkpoint_to_read` for how it is
+    read.
 
     Batches are counted, not optimiser steps: with two optimisers Lightning's own count may step over every multiple.
     A batch that is validated is saved after that: resumed before, the run would go on without. All others are saved at
@@ -48,6 +51,7 @@ class LastCheckpoint(pl.Callback):
         self._saved = -1
         self._best: float | None = None
         self._is_due = self._is_best = False  # what is saved next
+        self._said = False  # that there are no links
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         loop = trainer.fit_loop
@@ -105,8 +109,15 @@ class LastCheckpoint(pl.Callback):
         after = [other for other in others if step_of(other) > step_of(file)]  # of a run that went on from before them
         for other in [*after, *others[len(after) + self.keep - 1 :]]:
             other.unlink()
-        with atomic_write(file.with_name(LAST)) as temporary:
-            temporary.symlink_to(file.name)
+        link = file.with_name(LAST)
+        try:
+            with atomic_write(link) as temporary:
+                temporary.symlink_to(file.name)
+        except UserError:  # exFAT, SMB and Google's drive know no links: the newest is found by its name
+            link.unlink(missing_ok=True)
+            if not self._said:
+                log.info("%s cannot hold links: there is no %s, --ckpt_path last finds the newest", link.parent, LAST)
+            self._said = True
 
 
 def _ends(trainer: pl.Trainer) -> bool:
@@ -129,6 +140,26 @@ def step_of(file: Path) -> int:
 def checkpoints(folder: Path) -> list[Path]:
     """``step=N.ckpt`` in a folder, newest first."""
     return sorted(filter(lambda file: _STEP.fullmatch(file.name), folder.glob("*.ckpt")), key=step_of, reverse=True)
+
+
+def set_aside(folder: Path) -> None:
+    """Rename a folder with checkpoints of an earlier run: one that starts from nothing must not take their places.
+
+    Raises:
+        UserError: when it cannot be renamed.
+    """
+    kept = checkpoints(folder)
+    if not kept and not (folder / BEST).exists():
+        return
+    place = next(p for n in itertools.count(1) if not (p := folder.with_name(f"{folder.name}.{n}")).exists())
+    with os_errors(folder, "rename"):
+        os.rename(folder, place)
+    step = f", up to step {step_of(kept[0])}," if kept else ""
+    log.warning(
+        "this run starts from nothing: the checkpoints of an earlier one%s are kept in %s; --ckpt_path last, or "
+        "--ckpt_path %s, would have continued it",
+        *(step, place, place / (kept[0].name if kept else BEST)),
+    )
 
 
 def checkpoint_to_read(path: Path) -> Path:

@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 
 ALONE_S = 60  # seconds to end a run whose training has died
 os.environ.setdefault("GIT_OPTIONAL_LOCKS", "0")  # git status, killed, would leave its lock in the repository
+os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # it would look for a host, offline too
 os.environ.setdefault("WANDB_INIT_TIMEOUT", "30")  # a network that does not answer for so many seconds is none
 
 
@@ -42,7 +43,7 @@ class Run:
         options["config"] = {**config, "git": git_state(source)}
         options["settings"] = wandb.Settings(console="off", x_stats_pid=pid)
         if offline is None:
-            offline = "WANDB_MODE" not in os.environ and not has_key()
+            offline = "WANDB_MODE" not in os.environ and not has_key(wandb.setup().settings)
         try:
             self.run = wandb.init(mode="offline" if offline else None, **options)
         except wandb.Error as error:
@@ -86,11 +87,15 @@ class Run:
         self.run.finish(exit_code=exit_code)
 
 
-def has_key() -> bool:
-    """Whether there is a key for the W&B server: in the environment, or by ``wandb login``."""
-    host = urlsplit(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai").hostname
+def has_key(settings: Any) -> bool:
+    """Whether there is a key for the server that W&B itself would go to: set, or kept by ``wandb login``.
+
+    Args:
+        settings: W&B's, from the environment and its files.
+    """
+    host = urlsplit(settings.base_url).hostname or ""
     try:
-        return bool(os.environ.get("WANDB_API_KEY")) or netrc.netrc().authenticators(host or "") is not None
+        return bool(settings.api_key) or netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
     except (OSError, netrc.NetrcParseError):
         return False
 

@@ -7,6 +7,7 @@ import signal
 import statistics
 import time
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 import pytorch_lightning as pl
@@ -41,6 +42,11 @@ class Artifact:
     def __init__(self, name, kind, metadata): self.words = [name, kind, metadata]
     def add_reference(self, uri, checksum): self.words += [uri, checksum]
 def teardown(): tell("teardown")
+class Setup:
+    class settings:
+        base_url = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
+        api_key = os.environ.get("WANDB_API_KEY")
+def setup(): return Setup
 def Settings(**options): return options
 def Image(path): return "image " + path
 def Video(path, format): return "video " + path
@@ -209,7 +215,16 @@ def test_keys_and_commits(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.delenv("WANDB_BASE_URL", raising=False)
-    assert not has_key() and git_state(str(tmp_path)) is None
-    (tmp_path / ".netrc").write_text("machine api.wandb.ai login user password " + "k" * 40)
+    settings = SimpleNamespace(base_url="https://wandb.example:8080/x", api_key=None)
+    assert not has_key(settings) and git_state(str(tmp_path)) is None
+    (tmp_path / ".netrc").write_text("machine wandb.example login user password " + "k" * 40)
     (tmp_path / ".netrc").chmod(0o600)
-    assert has_key()
+    assert has_key(settings)
+    settings.base_url = "https://another.example"  # a key of one server is none of another
+    assert not has_key(settings)
+    (tmp_path / "kept").write_text("machine another.example login user password " + "k" * 40)
+    monkeypatch.setenv("NETRC", str(tmp_path / "kept"))
+    assert has_key(settings)
+    monkeypatch.delenv("NETRC")
+    settings.api_key = "k" * 40
+    assert has_key(settings)
