@@ -6,7 +6,10 @@ light, clothes and camera and differ in style only. Between poses everything cha
 
 from __future__ import annotations
 
+import logging
 import math
+import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +26,8 @@ from datamodules.mannequins.styles import ART_STYLES, HELD_OUT_STYLE, PLAIN, STY
 from datamodules.resumable import ResumableLoader, evaluation_loader
 from models.errors import UserError
 from models.files import atomic_write
+
+log = logging.getLogger(__name__)
 
 POSES, VIEWS = 3, 6
 YAW_MAX, PITCH_MAX = math.radians(50), math.radians(20)
@@ -119,6 +124,10 @@ class FeaturePairs(pl.LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        given = {"train_subjects": train_subjects, "val_subjects": val_subjects, "test_subjects": test_subjects}
+        for name, value in (given | {"size": size, "batch_size": batch_size}).items():
+            if value < 1:
+                raise UserError(f"{name} must be at least 1")
         self.cache = Path(cache)
         self.size = size
         self.counts = {"train": train_subjects, "val": val_subjects, "test": test_subjects}
@@ -132,13 +141,14 @@ class FeaturePairs(pl.LightningDataModule):
 
     def prepare_data(self) -> None:
         for split in self.counts:
+            if self.file(split).exists() and _is_damaged(self.file(split)):
+                log.warning("%s is damaged: its pictures are drawn again", self.file(split))
+                self.file(split).unlink()
             if not self.file(split).exists():
                 self._draw(split)
 
     def _draw(self, split: str) -> None:
         subjects = SPLITS[split][: self.counts[split]]
-        if not subjects:
-            raise UserError(f"{split}_subjects must be at least 1")
         drawn = [draw_subject(s, self.size, held_out=split != "train", compiled=self.compiled) for s in subjects]
         arrays: dict[str, Any] = {name: np.stack([d[name] for d in drawn]) for name in drawn[0]}
         with atomic_write(self.file(split)) as file:
@@ -146,7 +156,7 @@ class FeaturePairs(pl.LightningDataModule):
 
     def dataset(self, split: str) -> Pairs:
         """One split, read from its file."""
-        with np.load(self.file(split)) as archive:
+        with np.load(self.file(split), allow_pickle=False) as archive:
             return Pairs({name: archive[name] for name in archive.files})
 
     def train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
@@ -160,3 +170,12 @@ class FeaturePairs(pl.LightningDataModule):
 
     def _evaluation(self, split: str) -> DataLoader[dict[str, Tensor]]:
         return evaluation_loader(self.dataset(split), self.batch_size, trainer=self.trainer)
+
+
+def _is_damaged(file: Path) -> bool:
+    """Whether a file is no whole archive of arrays: its checksums are read."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            return archive.testzip() is not None or "image.npy" not in archive.namelist()
+    except (OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error):
+        return True

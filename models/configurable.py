@@ -32,7 +32,7 @@ class Configurable(nn.Module):
 
     init_args: dict[str, Any]
 
-    def check(self) -> None:
+    def validate(self) -> None:
         """Called when all is built: refuse what cannot be.
 
         Raises:
@@ -64,7 +64,7 @@ def _recording(init: Any) -> Any:
             self.__dict__["init_args"] = {name: _record(value, f"{where}: {name}") for name, value in values.items()}
         init(self, *args, **kwargs)
         if outermost:
-            self.check()
+            self.validate()
 
     return wrapper
 
@@ -147,8 +147,8 @@ _REFUSALS = (TypeError, ValueError, AttributeError, RuntimeError, ArithmeticErro
 
 
 def _plain(value: Any) -> Any:
-    """Numbers as constructors know them: neither infinite nor of hundreds of digits."""
-    if isinstance(value, int | float) and not abs(value) < 1e9:
+    """Numbers as constructors know them: neither infinite nor sizes of billions."""
+    if isinstance(value, int | float) and not abs(value) < (1e9 if isinstance(value, int) else math.inf):
         raise ValueError(f"{shown(value)} is not a number that anything is built with")
     return value
 

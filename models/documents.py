@@ -20,19 +20,15 @@ MOST_VALUES = 100_000  # of YAML, aliases unfolded
 _MOST_DIGITS = 30
 
 
-def parse_yaml(content: bytes | str, name: str, loader: type[yaml.SafeLoader] = yaml.SafeLoader) -> Any:
+def parse_yaml(content: bytes | str, name: str) -> Any:
     """The value that YAML spells; ``name`` is what errors call it.
-
-    Args:
-        loader: says how plain words are understood.
 
     Raises:
         UserError: when it is not YAML, or larger, deeper or more repetitive than anything that people write.
     """
-    if len(content) > MOST_BYTES:
-        raise UserError(f"{name} is larger than {MOST_BYTES >> 20} MB, which no configuration is")
+    _check_size(content, name)
     try:
-        parser = loader(content)
+        parser = yaml.SafeLoader(content)
         try:
             node = parser.get_single_node()
             _measure(node, {})
@@ -47,6 +43,26 @@ def parse_yaml(content: bytes | str, name: str, loader: type[yaml.SafeLoader] = 
         raise UserError(f"{name} is not valid YAML: {one_line(error)}") from error
     except RecursionError:
         raise UserError(f"{name} is not valid YAML: it is nested too deep") from None
+
+
+def check_yaml(content: str, name: str) -> None:
+    """Refuse YAML that :func:`parse_yaml` would find too large; for readers with rules of their own for plain words.
+
+    Raises:
+        UserError: when it is larger, deeper or more repetitive than anything that people write.
+        yaml.YAMLError: when it is not YAML.
+    """
+    _check_size(content, name)
+    try:
+        _measure(yaml.compose(content, yaml.SafeLoader), {})
+    except (ValueError, RecursionError) as error:
+        reason = "it is nested too deep" if isinstance(error, RecursionError) else one_line(error)
+        raise UserError(f"{name} is not valid YAML: {reason}") from None
+
+
+def _check_size(content: bytes | str, name: str) -> None:
+    if len(content) > MOST_BYTES:
+        raise UserError(f"{name} is larger than {MOST_BYTES >> 20} MB, which no configuration is")
 
 
 def _measure(node: yaml.Node | None, sizes: dict[int, int | None], depth: int = 0) -> int:

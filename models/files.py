@@ -121,20 +121,22 @@ def replace_folder(new: Path, path: Path) -> None:
     shutil.rmtree(old)
 
 
-def empty_folder(path: Path) -> None:
-    """Remove what is in the folder ``path``, where there is one; a link to it stays, as does what links in it point to.
+def remove_folder(path: Path) -> None:
+    """Remove the folder ``path``, where there is one; of a link to one what is in it, not what links in it point to.
 
-    Killed on the way, it leaves the whole folder, or an empty one and something for :func:`sweep`.
+    At once, as others see it: killed on the way, the rest is something for :func:`sweep`.
 
     Raises:
         UserError: when it cannot be removed, or is a link that points to nothing.
     """
     place = destination(path)
     if place.exists():
-        new = temporary(place)
+        old = temporary(place, ".old")
         with os_errors(path, "remove"):
-            new.mkdir()
-            replace_folder(new, place)
+            os.rename(place, old)
+            if path.is_symlink():
+                place.mkdir()
+            shutil.rmtree(old)
 
 
 def previous(path: Path) -> Path:

@@ -20,37 +20,19 @@ from torch.nn import functional as F
 
 from models.errors import UserError, one_line
 from models.files import atomic_write, read_bytes
+from models.names import IMAGE_SUFFIXES
 
 log = logging.getLogger(__name__)
 
 MIN_SIDE = 16
 MAX_PIXELS = 50_000_000
 MAX_BYTES = 1 << 29  # of a file: 50 million pixels of 16 bits in four channels, and some
-_READ = {
-    "AVIF": ".avif .avifs",
-    "BMP": ".bmp",
-    "DIB": ".dib",
-    "GIF": ".gif",
-    "JPEG": ".jpg .jpeg .jpe .jfif .mpo",
-    "JPEG2000": ".jp2 .j2k .jpc .jpf .jpx .j2c",
-    "PCX": ".pcx",
-    "PNG": ".png .apng",
-    "PPM": ".ppm .pgm .pbm .pnm",
-    "PSD": ".psd",
-    "QOI": ".qoi",
-    "SGI": ".sgi",
-    "SUN": ".ras",
-    "TGA": ".tga",
-    "TIFF": ".tif .tiff",
-    "WEBP": ".webp",
-    "DDS": "",
-    "ICNS": "",
-    "ICO": "",
-    "XBM": "",
-}
-"""Pillow's formats that are read, all decoded in this process, with the suffixes of pictures among them. Others start
-programs (EPS: Ghostscript), or are a frame for something else."""
-IMAGE_SUFFIXES = frozenset(" ".join(_READ.values()).split())
+_FORMATS = (
+    *("AVIF", "BMP", "DDS", "DIB", "GIF", "ICNS", "ICO", "JPEG", "JPEG2000", "PCX", "PNG", "PPM", "PSD", "QOI", "SGI"),
+    *("SUN", "TGA", "TIFF", "WEBP", "XBM"),
+)
+"""Pillow's formats that are read, all decoded in this process. Others start programs (EPS: Ghostscript), or are a frame
+for something else."""
 _OTHER_SUFFIXES = frozenset(
     ".heic .heif .jxl .svg .eps .ai .exr .hdr .xcf .kra .dng .cr2 .cr3 .nef .arw .orf .rw2 .raf .ico .icns .dds".split()
 )
@@ -61,7 +43,7 @@ _SRGB_ERROR = 2  # of 255: profiles that differ less from sRGB are sRGB, rounded
 def _formats() -> tuple[str, ...]:
     """Those that this build of Pillow has."""
     Image.init()
-    return tuple(name for name in _READ if name in Image.OPEN)
+    return tuple(name for name in _FORMATS if name in Image.OPEN)
 
 
 def pictures_among(names: Iterable[str], where: object) -> list[str]:

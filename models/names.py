@@ -13,6 +13,11 @@ from pathlib import PurePosixPath, PureWindowsPath
 MOST_ID_BYTES = 128  # in UTF-8, of an id: file systems take 255 bytes, and names are made of ids
 _MOST_BYTES = 200
 _HASH_LETTERS = 8
+IMAGE_SUFFIXES = frozenset(
+    ".apng .avif .avifs .bmp .dib .gif .j2c .j2k .jfif .jp2 .jpc .jpe .jpeg .jpf .jpg .jpx .mpo .pbm .pcx .pgm .png "
+    ".pnm .ppm .psd .qoi .ras .sgi .tga .tif .tiff .webp".split()
+)
+"""Of the files in a folder that are read as pictures, see :mod:`models.image_io`."""
 
 
 def is_plain(name: object, most: int = _MOST_BYTES) -> bool:

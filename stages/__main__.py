@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -12,6 +13,7 @@ from models.errors import UserError, one_line
 from stages.table import STAGES, VERBS
 
 COMMANDS = ("fit", "validate", "test", "predict")
+DEBUG = "GALATEA_DEBUG"  # set: what nobody has thought of is shown as Python tells it
 
 
 def usage() -> str:
@@ -19,7 +21,8 @@ def usage() -> str:
     lines = [f"usage: galatea STAGE {{{','.join(COMMANDS)}}} [options]", "       galatea VERB [options]", ""]
     for title, table in (("stages", STAGES), ("verbs", VERBS)):
         lines += [f"{title}:", *(f"  {name:<10} {text}" for name, (_, text) in table.items()), ""]
-    return "\n".join([*lines, "galatea STAGE COMMAND --help and galatea VERB --help list the options."])
+    lines.append("galatea STAGE COMMAND --help and galatea VERB --help list the options.")
+    return "\n".join([*lines, "--debug, anywhere, shows an error that is not yours with all that led to it."])
 
 
 def find(target: str, name: str) -> Any:
@@ -46,7 +49,9 @@ def dispatch(arguments: Sequence[str]) -> None:
     if name in VERBS:
         find(VERBS[name][0], name)(rest)
     elif name in STAGES:
-        if rest and rest[0] not in (*COMMANDS, "-h", "--help"):
+        if not rest:
+            raise UserError(f"galatea {name} needs a command: {', '.join(COMMANDS)}; or --help")
+        if rest[0] not in (*COMMANDS, "-h", "--help"):
             raise UserError(f"unknown command {rest[0]!r} of stage {name}, it has: {', '.join(COMMANDS)}")
         run_stage: Callable[..., None] = find("stages.cli:run", name)
         run_stage(name, find(STAGES[name][0], name), rest)
@@ -56,8 +61,12 @@ def dispatch(arguments: Sequence[str]) -> None:
 
 def main() -> int:
     """Entry point. ``sys.argv`` stays whole: ranks of a distributed run start again from it."""
+    open_streams()
+    arguments = [word for word in sys.argv[1:] if word != "--debug"]
+    if len(arguments) < len(sys.argv) - 1:
+        os.environ[DEBUG] = "1"  # for the steps of a pipeline, and other ranks, too
     try:
-        dispatch(sys.argv[1:])
+        dispatch(arguments)
     except UserError as error:
         print(f"galatea: error: {one_line(error)}", file=sys.stderr)
         return 2
@@ -70,9 +79,30 @@ def main() -> int:
     except OSError as error:
         if error.filename is None or error.strerror is None:
             raise
-        print(f"galatea: error: {error.filename}: {error.strerror}", file=sys.stderr)
+        print(f"galatea: error: {one_line(error.filename)}: {error.strerror}", file=sys.stderr)
         return 2
+    except Exception as error:  # ours, or something that nobody has thought of
+        if os.environ.get(DEBUG):
+            raise
+        what = one_line(error)[:300] or "no more is known"
+        print(f"galatea: error: {type(error).__name__}: {what}; --debug shows where", file=sys.stderr)
+        return 1
     return 0
+
+
+def open_streams() -> None:
+    """Standard streams that take anything: none may be missing, as under cron, or know no letters but Latin ones."""
+    for number in range(3):  # the next file that is opened must not become one of them
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - for as long as we run
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 if __name__ == "__main__":

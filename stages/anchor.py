@@ -19,6 +19,7 @@ from datamodules.artworks import Artwork
 from datamodules.poses import check_camera, find_camera
 from models.anchors import Anchor, AnchorSet
 from models.camera import Camera
+from models.checks import check_not_negative, check_positive
 from models.errors import UserError
 from models.features.base import Frozen, move_frozen
 from models.files import atomic_write
@@ -83,6 +84,10 @@ class Search:
     plateau: float = 1e-3
 
     def __post_init__(self) -> None:
+        rates = ("learning_rate", "refine_learning_rate", "expression_learning_rate", "pose_learning_rate", "pose_step")
+        check_positive(self, *rates, where="search.")
+        weights = ("perceptual", "pixel", "prior", "expression_prior", "refine_pull")
+        check_not_negative(self, *weights, "candidates", "patience", "plateau", where="search.")
         if self.space == "z" and self.start == "mean":
             raise UserError("search.start: z starts at random codes; the mean is a code of w")
         if self.restarts < 1 or (self.candidates and self.candidates < self.restarts):

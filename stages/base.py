@@ -59,6 +59,7 @@ class Stage(pl.LightningModule):
         monitor: what is logged in validation, and "max" or "min", by which the best checkpoint is known.
         wrapped: whether ``DistributedDataParallel`` may synchronise gradients. It expects one backward pass a step
             through all parameters; a stage that has others sets this to false and synchronises itself.
+        resumes_itself: whether a fit finds by itself what is done already, so that there may be nothing left to do.
         inputs: by role, the artifacts taken with :meth:`take`.
         step_hash: hash of everything the step depends on; set by the command line.
     """
@@ -66,6 +67,7 @@ class Stage(pl.LightningModule):
     name: ClassVar[str]
     monitor: ClassVar[tuple[str, Literal["max", "min"]] | None] = None
     wrapped: ClassVar[bool] = True
+    resumes_itself: ClassVar[bool] = False
 
     def __init__(self) -> None:
         super().__init__()
@@ -300,6 +302,7 @@ class PerArtworkStage(Stage, Generic[State]):
     """
 
     wrapped = False
+    resumes_itself = True
     shard: tuple[int, int] = (0, 1)
 
     def __init__(self, *, steps: int, group_size: int = 1, save_every: int = 100, seed: int = 0) -> None:

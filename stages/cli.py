@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
+import pickle
 import re
 import sys
 import warnings
@@ -13,6 +15,8 @@ from typing import Any, NoReturn
 import pytorch_lightning as pl
 import torch
 import yaml
+from jsonargparse import get_loader, set_loader
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from pytorch_lightning.loggers import CSVLogger, Logger
@@ -21,7 +25,7 @@ from pytorch_lightning.profilers import AdvancedProfiler, PyTorchProfiler, Simpl
 from pytorch_lightning.utilities import rank_zero_only
 
 from callbacks.artifact import ExportArtifact
-from callbacks.checkpoint import BEST, LAST, LastCheckpoint, checkpoint_to_read
+from callbacks.checkpoint import BEST, LAST, LastCheckpoint, checkpoint_to_read, set_aside
 from callbacks.compiler import Compile
 from callbacks.dashboard import Dashboard
 from callbacks.guard import FiniteGuard
@@ -29,12 +33,15 @@ from callbacks.media import MediaPanels
 from callbacks.monitor import Monitor
 from callbacks.preemption import Preemption
 from callbacks.progress import progress
-from models.errors import UserError, one_line
-from models.files import ROOT, atomic_write, check_folder, sweep
+from models.documents import MOST_BYTES, check_yaml, parse_yaml
+from models.errors import UserError, one_line, shown
+from models.files import ROOT, atomic_write, check_folder, read_bytes, sweep
 from models.version import VERSION
 from stages.base import IndependentRanks, PerArtworkStage, Stage
 from stages.hashing import step_hash
 from stages.jobs import PLAN
+
+PRECISIONS = ("None", "32", "32-true", "bf16", "bf16-mixed", "16", "16-mixed")  # as Lightning spells the three
 
 
 class Parser(LightningArgumentParser):
@@ -156,6 +163,9 @@ class GalateaCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         self.config = parser.parse_args(args)
         options = self.config[self.config.subcommand]
+        if options.get("weights_only") is False:
+            raise UserError("--weights_only false would run what a checkpoint holds: they are read as numbers only")
+        options["weights_only"] = True
         if path := options.get("ckpt_path"):
             name = {"last": LAST, "best": BEST}.get(path)
             path = Path(options["out"]) / "checkpoints" / name if name else Path(path)
@@ -167,10 +177,13 @@ class GalateaCLI(LightningCLI):
     def instantiate_classes(self) -> None:
         check_folder(self._option("out"))
         if (threads := self._option("threads")) is not None:
+            if threads < 1:
+                raise UserError(f"--threads is {threads}: it must be at least 1")
             torch.set_num_threads(threads)
         try:
             super().instantiate_classes()
-        except ValueError as error:  # a constructor's refusal of what its arguments say together
+        # A constructor's refusal of what its arguments say together.
+        except (ValueError, MisconfigurationException) as error:
             raise _told(error) or UserError(one_line(error)) from error
         if (shard := self._option("shard")) is not None:
             if not isinstance(self.model, PerArtworkStage) or self.subcommand != "fit":
@@ -180,9 +193,13 @@ class GalateaCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         given = self.config_init[self.subcommand]["trainer"]
+        self._check_trainer(given)
         out = Path(self._option("out")).absolute()
         if self._option("shard") is None:
             rank_zero_only(sweep)(out)  # no rank writes before all have met; other shards may
+        anew = self.subcommand == "fit" and not self._option("ckpt_path") and not given["fast_dev_run"]
+        if anew and not self.model.resumes_itself:
+            rank_zero_only(set_aside)(out / "checkpoints")
         kwargs |= {
             # LastCheckpoint does it; Lightning's own is for those who ask for best-of-k copies.
             "enable_checkpointing": any(isinstance(c, ModelCheckpoint) for c in _as_list(given["callbacks"])),
@@ -199,10 +216,32 @@ class GalateaCLI(LightningCLI):
             kwargs |= {"max_epochs": 1, "max_steps": -1, "enable_model_summary": False}
         if not self.model.wrapped and self.subcommand == "fit" and (given["num_nodes"] > 1 or _devices(given) > 1):
             kwargs["strategy"] = IndependentRanks()
-        trainer = super().instantiate_trainer(**kwargs)
+        try:
+            trainer = super().instantiate_trainer(**kwargs)
+        except UserError:
+            raise
+        # What Lightning says of options that cannot be, in whatever way.
+        except (ValueError, TypeError, AttributeError, LookupError, RuntimeError, ImportError, OverflowError) as error:
+            raise UserError(f"trainer: {one_line(error)[:300]}") from error
         if str(given["precision"]).startswith("16") and str(trainer.precision).startswith("bf16"):
             raise UserError("trainer.precision 16-mixed needs a GPU: on CPUs take bf16-mixed or 32-true")
         return trainer
+
+    def _check_trainer(self, given: Any) -> None:
+        """Refuse options that Lightning takes and that cannot work here."""
+        if str(given["precision"]) not in PRECISIONS:
+            raise UserError(f"trainer.precision is {shown(given['precision'])}: take 32-true, bf16-mixed or 16-mixed")
+        if not self.model.automatic_optimization:
+            if given["accumulate_grad_batches"] != 1:
+                raise UserError(
+                    f"trainer.accumulate_grad_batches: {self.name} steps its optimisers itself: take a larger batch "
+                    "(data.batch_size), or more devices"
+                )
+            if given["gradient_clip_val"] is not None or given["gradient_clip_algorithm"] is not None:
+                raise UserError(
+                    f"trainer.gradient_clip_val: {self.name} steps its optimisers itself, and clips as its own options "
+                    "say, where it has them"
+                )
 
     def _loggers(self, given: Any, out: Path) -> list[Logger]:
         shard = self._option("shard")
@@ -218,6 +257,8 @@ class GalateaCLI(LightningCLI):
 
     def _dashboard(self, project: str, place: Path) -> Dashboard:
         """The steps of a pipeline are a group; a run that goes on is the same one."""
+        if importlib.util.find_spec("wandb") is None:
+            raise UserError("--wandb needs the package wandb, which is not installed: pip install wandb")
         out = Path(self._option("out")).absolute()
         pipeline = out.parent.name if (out.parent / PLAN).exists() else None
         resumes = self.subcommand == "fit" and (self._option("ckpt_path") or isinstance(self.model, PerArtworkStage))
@@ -282,11 +323,18 @@ def _check_configs(arguments: Sequence[str]) -> None:
     for option, value in zip(arguments, (*arguments[1:], ""), strict=True):
         name, _, given = option.partition("=")
         file = Path(given or value)
-        if name == "--config" and file.is_file():
-            try:
-                yaml.safe_load(file.read_bytes())
-            except yaml.YAMLError as error:
-                raise UserError(f"{file} is not valid YAML: {one_line(error)}") from error
+        if name == "--config" and file.exists():
+            parse_yaml(read_bytes(file, MOST_BYTES), str(file))
+
+
+def _bounded(stream: str, **options: Any) -> Any:
+    """The parser's own reading of YAML, of configurations and values alike, once it is known to be bounded."""
+    check_yaml(stream, "a configuration")
+    return _read_yaml(stream, **options)
+
+
+_read_yaml = get_loader("yaml")
+set_loader("yaml", _bounded, (yaml.YAMLError,), json_superset=True)
 
 
 def commands(stage_class: type[Stage]) -> list[str]:
@@ -312,4 +360,11 @@ def run(name: str, stage_class: type[Stage], arguments: Sequence[str]) -> None:
     warnings.filterwarnings("ignore", ".*`srun` command is available.*")
     warnings.filterwarnings("ignore", ".*in eval mode at the start of training.*")  # frozen networks are meant to be
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-    GalateaCLI(name, stage_class, arguments)
+    try:
+        GalateaCLI(name, stage_class, arguments)
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"the checkpoint holds more than numbers and names, nothing of it was run: {one_line(error)[:200]}"
+        ) from error
+    except MisconfigurationException as error:  # of what only shows when a run begins
+        raise UserError(f"trainer: {one_line(error)[:300]}") from error

@@ -15,6 +15,7 @@ from datamodules.artworks import Artwork
 from datamodules.poses import check_camera, find_camera
 from models.anchors import Anchor
 from models.camera import Camera
+from models.checks import check_not_negative, check_positive
 from models.encoders.detail import DetailReconstructor
 from models.errors import UserError, one_line
 from models.features.base import Frozen
@@ -58,6 +59,10 @@ class Regularisation:
     tau: float = 0.1
     depth: float = 2e-4
     spacings: float = 1.5
+
+    def __post_init__(self) -> None:
+        check_not_negative(self, "novel", "depth", where="regularisation.")
+        check_positive(self, "tau", "spacings", where="regularisation.")
 
 
 @dataclass(frozen=True)
@@ -108,6 +113,8 @@ class DetailStage(InversionStage):
         super().__init__(schedule=schedule, **options)
         self.inverter, self.detail, self.start = inverter, detail, start
         self.regularisation, self.marks = regularisation, marks
+        if not 0 <= marks <= 1:
+            raise UserError(f"marks is {marks}: it is a share of the photos, from 0 to 1")
         self.pose = None if pose is None else Frozen(pose)
 
     def build_networks(self) -> None:

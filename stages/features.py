@@ -6,12 +6,15 @@ five self-contained networks are exported.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
+from models.checks import check_positive
+from models.errors import UserError
 from models.features.distortions import DISTORTIONS, affine_grid, appearance, distort, photometric
 from models.features.embedded import (
     SEGMENTS,
@@ -67,6 +70,7 @@ class FeaturesStage(Stage):
         self.save_hyperparameters()
         self.learning_rate = learning_rate
         self.seed = seed
+        check_positive(self, "learning_rate")
         self._validated: dict[str, float] = {}  # of the last validation, for the artifact
         self.loss_weights = {
             "identity": identity_weight,
@@ -77,6 +81,9 @@ class FeaturesStage(Stage):
             "appearance": appearance_weight,
             "perceptual": perceptual_weight,
         }
+        for name, weight in self.loss_weights.items():
+            if not 0 <= weight < math.inf:
+                raise UserError(f"{name}_weight is {weight}: it must be a number of at least 0")
 
     def build_model(self) -> None:
         self.identity = EmbeddedIdentity(weights=None)

@@ -10,7 +10,10 @@ from typing import Any
 
 from models.files import os_errors, resolve, sha256
 from models.manifest import MANIFEST, manifest_id, read_manifest
+from models.names import IMAGE_SUFFIXES
 from models.version import VERSION
+
+READ = IMAGE_SUFFIXES | {".json"}
 
 # Where, how visibly and how fast a step runs; not what comes out.
 _NOT_HASHED = frozenset(
@@ -53,12 +56,13 @@ def _content(value: Any, key: str = "") -> Any:
 
 
 def path_hash(path: Path) -> str:
-    """Hash of what a path holds: a file's bytes, an artifact's id, or all names and files of a folder."""
+    """Hash of what a path holds: a file's bytes, an artifact's id, or the pictures and lists of a folder."""
     if path.is_file():
         return sha256(path)
     for folder in (path, path / "artifact"):
         if (folder / MANIFEST).exists():
             return manifest_id(read_manifest(folder))
-    files = sorted(p for p in path.rglob("*") if p.is_file())
+    # What the readers of folders read; the rest of a folder, which may be a whole disk, tells nothing.
+    files = sorted(p for p in path.rglob("*") if p.suffix.lower() in READ and p.is_file())
     content = [[p.relative_to(path).as_posix(), sha256(p)] for p in files]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()

@@ -20,6 +20,7 @@ from torchvision.utils import make_grid
 
 from models.anchors import Anchor, AnchorSet
 from models.camera import Camera
+from models.checks import check_not_negative, check_positive
 from models.encoders.base import Encoder
 from models.errors import UserError
 from models.features.base import Frozen, move_frozen
@@ -55,6 +56,10 @@ class Schedule:
     final: float = 6e-5
     drop_at: int | None = 100_000
     betas: tuple[float, float] = (0.9, 0.999)
+
+    def __post_init__(self) -> None:
+        check_positive(self, "learning_rate", "drop_at", where="schedule.")
+        check_not_negative(self, "final", where="schedule.")
 
     def rate(self, step: int, steps: int) -> float:
         """Learning rate of a step of a run of so many steps."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from models.camera import Camera
+from models.checks import check_not_negative, check_positive
 from models.encoders.base import Encoder
 from models.encoders.pyramid import Encoder4Editing, GradualStyleEncoder
 from models.errors import UserError, one_line
@@ -64,6 +65,9 @@ class InvertStage(InversionStage):
         self.delta_from, self.delta_every = delta_from, delta_every
         self.rendered, self.joint = rendered, joint
         self.code_weight, self.expression_weight = code_weight, expression_weight
+        weights = ("delta_weight", "pull_weight", "code_weight", "expression_weight")
+        check_not_negative(self, *weights, "delta_from", "delta_every")
+        check_positive(self, "rendered")
 
     def build_networks(self) -> None:
         generator = self.take("prior", self.prior)

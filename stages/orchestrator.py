@@ -27,15 +27,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from models.errors import UserError
+from models.documents import parse_yaml
+from models.errors import UserError, shown
 from models.files import resolve
 from stages import slurm
 from stages.arguments import Parser
 from stages.jobs import Entry, refuse_active, write_plan
 from stages.slurm import Cluster, read_cluster
-from stages.steps import Task, clear, command_hash, execute, locked, read_state, read_yaml, resume_options
+from stages.steps import Task, clear, execute, locked, read_state, read_yaml, resume_options
 from stages.table import STAGES
 
 COMMANDS = ("fit", "validate", "test", "predict")
@@ -114,13 +113,13 @@ def read_pipeline(path: str | os.PathLike[str]) -> Pipeline:
 
 def _typed(value: Any, kind: type, where: str) -> Any:
     if not isinstance(value, kind):
-        raise UserError(f"{where}: expected a {kind.__name__}, got {value!r}")
+        raise UserError(f"{where}: expected a {kind.__name__}, got {shown(value)}")
     return value
 
 
 def _check_keys(entry: Mapping[str, Any], known: set[str], required: set[str], where: str) -> None:
     if unknown := sorted(map(str, entry.keys() - known)):
-        raise UserError(f"{where}: unknown key {unknown[0]!r}, known are: {', '.join(sorted(known))}")
+        raise UserError(f"{where}: unknown key {shown(unknown[0])}, known are: {', '.join(sorted(known))}")
     if missing := sorted(required - entry.keys()):
         raise UserError(f"{where}: {missing[0]} is missing")
 
@@ -132,15 +131,19 @@ def _check_step(step: Step, earlier: Sequence[Step], file: Path) -> Step:
     names = [s.name for s in earlier]
     if step.name in names:
         raise UserError(f"{where}: there are two steps of this name")
-    if step.stage not in STAGES:
-        raise UserError(f"{where}: unknown stage {step.stage!r}, there are: {', '.join(STAGES)}")
+    if not isinstance(step.stage, str) or step.stage not in STAGES:
+        raise UserError(f"{where}: unknown stage {shown(step.stage)}, there are: {', '.join(STAGES)}")
     if step.command not in COMMANDS:
-        raise UserError(f"{where}: unknown command {step.command!r}, there are: {', '.join(COMMANDS)}")
-    _typed(step.configs, list, f"{where}: configs")
-    _typed(step.overrides, dict, f"{where}: overrides")
+        raise UserError(f"{where}: unknown command {shown(step.command)}, there are: {', '.join(COMMANDS)}")
+    for config in _typed(step.configs, list, f"{where}: configs"):
+        _typed(config, str, f"{where}: configs")
+    for options in (step.overrides, step.inputs):
+        for option in _typed(options, dict, f"{where}: overrides and inputs"):
+            if not isinstance(option, str) or not re.fullmatch(r"[A-Za-z][\w.]*", option):
+                raise UserError(f"{where}: {shown(option)} is not an option")
     for option, source in _typed(step.inputs, dict, f"{where}: inputs").items():
         if source not in names:
-            raise UserError(f"{where}: input {option} names {source!r}, which is not an earlier step")
+            raise UserError(f"{where}: input {option} names {shown(source)}, which is not an earlier step")
     return step
 
 
@@ -152,15 +155,22 @@ def _param(name: str, entry: Any, steps: Sequence[str], file: Path) -> Param:
     if not re.fullmatch(r"[a-z]\w*", name) or name in ours:
         raise UserError(f"{where}: this name cannot be an option")
     kind = entry.get("type", "str")
-    if kind not in TYPES:
-        raise UserError(f"{where}: unknown type {kind!r}, there are: {', '.join(TYPES)}")
+    if not isinstance(kind, str) or kind not in TYPES:
+        raise UserError(f"{where}: unknown type {shown(kind)}, there are: {', '.join(TYPES)}")
     sets: list[tuple[str, str]] = []
     for key in _typed(entry["sets"], list, f"{where}: sets"):
         step, _, option = str(key).partition(".")
         if step not in steps or not option:
             raise UserError(f"{where}: sets {step}.{option}, but {step!r} is not a step")
         sets.append((step, option))
-    return Param(name, kind, sets, entry.get("help", ""), entry.get("default"), "default" not in entry)
+    return Param(
+        name,
+        kind,
+        sets,
+        _typed(entry.get("help", ""), str, f"{where}: help"),
+        entry.get("default"),
+        "default" not in entry,
+    )
 
 
 # -- the command line ------------------------------------------------------------------------------
@@ -221,7 +231,8 @@ def main(arguments: Sequence[str]) -> None:
         match = re.fullmatch(r"([\w-]+)\.([^=]+)=(.*)", text, re.DOTALL)
         if match is None or match[1] not in settings:
             raise UserError(f"--set {text}: write STEP.KEY=VALUE with one of the steps {', '.join(names)}")
-        settings[match[1]][match[2]] = yaml.safe_load(match[3])
+        parse_yaml(match[3], f"--set {match[1]}.{match[2]}")  # a mistake shows before anything runs
+        settings[match[1]][match[2]] = match[3]  # as it was written: the step knows whether 00012 is a number or a name
     out = Path(options.out or f"runs/{Path(arguments[0]).stem}")
     cluster = read_cluster(options.cluster) if options.cluster else None
     run(pipeline, settings, out, start=options.start, dry_run=options.dry_run, cluster=cluster)
@@ -292,7 +303,7 @@ def _tasks(
         command += [f"--{key}={_text(value)}" for key, value in options.items()]
         command += [f"--out={folder}"]
         # Before the first step that runs, inputs are as they will be; after it they need not even exist.
-        state = "changed" if fresh or step.name == start else read_state(folder, command_hash(command))
+        state = "changed" if fresh or step.name == start else read_state(folder, command)
         fresh = fresh or state != "done"
         yield Task(step.name, step.stage, folder, command, state, list(dict.fromkeys(step.inputs.values())))
 

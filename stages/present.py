@@ -82,7 +82,7 @@ class PresentStage(Stage):
 
     Args:
         result: the artifact, and the name of its original generator.
-        items: ids of the artworks to show; all when null.
+        items: ids of the artworks to show, a list or "[ann, 00012]" as a text; all when null.
         samples: heads drawn from a prior, which holds no artworks.
         seed: of that draw.
         frames, fps: of the turntable, a closed loop.
@@ -99,7 +99,7 @@ class PresentStage(Stage):
     def __init__(
         self,
         result: ArtifactRef,
-        items: list[str] | None = None,
+        items: list[str] | str | None = None,
         samples: int = 3,
         seed: int = 0,
         frames: int = 60,
@@ -119,7 +119,7 @@ class PresentStage(Stage):
             )
         if mesh_size and mesh_size < 32:
             raise UserError(f"present: mesh_size is {mesh_size}, it must be 0 or at least 32")
-        self.result, self.items, self.samples, self.seed = result, items, samples, seed
+        self.result, self.items, self.samples, self.seed = result, texts(items), samples, seed
         self.frames, self.fps = frames, fps
         self.sway = math.radians(yaw_deg), math.radians(pitch_deg)
         self.scale, self.video_size, self.tile, self.mesh_size = scale, video_size, tile, mesh_size
@@ -382,6 +382,13 @@ class PresentStage(Stage):
         if self.trainer.is_global_zero:
             shutil.rmtree(self.out / "items", ignore_errors=True)
             print(f"gallery: {self.out / 'artifact' / 'media' / 'index.html'}", flush=True)
+
+
+def texts(given: Sequence[str] | str | None) -> list[str] | None:
+    """A list of texts, or one text, ``[00012, 1e5]``: what was written, where YAML would read numbers."""
+    if isinstance(given, str):
+        return [word for part in given.strip().strip("[]").split(",") if (word := part.strip().strip("'\""))]
+    return None if given is None else list(given)
 
 
 class _Show:

@@ -13,6 +13,7 @@ from torchvision.utils import make_grid
 
 from datamodules.mannequins import RIG, Scene, render
 from models.camera import Camera
+from models.checks import check_not_negative, check_positive
 from models.errors import UserError
 from models.generators.base import Discriminator, Generator, Rendering, Verdict
 from models.generators.painted import PaintedGenerator
@@ -135,6 +136,17 @@ class PriorStage(Stage):
         self._tested: dict[int, dict[str, Tensor]] = {}  # by place in the split, what test has seen
         self.register_buffer("images_seen", torch.zeros((), dtype=torch.int64))
         self.register_buffer("steps_done", torch.zeros((), dtype=torch.int64))
+        check_positive(
+            self,
+            *("learning_rate", "discriminator_lr", "predictor_lr", "style_lr_scale", "total_images", "r1_every"),
+            *("warmup_images", "views_per_step", "clip"),
+        )
+        check_not_negative(
+            self,
+            *("adversarial_from", "adversarial_weight", "r1_weight", "pose_weight", "reconstruction_weight"),
+            *("mask_weight", "depth_weight", "edge_weight", "feature_weight", "ema_images"),
+            *("fit_subjects", "neighbours"),
+        )
         if channels_last:
             self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 

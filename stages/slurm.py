@@ -19,7 +19,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
-from models.errors import UserError, one_line
+from models.errors import UserError, one_line, shown
 from models.files import ROOT, atomic_write, resolve
 from stages.arguments import Parser
 from stages.jobs import Entry, read_plan, write_plan
@@ -81,11 +81,11 @@ class Resources:
             value, kind = getattr(self, each.name), hints[each.name]
             if get_origin(kind) is list:
                 if not (isinstance(value, list) and all(isinstance(line, str) for line in value)):
-                    return f"{each.name} is {value!r}, it must be a list of texts"
+                    return f"{each.name} is {shown(value)}, it must be a list of texts"
             elif not isinstance(value, kind) or isinstance(value, bool):
                 kinds = " or ".join("null" if k is type(None) else k.__name__ for k in get_args(kind) or (kind,))
                 quotes = ": put it in quotes" if str in (get_args(kind) or (kind,)) else ""
-                return f"{each.name} is {value!r}, it must be {kinds}{quotes}"
+                return f"{each.name} is {shown(value)}, it must be {kinds}{quotes}"
         least = {"nodes": 1, "tasks_per_node": 1, "cpus_per_task": 1, "grace_s": 1}
         for each in fields(self):
             value = getattr(self, each.name)
@@ -103,6 +103,11 @@ class Resources:
             )
         if self.array_limit and not self.array:
             return f"array_limit is {self.array_limit} without an array"
+        texts = {each.name: getattr(self, each.name) for each in fields(self)}
+        for name, given in texts.items():
+            for text in given if isinstance(given, list) else [given]:
+                if isinstance(text, str) and not text.isprintable():
+                    return f"{name} is {shown(text)}: line breaks and control characters would be lines of the script"
         for line in self.extra:
             name = re.match(r"--([a-z-]+)(=|$)", line)
             if name is None:
@@ -167,6 +172,8 @@ def _seconds(time: str) -> int:
 def script(task: Task, resources: Resources, out: Path, array: bool = False) -> str:
     """The batch script of a step; with ``array``, of the jobs that share its artworks and export nothing."""
     place, r = Path.cwd(), resources
+    if not str(place / out).isprintable():
+        raise UserError(f"{shown(str(place / out))} cannot be the folder of batch jobs: it has control characters")
     log = place / out / "slurm" / f"{task.name}-{'%A_%a' if array else '%j'}.out"
     limit = f"%{r.array_limit}" if r.array_limit else ""
     options = {
@@ -330,15 +337,14 @@ def step(arguments: Sequence[str]) -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the running step is ended as well
     folder, command, name = options.folder, options.command, options.folder.name
     with locked(folder.parent, shared=True) as lock:
-        digest = command_hash(command)
-        if (state := read_state(folder, digest)) == "changed":
+        if (state := read_state(folder, command)) == "changed":
             raise UserError(f"step {name} has other settings or inputs than when it was begun: submit it again")
         if options.shard is not None:
             if state == "new":  # so that a later submission continues what the shards have begun
-                write_status(folder, {"state": "running", "hash": digest})
+                write_status(folder, {"state": "running", "hash": command_hash(command)})
             folder = folder / "shards" / options.shard.partition("/")[0]
             command = [*command, f"--shard={options.shard}"]
-            state = read_state(folder, digest)
+            state = read_state(folder, command)
         if state == "done":
             print(f"{name}: up to date", flush=True)
         elif not execute(name, folder, command, lock):

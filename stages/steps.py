@@ -9,7 +9,6 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -21,10 +20,9 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from models.errors import UserError, one_line
-from models.files import ROOT, atomic_write, os_errors, read_json, resolve, sweep, versions
+from models.documents import MOST_BYTES, parse_json, parse_yaml
+from models.errors import UserError, shown
+from models.files import ROOT, atomic_write, os_errors, read_bytes, read_json, remove_folder, resolve, sweep, versions
 from models.manifest import MANIFEST, manifest_id, read_manifest
 from stages.hashing import step_hash
 
@@ -83,13 +81,9 @@ def read_yaml(file: Path) -> dict[str, Any]:
     Raises:
         UserError: when it cannot be read, or holds something else.
     """
-    with os_errors(file, "read"):
-        try:
-            content = yaml.safe_load(file.read_text("utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise UserError(f"{file} is not valid YAML: {one_line(error)}") from error
+    content = parse_yaml(read_bytes(file, MOST_BYTES), str(file))
     if not isinstance(content, dict | None):
-        raise UserError(f"{file}: expected a dict, got {content!r}")
+        raise UserError(f"{file}: expected a dict, got {shown(content)}")
     return content or {}
 
 
@@ -97,8 +91,8 @@ def _value(key: str, text: str) -> Any:
     if key.endswith("path"):  # a folder may be called 2024
         return text
     try:
-        return json.loads(text)
-    except ValueError:
+        return parse_json(text, key)
+    except UserError:
         return text
 
 
@@ -113,14 +107,14 @@ def _merge(target: dict[str, Any], source: Mapping[str, Any]) -> None:
 # -- the folder ----------------------------------------------------------------------------------------
 
 
-def read_state(folder: Path, digest: str) -> str:
-    """ "done", "unfinished", "changed" (done or begun with another hash) or "new"."""
+def read_state(folder: Path, command: Sequence[str]) -> str:
+    """ "done", "unfinished", "changed" (done or begun with another hash) or "new": what is new needs no hash."""
     status = _read_status(folder)
     if not status:
         if versions(folder / STATUS):
             raise UserError(f"{folder / STATUS} is damaged: remove {folder} to do this step again")
         return "new"
-    if status.get("hash") != digest:
+    if status.get("hash") != command_hash(command):
         return "changed"
     if status.get("state") != "done":
         return "unfinished"
@@ -135,13 +129,11 @@ def clear(folder: Path) -> None:
     """
     sweep(folder.parent)
     if folder.exists():
-        if not versions(folder / STATUS) and any(folder.iterdir()):
-            raise UserError(f"{folder} holds files of something else: choose another --out folder")
-        # Renamed first: killed here, the rest of a folder without its status would look like somebody else's.
-        old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
-        with os_errors(folder, "remove"):
-            os.rename(folder, old)
-            shutil.rmtree(old)
+        with os_errors(folder, "read"):
+            if not versions(folder / STATUS) and any(folder.iterdir()):
+                raise UserError(f"{folder} holds files of something else: choose another --out folder")
+        # At once: killed here, the rest of a folder without its status would look like somebody else's.
+        remove_folder(folder)
 
 
 def resume_options(folder: Path, command: Sequence[str]) -> list[str]:

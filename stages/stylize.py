@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from datamodules.artworks import Artwork
 from models.anchors import Anchor, AnchorSet
 from models.camera import Camera, Rig
+from models.checks import check_not_negative, check_positive
 from models.errors import UserError
 from models.features.base import Frozen, move_frozen
 from models.files import atomic_write
@@ -99,9 +100,9 @@ class Recipe:
     locality_distance: float = 30.0
 
     def __post_init__(self) -> None:
+        check_positive(self, "learning_rate", "locality_distance", "yaw_max_deg", "pitch_max_deg", where="recipe.")
         weights = ("direction", "spatial", "pixel", "mirror", "carry", "geometry", "locality")
-        if any(getattr(self, name) < 0 for name in weights):
-            raise UserError(f"recipe: weights must not be negative: {', '.join(weights)}")
+        check_not_negative(self, *weights, "clip", "direction_floor", "rim", "carry_fill", where="recipe.")
         if not any(getattr(self, name) for name in ("direction", "spatial", "pixel", "mirror", "carry")):
             raise UserError("recipe: no term that could move the generator has a weight")
         if self.steps < 1 or self.pool < 1 or self.views < 0:

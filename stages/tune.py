@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from models.camera import Camera
+from models.checks import check_not_negative, check_positive
 from models.features.base import Frozen
 from models.generators.base import Generator
 from models.losses.inversion import locality
@@ -46,6 +47,8 @@ class TuneStage(InversionStage):
         self.tuned, self.kept = train, freeze
         self.locality_weight, self.locality_samples = locality_weight, locality_samples
         self.locality_distance = locality_distance
+        check_not_negative(self, "locality_weight")
+        check_positive(self, "locality_samples", "locality_distance")
 
     def build_networks(self) -> None:
         self.take_networks("inverter", self.inverter.path)

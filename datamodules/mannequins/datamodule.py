@@ -13,6 +13,7 @@ from datamodules.mannequins.scene import Scene
 from datamodules.mannequins.styles import PLAIN, STYLES
 from datamodules.resumable import SplitDataModule
 from models.camera import Camera
+from models.errors import UserError
 
 
 class MannequinDataModule(SplitDataModule):
@@ -53,6 +54,12 @@ class MannequinDataModule(SplitDataModule):
         pose_step: float = 0.0,
     ) -> None:
         super().__init__(batch_size, workers, seed)
+        given = {"batch_size": batch_size, "size": size, "views_per_subject": views_per_subject}
+        for name, value in (given | {"supersample": supersample}).items():
+            if value < 1:
+                raise UserError(f"{name} is {value}: it must be at least 1")
+        if min(train_subjects, val_subjects, test_subjects, pose_step, workers, draw_workers) < 0:
+            raise UserError("subjects, workers and pose_step must not be negative")
         subjects = {"train": train_subjects, "val": val_subjects, "test": test_subjects}
         self.configs = {
             split: CacheConfig(

@@ -38,7 +38,9 @@ from datamodules.mannequins.scene import (
 )
 from datamodules.mannequins.styles import PLAIN, STYLES
 from models.camera import LABEL_SIZE, Camera
-from models.files import os_errors
+from models.documents import MOST_BYTES, parse_json
+from models.errors import UserError
+from models.files import os_errors, read_bytes
 
 MANIFEST = "manifest.json"
 _VIEWS_SEED = 2**40  # keeps a subject's view draws apart from its latent draws
@@ -191,7 +193,8 @@ def build_cache(
         if problem is None:
             return folder
         warnings.warn(f"mannequin cache {folder} is damaged ({problem}); drawing it again", stacklevel=2)
-        shutil.rmtree(folder)
+        with os_errors(folder, "remove"):
+            shutil.rmtree(folder) if folder.is_dir() and not folder.is_symlink() else folder.unlink()
     with os_errors(folder):
         _draw(config, folder, workers, compiled, progress)
     return folder
@@ -246,14 +249,17 @@ def _fingerprint(path: Path) -> dict[str, int | str]:
 def find_damage(folder: Path, config: CacheConfig) -> str | None:
     """What is wrong with a cache folder, None when it is sound."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_text())
-    except (OSError, ValueError) as error:
+        manifest = parse_json(read_bytes(folder / MANIFEST, MOST_BYTES), MANIFEST)
+    except UserError as error:
         return f"no readable manifest: {error}"
+    if not isinstance(manifest, dict) or manifest.get("config") != json.loads(json.dumps(asdict(config))):
+        return "its manifest is of another cache"
+    files = manifest.get("files")
     for name in config.arrays():
         path = folder / f"{name}.npy"
         if not path.exists():
             return f"{path.name} is missing"
-        if _fingerprint(path) != manifest.get("files", {}).get(path.name):
+        if not isinstance(files, dict) or _fingerprint(path) != files.get(path.name):
             return f"{path.name} differs from its checksum"
     return None
 

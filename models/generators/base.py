@@ -156,7 +156,7 @@ class Generator(Configurable):
     rig: Rig
     expressions: tuple[str, ...] = ()
 
-    def check(self) -> None:
+    def validate(self) -> None:
         numbers = {"resolution": (self.resolution, 1), "z_dim": (self.z_dim, 0), "w_dim": (self.w_dim, 0)}
         for name, (value, least) in numbers.items():
             if not isinstance(value, int) or value < least:

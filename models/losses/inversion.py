@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from models.camera import Camera
+from models.checks import check_not_negative
 from models.features.base import PerceptualDistance
 from models.generators.base import Generator, Latents
 from models.losses.image import locality_codes, locality_loss, pixel_mse
@@ -28,6 +29,9 @@ class ReconstructionLoss:
     pixel: float = 1e-2
     perceptual: float = 1.0
     identity: float = 4e-2
+
+    def __post_init__(self) -> None:
+        check_not_negative(self, "pixel", "perceptual", "identity", where="reconstruction.")
 
     def __call__(
         self,

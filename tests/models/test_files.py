@@ -9,10 +9,10 @@ from models.files import (
     atomic_write,
     check_folder,
     destination,
-    empty_folder,
     is_temporary,
     read_bytes,
     read_json,
+    remove_folder,
     replace_folder,
     sweep,
     temporary,
@@ -66,11 +66,11 @@ class TestLinks:
         (tmp_path / "own" / "thesis.txt").write_text("x")
         (link / "a").write_text("old")
         (link / "inside").symlink_to(tmp_path / "own")
-        empty_folder(link)
+        remove_folder(link)
         assert link.is_symlink() and list(link.iterdir()) == []
         assert {p.name for p in (tmp_path / "disk").iterdir()} == {"runs"}
         assert (tmp_path / "own" / "thesis.txt").exists()
-        empty_folder(tmp_path / "none")
+        remove_folder(tmp_path / "none")
         assert not (tmp_path / "none").exists()
 
     def test_sweeping_leaves_what_links_point_to(self, link, tmp_path):
