@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from argparse import Namespace
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from models.documents import parse_json
 from models.errors import UserError, one_line
 from stages.arguments import Parser
 
@@ -121,8 +121,8 @@ def _settings(pairs: Iterable[str]) -> dict[str, Any]:
         if not (name and equals):
             raise UserError(f"--set takes NAME=VALUE, got {pair!r}")
         try:
-            settings[name] = json.loads(value)
-        except ValueError:
+            settings[name] = parse_json(value, name)
+        except UserError:
             settings[name] = value
     return settings
 
@@ -166,6 +166,11 @@ def _export(options: Namespace) -> None:
     if loaded.stage != "zoo":
         raise UserError(f"{options.artifact} was not imported: stage {loaded.stage} wrote it")
     chosen = family(loaded.extra["family"])
+    if Path(options.out).suffix == ".pkl":
+        raise UserError(
+            f"{options.out}: a .pkl of EG3D's is a network with its source text, which its own loader runs; what is "
+            "written here is a torch file of numbers: name it .pt"
+        )
     if chosen.export is None:
         raise UserError(f"{chosen.name}: there is no way back to official files")
     content = chosen.export({name: cast("Configurable", loaded.module(name)) for name in loaded.manifest["modules"]})

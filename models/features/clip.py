@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-import warnings
+import re
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,7 +20,11 @@ from models.configurable import Configurable
 from models.errors import UserError, one_line
 from models.features.weights import MissingWeightsError, offline_reason, read_state
 from models.files import resolve
+from models.zoo import pickles
+from models.zoo.pickles import Attributes
 
+_COMPILED = re.compile(r"__torch__\.[\w.]+", re.ASCII)  # classes of compiled modules
+_MOST_TENSORS = 100_000
 _MEAN, _STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
@@ -108,9 +112,24 @@ def _is_torchscript(path: Path) -> bool:
 
 
 def _read_torchscript(path: Path) -> dict[str, Tensor]:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", category=FutureWarning)  # the format is old, the files remain
-        return torch.jit.load(path, map_location="cpu").state_dict()
+    """The tensors of a compiled module, by the names of the modules around them; nothing of it is compiled or run.
+
+    Raises:
+        UserError: when the file is damaged, or holds anything but data.
+    """
+    try:
+        with open(path, "rb") as stream:
+            modules = [("", pickles.load(stream, _COMPILED))]
+    except Exception as error:  # of a damaged program for a stack machine, anything can come
+        raise UserError(f"{path} cannot be read as CLIP's archive: {one_line(error)[:200]}") from error
+    state: dict[str, Tensor] = {}
+    while modules and len(state) < _MOST_TENSORS:
+        prefix, module = modules.pop()
+        if not isinstance(module, Attributes):
+            raise UserError(f"{path} cannot be read as CLIP's archive: {prefix or 'its root'} is not a module")
+        state |= {prefix + name: value for name, value in module.items() if isinstance(value, Tensor)}
+        modules += [(f"{prefix}{name}.", part) for name, part in module.items() if isinstance(part, Attributes)]
+    return state
 
 
 def _from_tag(name: str, tag: str) -> tuple[Path, dict[str, Any]]:

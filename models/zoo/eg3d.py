@@ -18,10 +18,10 @@ from torch.nn import functional as F
 
 from models.camera import Camera, Rig
 from models.configurable import Configurable
-from models.errors import one_line
+from models.errors import one_line, shown
 from models.generators.base import Latents
 from models.generators.eg3d import RELEASED, EG3DGenerator
-from models.generators.triplane import sample_planes
+from models.generators.triplane import PLANES, Axes, sample_planes
 from models.zoo.family import Converted, Family, Official, State, ZooError, choose, fill, take
 from models.zoo.parity import Fixture
 
@@ -60,9 +60,19 @@ CONSTRUCTION = {
     "sr_num_fp16_res": (4, "above 0, activations of the super-resolution are clamped to 256"),
     "lr_multiplier": (0.01, "learning rate factor of the mapping network"),
     "neural_rendering_resolution": (128, "side of the picture before super-resolution"),
-    "focal": (4.2647, "focal length in image widths; 1.0254 for ShapeNet cars"),
+    "focal": (None, "focal length in image widths; by default that of the data whose camera radius the file names"),
+    "plane_axes": ("zx", "the third plane: zx, of the first releases, or zy, of the corrected code"),
 }
 """What else shapes do not tell."""
+
+FOCALS = {2.7: 4.2647, 1.7: 1.0254}
+"""By the radius of its cameras, the focal length of the data that EG3D was trained on: FFHQ and AFHQ, ShapeNet cars."""
+
+ROUND = {"distribution": "uniform", "yaw_max": math.pi, "pitch_mean": math.pi / 4, "pitch_max": math.pi / 4}
+"""Poses of ShapeNet's cameras: all around, from the ground to above."""
+
+PLANE_AXES: dict[str, Axes] = {"zx": RELEASED, "zy": PLANES}
+"""By the name of the third plane."""
 
 DEFAULTS = {name: default for name, (default, _) in {**RENDERING, **CONSTRUCTION}.items()}
 
@@ -88,12 +98,18 @@ def convert(official: Official, settings: Mapping[str, Any]) -> Converted:
         raise ZooError("eg3d: the file holds no EG3D generator")
     name = candidates[0]
     options = {**_options(official.values.get(name) or official.values), **settings}
+    told = ""
+    if options["focal"] is None:
+        radius = options["avg_camera_radius"]
+        options["focal"] = FOCALS.get(radius, FOCALS[2.7])
+        if radius not in FOCALS:
+            told = f"; the file does not tell its focal length, FFHQ's {options['focal']} is taken: --set focal=NUMBER"
     generator = build(official.states[name], options, name or "state dict")
-    head = _head(generator)
+    head, planes = _head(generator), "" if generator.axes == RELEASED else f", third plane {_third(generator.axes)}"
     side, resolution = generator.render_resolution, generator.resolution
     return Converted(
         {"generator": generator},
-        f"EG3D generator, {side} px rendered, {resolution} px after {head}, w of {generator.w_dim}",
+        f"EG3D generator, {side} px rendered, {resolution} px after {head}, w of {generator.w_dim}{planes}{told}",
     )
 
 
@@ -102,12 +118,14 @@ def _options(stored: Mapping[str, Any]) -> dict[str, Any]:
     kwargs, attributes = stored.get("init_kwargs"), stored.get("attributes", {})
     if kwargs is None:
         return DEFAULTS
+    renderer = stored.get("modules", {}).get("renderer", {}).get("attributes", {})
     given = {
         **kwargs,
         **kwargs.get("mapping_kwargs", {}),
         **kwargs.get("rendering_kwargs", {}),
         **attributes.get("rendering_kwargs", {}),  # what the network was last used with
         **attributes,
+        **renderer,
     }
     return {**DEFAULTS, **ABSENT, **{name: value for name, value in given.items() if name in DEFAULTS}}
 
@@ -165,6 +183,7 @@ def build(state: State, options: Mapping[str, Any], where: str) -> EG3DGenerator
             taps=state[fir].sum(0).tolist(),
             clamp=options["conv_clamp"],
             box=options["box_warp"],
+            axes=_axes(options["plane_axes"], where),
             decoder={"hidden": hidden, "lr_multiplier": options["decoder_lr_mul"]},
             render_resolution=options["neural_rendering_resolution"],
             coarse=options["depth_resolution"],
@@ -185,6 +204,7 @@ def build(state: State, options: Mapping[str, Any], where: str) -> EG3DGenerator
                 "near": options["ray_start"],
                 "far": options["ray_end"],
                 "focal": options["focal"],
+                **(ROUND if _is_shapenet(options) else {}),
             },
         )
     except (TypeError, ValueError) as error:
@@ -193,10 +213,14 @@ def build(state: State, options: Mapping[str, Any], where: str) -> EG3DGenerator
     filters = {key: generator.backbone.kernel for key, ours in names.items() if ours is None}
     weights = take(state, {key: ours or key for key, ours in names.items()}, own | filters, where)
     for key, kernel in filters.items():
-        if not torch.allclose(state[key], kernel):
+        if not torch.allclose(state[key].to(kernel), kernel, rtol=max(1e-5, 4 * torch.finfo(state[key].dtype).eps)):
             raise ZooError(f"{where}: {key!r} is another filter than that of the first block")
     fill(generator, {ours: weights[ours] for ours in own}, where)
     return generator
+
+
+def _is_shapenet(options: Mapping[str, Any]) -> bool:
+    return (options["avg_camera_radius"], options["box_warp"], options["ray_start"]) == (1.7, 1.6, 0.1)
 
 
 def _check(options: Mapping[str, Any], where: str) -> None:
@@ -211,6 +235,39 @@ def _check(options: Mapping[str, Any], where: str) -> None:
             raise ZooError(f"{where}: {name} must be a number, not {options[name]!r}")
     if not isinstance(options["conv_clamp"], int | float | None):
         raise ZooError(f"{where}: conv_clamp must be a number or null, not {options['conv_clamp']!r}")
+
+
+def _axes(given: Any, where: str) -> Axes:
+    """Which axes of a point each plane is looked up at, from the name of the third plane or EG3D's three matrices.
+
+    A point p is looked up at the first two numbers of p M^-1, M being the plane's matrix.
+    """
+    if isinstance(given, str) and given in PLANE_AXES:
+        return PLANE_AXES[given]
+    refusal = ZooError(f"{where}: plane_axes must be zx, zy or three matrices that order the axes, not {shown(given)}")
+    try:
+        matrices = torch.as_tensor(given, dtype=torch.float64)
+    except (TypeError, ValueError, RuntimeError):
+        raise refusal from None
+    if matrices.shape != (3, 3, 3):
+        raise refusal
+    ordering = (
+        ((matrices == 0) | (matrices == 1)).all() and (matrices.sum(1) == 1).all() and (matrices.sum(2) == 1).all()
+    )
+    if not ordering:
+        raise refusal
+    # The inverse of such a matrix is its transpose: its column j has its one where row j of the matrix does.
+    return tuple((int(rows[0].argmax()), int(rows[1].argmax())) for rows in matrices)
+
+
+def _matrices(axes: Axes) -> list[list[list[int]]]:
+    """The planes' matrices that :func:`_axes` reads."""
+    rows = [[*pair, *({0, 1, 2} - set(pair))] for pair in axes]
+    return [[[int(axis == column) for column in range(3)] for axis in row] for row in rows]
+
+
+def _third(axes: Axes) -> str:
+    return "".join("xyz"[axis] for axis in axes[2])
 
 
 def _head(generator: EG3DGenerator) -> str:
@@ -299,7 +356,11 @@ def export(modules: Mapping[str, Configurable]) -> dict[str, Any]:
                 "decoder_lr_mul": generator.decoder.hidden.lr_multiplier,
             },
         },
-        "attributes": {"neural_rendering_resolution": generator.render_resolution},
+        "attributes": {
+            "neural_rendering_resolution": generator.render_resolution,
+            "plane_axes": _matrices(generator.axes),
+            "focal": rig.focal,
+        },
     }
 
 

@@ -41,8 +41,9 @@ class Official:
         states: state dicts by name.
         values: plain values by name: numbers, strings, tensors, lists, dictionaries. Namespaces and other objects
             become dictionaries of their attributes. A network pickled whole (EG3D's ``G_ema``) is a state dict,
-            and under the same name a value {"class_name", "init_args", "init_kwargs", "attributes"}: how it was
-            constructed, and its plain attributes (``rendering_kwargs``, ``neural_rendering_resolution``).
+            and under the same name a value {"class_name", "init_args", "init_kwargs", "attributes", "modules"}: how it
+            was constructed, its plain attributes (``rendering_kwargs``, ``neural_rendering_resolution``), and the same
+            of each of its submodules by name ("renderer", "decoder.net.0").
     """
 
     states: dict[str, State]
@@ -170,6 +171,16 @@ def take(state: State, renames: Mapping[str, str], own: Mapping[str, Tensor], wh
     return {ours: state[official] for official, ours in renames.items()}
 
 
+def check_numbers(key: str, found: Tensor, ours: Tensor, where: str) -> None:
+    """Refuse numbers of another kind than ours, which casting would change without a word.
+
+    Raises:
+        ZooError: naming the key.
+    """
+    if ours.is_floating_point() != found.is_floating_point():
+        raise ZooError(f"{where}: {key!r} is of {found.dtype}, where {ours.dtype} is expected")
+
+
 def fill(module: Configurable, state: State, where: str) -> Configurable:
     """Load our keys into ``module``, strictly. One built on the "meta" device takes the tensors themselves, uncopied.
 
@@ -180,6 +191,7 @@ def fill(module: Configurable, state: State, where: str) -> Configurable:
     for key, tensor in own.items():
         if key not in state:
             raise ZooError(f"{where}: nothing in the file gives {key!r}")
+        check_numbers(key, state[key], tensor, where)
         if state[key].shape != tensor.shape:
             raise ZooError(f"{where}: {key!r} has shape {tuple(state[key].shape)}, expected {tuple(tensor.shape)}")
     for key in state:

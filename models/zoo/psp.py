@@ -12,6 +12,7 @@ from torch import Tensor
 
 from models.configurable import Configurable
 from models.encoders.pyramid import Encoder4Editing, GradualStyleEncoder
+from models.errors import one_line, shown
 from models.generators.base import Latents
 from models.generators.stylegan2 import StyleGAN2Generator
 from models.zoo import irse50, stylegan2
@@ -39,7 +40,13 @@ def matches(official: Official, *, cls: EncoderType) -> bool:
     name = state_name(official)
     if name is None:
         return False
-    return (beside(official, name, "opts") or {}).get("encoder_type", cls.__name__) == cls.__name__
+    return _options(official, name).get("encoder_type", cls.__name__) == cls.__name__
+
+
+def _options(official: Official, name: str) -> Mapping[str, Any]:
+    """What a file says of its training beside a state dict; nothing where it says something else."""
+    found = beside(official, name, "opts")
+    return found if isinstance(found, dict) else {}
 
 
 def convert(official: Official, settings: Mapping[str, Any], *, cls: EncoderType, family: str) -> Converted:
@@ -48,9 +55,11 @@ def convert(official: Official, settings: Mapping[str, Any], *, cls: EncoderType
     name = state_name(official)
     if name is None:
         raise ZooError(f"{family}: the key {MARK!r} is missing")
-    options = beside(official, name, "opts") or {}
+    if not isinstance(beside(official, name, "opts"), dict | None):
+        raise ZooError(f"{family}: opts are not options, but {shown(beside(official, name, 'opts'))}")
+    options = _options(official, name)
     if (found := options.get("encoder_type", cls.__name__)) != cls.__name__:
-        raise ZooError(f"{family}: the file holds a {found}, not a {cls.__name__}")
+        raise ZooError(f"{family}: the file holds a {one_line(found)[:80]}, not a {cls.__name__}")
     average = beside(official, name, "latent_avg")
     if not options.get("start_from_latent_avg", average is not None):
         average = None

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import struct
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import safetensors
 import safetensors.torch
@@ -16,7 +17,12 @@ from models.zoo import pickles
 from models.zoo.family import Official, State, ZooError
 from models.zoo.pickles import Attributes, Refused
 
-_TOO_MANY = 1 << 20  # submodules of one network: only a network that holds itself has as many
+_TOO_MANY = (
+    1 << 15
+)  # submodules and tensors of a file: only where one holds itself, or is many times there, are so many
+_MOST_KEY = 512  # letters of a key
+_MOST_HEADER = 1 << 23  # bytes of safetensors' list of tensors
+_PARTS = ("_parameters", "_buffers", "_modules")
 _NOT_A_FILE_OF_WEIGHTS = {
     b"version https://git-lfs": "a Git LFS pointer: the file itself was not downloaded",
     b"<": "a web page: the download went wrong",
@@ -58,6 +64,8 @@ def _stems(paths: list[Path]) -> dict[str, Path]:
 def _read(path: Path) -> Official:
     if path.is_dir():
         raise ZooError(f"{path} is a folder, not a file of weights")
+    if path.exists() and not path.is_file():
+        raise ZooError(f"{path} is a pipe or a device, not a file of weights")
     with os_errors(path, "read"), open(path, "rb") as stream:
         start = stream.read(24)
         stream.seek(0)
@@ -67,73 +75,106 @@ def _read(path: Path) -> Official:
             if start.startswith(text):
                 raise ZooError(f"{path} is {meaning}")
         if start[8:9] == b"{":
-            return _read_safetensors(path)
+            return _read_safetensors(path, stream)
         if not start.startswith((b"\x80", pickles.ZIP_MAGIC)):
             raise ZooError(f"{path} is not a torch file, a pickle or safetensors")
         try:
-            return _official(pickles.load(stream))
+            return _Finds().official(pickles.load(stream))
         except Refused as error:
             raise ZooError(f"{path}: {error}") from error
         except Exception as error:  # of a damaged program for a stack machine, anything can come
-            reason = f"{type(error).__name__}: {one_line(error)[:120]}"
+            reason = f"{type(error).__name__}: {one_line(str(error)[:120])}"
             raise ZooError(f"{path} is damaged or cut short ({reason})") from error
 
 
-def _read_safetensors(path: Path) -> Official:
+def _read_safetensors(path: Path, stream: BinaryIO) -> Official:
+    (size,) = struct.unpack("<Q", stream.read(8))
+    if _MOST_HEADER < size < path.stat().st_size:
+        raise ZooError(f"{path} has a header of {size >> 20} MB, which no file of weights has")
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             values = dict(file.metadata() or {})
-        return Official({"": safetensors.torch.load_file(path)}, values)
+        return Official(_Finds().official({"": safetensors.torch.load_file(path)}).states, values)
+    except Refused as error:
+        raise ZooError(f"{path}: {error}") from error
     except (safetensors.SafetensorError, ValueError) as error:
-        raise ZooError(f"{path} is damaged or cut short: {one_line(error)[:120]}") from error
+        raise ZooError(f"{path} is damaged or cut short: {one_line(str(error)[:120])}") from error
 
 
-def _official(root: Any) -> Official:
-    if not isinstance(root, dict):
-        raise Refused(f"it holds a {type(root).__name__} where a dictionary of weights is expected")
-    if _is_state(root) or _is_network(root):
-        root = {"": root}
-    states: dict[str, State] = {}
-    values: dict[str, Any] = {}
-    for name, value in root.items():
-        if _is_network(value):
-            states[str(name)] = _state_of_network(value)
-            values[str(name)] = _description(value)
-        elif _is_state(value):
-            states[str(name)] = dict(value)
-        else:
-            values[str(name)] = value
-    return Official(states, values)
+class _Finds:
+    """What a file holds, found in its root; the same part may be there any number of times, and hold itself."""
+
+    def __init__(self) -> None:
+        self._left = _TOO_MANY
+
+    def _count(self, number: int) -> None:
+        self._left -= number
+        if self._left < 0:
+            raise Refused("a network in it holds itself, or it has more tensors than any official file")
+
+    def official(self, root: Any) -> Official:
+        """The state dicts and the values of a dictionary of them, or of one that is itself a state dict or network."""
+        if not isinstance(root, dict):
+            raise Refused(f"it holds a {type(root).__name__} where a dictionary of weights is expected")
+        if self._is_state(root) or _is_network(root):
+            root = {"": root}
+        states: dict[str, State] = {}
+        values: dict[str, Any] = {}
+        self._count(len(root))
+        for key, value in root.items():
+            name = _checked(str(key))
+            if _is_network(value):
+                states[name], values[name] = self._network(value)
+            elif self._is_state(value):
+                states[name] = dict(value)
+            else:
+                values[name] = value
+        return Official(states, values)
+
+    def _is_state(self, value: Any) -> bool:
+        if not isinstance(value, dict) or not value or not isinstance(next(iter(value.values())), Tensor):
+            return False
+        self._count(len(value))
+        return all(
+            isinstance(key, str) and isinstance(tensor, Tensor) and _checked(key) for key, tensor in value.items()
+        )
+
+    def _network(self, network: Attributes) -> tuple[State, dict[str, Any]]:
+        """Its tensors, as ``nn.Module.state_dict`` in its order, and how :class:`Official` describes it."""
+        state: State = {}
+        parts: dict[str, dict[str, Any]] = {}
+        modules = [("", network)]
+        while modules:
+            prefix, module = modules.pop()
+            self._count(1)
+            if not (isinstance(module, Attributes) and all(isinstance(module.get(k), dict) for k in _PARTS)):
+                raise Refused(f"the part {prefix!r} of a network is not a network")
+            self._count(sum(len(module[kind]) for kind in _PARTS))
+            parts[prefix.removesuffix(".")] = _description(module)
+            transient = module.get("_non_persistent_buffers_set")
+            for kind in ("_parameters", "_buffers"):
+                for key, tensor in module[kind].items():
+                    if tensor is None or (kind == "_buffers" and isinstance(transient, set) and key in transient):
+                        continue
+                    if not isinstance(tensor, Tensor):
+                        raise Refused(f"a network has a {type(tensor).__name__} where a tensor is expected")
+                    state[_checked(prefix + key)] = tensor
+            if len(prefix) > _MOST_KEY:
+                raise Refused(f"a network in it holds itself, or has parts with names of {len(prefix)} letters")
+            children = [(f"{prefix}{key}.", part) for key, part in module["_modules"].items() if part is not None]
+            modules += reversed(children)
+        described = parts.pop("")
+        return state, described | {"modules": parts}
 
 
-def _is_state(value: Any) -> bool:
-    return (
-        isinstance(value, dict)
-        and bool(value)
-        and all(isinstance(key, str) and isinstance(tensor, Tensor) for key, tensor in value.items())
-    )
+def _checked(key: str) -> str:
+    if len(key) > _MOST_KEY:
+        raise Refused(f"it has a key of {len(key)} letters: {key[:40]!r}...")
+    return key
 
 
 def _is_network(value: Any) -> bool:
-    return isinstance(value, Attributes) and value.keys() >= {"_parameters", "_buffers", "_modules"}
-
-
-def _state_of_network(network: Attributes) -> State:
-    """As ``nn.Module.state_dict``, in its order."""
-    state: State = {}
-    modules = [("", network)]
-    for _ in range(_TOO_MANY):
-        if not modules:
-            return state
-        prefix, module = modules.pop()
-        transient = module.get("_non_persistent_buffers_set", ())
-        buffers = {key: tensor for key, tensor in module["_buffers"].items() if key not in transient}
-        for key, tensor in {**module["_parameters"], **buffers}.items():
-            if tensor is not None:
-                state[prefix + key] = tensor
-        children = [(f"{prefix}{key}.", child) for key, child in module["_modules"].items() if child is not None]
-        modules += reversed(children)
-    raise Refused("a network in it holds itself")
+    return isinstance(value, Attributes) and value.keys() >= set(_PARTS)
 
 
 def _description(network: Attributes) -> dict[str, Any]:

@@ -17,12 +17,15 @@ from torch.nn import functional as F
 from models.configurable import Configurable
 from models.generators.base import Latents
 from models.generators.stylegan2 import StyleGAN2Discriminator, StyleGAN2Generator
-from models.zoo.family import Converted, Family, Official, State, ZooError, choose, shape_of
+from models.zoo.family import Converted, Family, Official, State, ZooError, check_numbers, choose, shape_of
 from models.zoo.parity import Fixture, repositories
 
 GENERATOR_MARKS = ("style.1.weight", "input.input", "to_rgb1.conv.weight")
 DISCRIMINATOR_MARKS = ("convs.0.0.weight", "final_conv.0.weight", "final_linear.1.weight")
 LR_MLP = 0.01
+
+
+NOISES = "noises.noise_"
 
 
 def find(official: Official, marks: Sequence[str]) -> str | None:
@@ -54,7 +57,9 @@ def convert(official: Official, settings: Mapping[str, Any]) -> Converted:
             raise ZooError(f"{where}: 'latent_avg' has shape {tuple(average.shape)}, expected ({generator.w_dim},)")
         modules["generator"] = generator
         mean = "mean code estimated" if average is None else "with its mean code"
-        found.append(f"generator, {generator.resolution} px, {generator.num_ws} codes of {generator.w_dim}, {mean}")
+        drawn = "" if has_noise_maps(official.states[name]) else ", noise maps drawn, as the file has none"
+        sizes = f"{generator.resolution} px, {generator.num_ws} codes of {generator.w_dim}"
+        found.append(f"generator, {sizes}, {mean}{drawn}")
     if (name := find(official, DISCRIMINATOR_MARKS)) is not None:
         discriminator = build_discriminator(official.states[name], name or "stylegan2 discriminator")
         modules["discriminator"] = discriminator
@@ -78,8 +83,18 @@ def build_generator(state: State, where: str, lr_mlp: float = LR_MLP) -> StyleGA
         mapping_lr=lr_mlp,
         taps=_taps(state, "to_rgbs.0.upsample.kernel", where),
     )
-    _load(official_generator(generator), state, where)
+    own = official_generator(generator)
+    if not has_noise_maps(state):
+        draws = torch.Generator().manual_seed(0)
+        maps = {key: torch.randn(own[key].shape, generator=draws) for key in own if key.startswith(NOISES)}
+        state = {**state, **maps}
+    _load(own, state, where)
     return generator
+
+
+def has_noise_maps(state: State) -> bool:
+    """Whether a state dict has any; files of before they were saved do not. They are constants that nothing trained."""
+    return any(key.startswith(NOISES) for key in state)
 
 
 def build_discriminator(state: State, where: str) -> StyleGAN2Discriminator:
@@ -118,10 +133,16 @@ def _load(own: State, state: State, where: str) -> None:
         if (found := state[key]).shape != tensor.shape:
             raise ZooError(f"{where}: {key!r} has shape {tuple(found.shape)}, expected {tuple(tensor.shape)}")
         if key.endswith(".kernel"):
-            if not torch.allclose(found.to(tensor), tensor):
+            if not torch.allclose(found.to(tensor), tensor, rtol=_rounding(found)):
                 raise ZooError(f"{where}: {key!r} is another filter than the first, or not separable")
         else:
+            check_numbers(key, found, tensor, where)
             tensor.copy_(found)
+
+
+def _rounding(found: Tensor) -> float:
+    """Of numbers that were stored in fewer bits."""
+    return max(1e-5, 4 * torch.finfo(found.dtype).eps) if found.is_floating_point() else 1e-5
 
 
 def official_generator(generator: StyleGAN2Generator) -> State:
