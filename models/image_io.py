@@ -36,6 +36,7 @@ for something else."""
 _OTHER_SUFFIXES = frozenset(
     ".heic .heif .jxl .svg .eps .ai .exr .hdr .xcf .kra .dng .cr2 .cr3 .nef .arw .orf .rw2 .raf .ico .icns .dds".split()
 )
+_DAMAGE = (OSError, ValueError, SyntaxError, EOFError, TypeError, ArithmeticError, LookupError, RuntimeError)
 _SRGB_ERROR = 2  # of 255: profiles that differ less from sRGB are sRGB, rounded
 
 
@@ -113,7 +114,7 @@ def _decode(content: bytes, path: Path | str) -> Tensor:
     except Image.UnidentifiedImageError as error:
         raise UserError(f"image {path} is not an image file that can be read") from error
     # What Pillow's decoders raise on damage.
-    except (OSError, ValueError, SyntaxError, EOFError, TypeError, ArithmeticError, LookupError, MemoryError) as error:
+    except (*_DAMAGE, MemoryError) as error:
         raise UserError(f"image {path} is damaged or cannot be read: {one_line(error)}") from error
     return torch.from_numpy(array).permute(2, 0, 1)[None].float() / 127.5 - 1
 

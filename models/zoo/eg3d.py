@@ -61,6 +61,7 @@ CONSTRUCTION = {
     "lr_multiplier": (0.01, "learning rate factor of the mapping network"),
     "neural_rendering_resolution": (128, "side of the picture before super-resolution"),
     "focal": (None, "focal length in image widths; by default that of the data whose camera radius the file names"),
+    "poses": (None, "distribution and limits of the cameras' angles, by default those of the data"),
     "plane_axes": ("zx", "the third plane: zx, of the first releases, or zy, of the corrected code"),
 }
 """What else shapes do not tell."""
@@ -70,6 +71,9 @@ FOCALS = {2.7: 4.2647, 1.7: 1.0254}
 
 ROUND = {"distribution": "uniform", "yaw_max": math.pi, "pitch_mean": math.pi / 4, "pitch_max": math.pi / 4}
 """Poses of ShapeNet's cameras: all around, from the ground to above."""
+
+POSES = ("distribution", "yaw_std", "pitch_std", "yaw_max", "pitch_max", "yaw_mean", "pitch_mean")
+"""Fields of a rig that no official file holds."""
 
 PLANE_AXES: dict[str, Axes] = {"zx": RELEASED, "zy": PLANES}
 """By the name of the third plane."""
@@ -204,7 +208,7 @@ def build(state: State, options: Mapping[str, Any], where: str) -> EG3DGenerator
                 "near": options["ray_start"],
                 "far": options["ray_end"],
                 "focal": options["focal"],
-                **(ROUND if _is_shapenet(options) else {}),
+                **(options["poses"] or (ROUND if _is_shapenet(options) else {})),
             },
         )
     except (TypeError, ValueError) as error:
@@ -360,6 +364,7 @@ def export(modules: Mapping[str, Configurable]) -> dict[str, Any]:
             "neural_rendering_resolution": generator.render_resolution,
             "plane_axes": _matrices(generator.axes),
             "focal": rig.focal,
+            "poses": {name: getattr(rig, name) for name in POSES},
         },
     }
 

@@ -1,10 +1,13 @@
 """EG3D against the official numbers, and its files."""
 
+import math
+
 import pytest
 import torch
 from torch.testing import assert_close
 
-from models.generators.eg3d import EG3DGenerator, integrate
+from models.generators.eg3d import RELEASED, EG3DGenerator, integrate
+from models.generators.triplane import PLANES
 from models.zoo import eg3d, parity, recognise
 from models.zoo.family import Official, ZooError
 from tests.models.zoo.fixtures import fixture_folder
@@ -199,3 +202,74 @@ def test_wrong_keys_are_named(state, change, message):
 def test_options_that_do_not_fit(state, settings, message):
     with pytest.raises(ZooError, match=message):
         eg3d.convert(Official({"": state}), settings)
+
+
+class TestPlanes:
+    """Which axes the planes hold is read from the pickle's renderer."""
+
+    @staticmethod
+    def small(**options):
+        torch.manual_seed(0)
+        return EG3DGenerator(
+            z_dim=16, w_dim=16, channels=(16, 16, 16), plane_features=8, decoder={"hidden": 8}, render_resolution=32,
+            coarse=12, fine=12, superresolution={"channels": (128, 64), "resolution": 128, "factor": 2}, **options,
+        )  # fmt: skip
+
+    @pytest.mark.parametrize("axes", [RELEASED, PLANES, ((0, 1), (0, 2), (1, 2))])
+    def test_matrices_mean_what_eg3d_does_with_them(self, axes):
+        points = torch.randn(5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+        found = eg3d._axes(eg3d._matrices(axes), "x")
+        assert found == axes
+        for matrix, (column, row) in zip(eg3d._matrices(axes), found, strict=True):
+            projected = points @ torch.linalg.inv(torch.tensor(matrix, dtype=torch.float64))
+            assert torch.equal(projected[:, :2], points[:, [column, row]])
+
+    @pytest.mark.parametrize("axes", [RELEASED, PLANES])
+    def test_round_trip(self, axes):
+        made = self.small(axes=axes)
+        exported = eg3d.export({"generator": made})
+        official = Official({"G_ema": exported["G_ema"]}, {"G_ema": {k: exported[k] for k in exported if k != "G_ema"}})
+        back = eg3d.convert(official, {}).modules["generator"]
+        assert back.axes == axes and back.rig == made.rig
+        plain = Official({"G_ema": exported["G_ema"]}, {})  # a bare state dict cannot tell
+        assert eg3d.convert(plain, {}).modules["generator"].axes == RELEASED
+        assert eg3d.convert(plain, {"plane_axes": "zy"}).modules["generator"].axes == PLANES
+
+    @pytest.mark.parametrize(
+        "axes", ["yx", 7, None, [[1]], [[[1, 0, 0]] * 3] * 3, torch.zeros(3, 3, 3), [[["x"] * 3] * 3] * 3]
+    )
+    def test_others_are_refused(self, axes):
+        exported = eg3d.export({"generator": self.small()})
+        described = {
+            "init_kwargs": exported["init_kwargs"],
+            "modules": {"renderer": {"attributes": {"plane_axes": axes}}},
+        }
+        with pytest.raises(ZooError, match="plane_axes must be zx, zy or three matrices"):
+            eg3d.convert(Official({"G_ema": exported["G_ema"]}, {"G_ema": described}), {})
+
+
+class TestCameras:
+    @pytest.mark.parametrize(("radius", "focal"), [(2.7, 4.2647), (1.7, 1.0254)])
+    def test_focal_length_of_the_data(self, radius, focal):
+        exported = eg3d.export({"generator": TestPlanes.small()})
+        kwargs = exported["init_kwargs"]
+        kwargs["rendering_kwargs"] |= {"avg_camera_radius": radius, "ray_start": 0.1, "ray_end": 3.0, "box_warp": 1.6}
+        converted = eg3d.convert(Official({"G_ema": exported["G_ema"]}, {"G_ema": {"init_kwargs": kwargs}}), {})
+        rig = converted.modules["generator"].rig
+        assert rig.focal == focal and "focal" not in converted.found
+        assert rig.yaw_max == pytest.approx(math.pi if radius == 1.7 else math.radians(60))
+
+    def test_one_that_nobody_knows_is_said(self):
+        exported = eg3d.export({"generator": TestPlanes.small()})
+        kwargs = exported["init_kwargs"]
+        kwargs["rendering_kwargs"] |= {"avg_camera_radius": 2.0, "ray_start": 0.1}
+        official = Official({"G_ema": exported["G_ema"]}, {"G_ema": {"init_kwargs": kwargs}})
+        assert "--set focal=NUMBER" in eg3d.convert(official, {}).found
+        assert "focal" not in eg3d.convert(official, {"focal": 1.5}).found
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_precisions(dtype):
+    state = {key: tensor.to(dtype) for key, tensor in eg3d.export({"generator": TestPlanes.small()})["G_ema"].items()}
+    found = eg3d.convert(Official({"G_ema": state}, {}), {}).modules["generator"]
+    assert all(p.dtype == torch.float32 for p in found.parameters())

@@ -8,6 +8,7 @@ from models.generators.stylegan2 import StyleGAN2Discriminator, StyleGAN2Generat
 from models.zoo import family, recognise
 from models.zoo.family import Official, ZooError
 from models.zoo.parity import Fixture, replay
+from models.zoo.stylegan2 import convert, official_generator
 from tests.models.generators.protocol import awaken
 from tests.models.zoo.fixtures import fixture_folder
 
@@ -131,3 +132,32 @@ def test_settings_and_modules_of_others_are_refused():
         FAMILY.export({"discriminator": modules["discriminator"]})
     with pytest.raises(ZooError, match="not a StyleGAN2Generator"):
         FAMILY.export({**modules, "discriminator": modules["generator"]})
+
+
+class TestNoiseMaps:
+    """Files of before they were saved: constants that nothing has trained."""
+
+    def state(self):
+        torch.manual_seed(0)
+        return {k: t.clone() for k, t in official_generator(StyleGAN2Generator(channels=(8, 8), style_dim=8)).items()}
+
+    def test_are_drawn_where_there_are_none(self):
+        state = {key: tensor for key, tensor in self.state().items() if not key.startswith("noises.")}
+        first, second = (convert(Official({"g_ema": state}, {}), {}) for _ in range(2))
+        assert "noise maps drawn" in first.found
+        a, b = (found.modules["generator"].state_dict() for found in (first, second))
+        assert all(torch.equal(a[key], b[key]) for key in a)
+        assert all(a[key].std() > 0.5 for key in a if key.endswith(".noise"))
+
+    def test_some_that_are_missing_are_refused(self):
+        state = self.state()
+        del state["noises.noise_1"]
+        with pytest.raises(ZooError, match=r"noises\.noise_1' is missing"):
+            convert(Official({"g_ema": state}, {}), {})
+
+    @pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex64])
+    def test_numbers_of_another_kind(self, dtype):
+        state = self.state()
+        state["style.1.weight"] = state["style.1.weight"].to(dtype)
+        with pytest.raises(ZooError, match=r"style\.1\.weight' is of"):
+            convert(Official({"g_ema": state}, {}), {})
