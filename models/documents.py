@@ -28,7 +28,7 @@ def parse_yaml(content: bytes | str, name: str) -> Any:
     """
     _check_size(content, name)
     try:
-        parser = yaml.SafeLoader(content)
+        parser = yaml.SafeLoader(content.decode("utf-8-sig") if isinstance(content, bytes) else content)
         try:
             node = parser.get_single_node()
             _measure(node, {})

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from models.errors import UserError, one_line
-from models.files import atomic_write, read_bytes
+from models.files import atomic_write, os_errors, read_bytes
 from models.names import IMAGE_SUFFIXES
 
 log = logging.getLogger(__name__)
@@ -80,12 +80,13 @@ def read_image(path: str | os.PathLike[str]) -> Tensor:
             than 16 pixels or more than 50 million pixels (checked before decoding).
     """
     path = Path(path)
-    if not path.exists():
-        raise UserError(f"image {path} does not exist")
-    if path.is_dir():
-        raise UserError(f"image {path} is a folder")
-    if path.stat().st_size == 0:
-        raise UserError(f"image {path} is empty (0 bytes)")
+    with os_errors(path, "read"):
+        if not path.exists():
+            raise UserError(f"image {path} does not exist")
+        if path.is_dir():
+            raise UserError(f"image {path} is a folder")
+        if path.stat().st_size == 0:
+            raise UserError(f"image {path} is empty (0 bytes)")
     # Not by its path: Pillow maps uncompressed files into memory, and cuts the rows of a turned TIFF in wrong places.
     return _decode(read_bytes(path, MAX_BYTES), path)
 

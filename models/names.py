@@ -70,6 +70,8 @@ def is_member(name: object) -> bool:
     if not isinstance(name, str) or not name or not all(c.isprintable() or c == "\u3000" for c in name):
         return False
     path = PurePosixPath(name)
+    if any(len(part.encode(errors="replace")) > 255 for part in path.parts):  # no file is called so
+        return False
     return not (path.is_absolute() or PureWindowsPath(name).drive or ".." in path.parts or path.name in ("", "."))
 
 

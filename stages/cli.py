@@ -163,6 +163,9 @@ class GalateaCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         self.config = parser.parse_args(args)
         options = self.config[self.config.subcommand]
+        seed = options.get("seed_everything")
+        if isinstance(seed, int) and not isinstance(seed, bool) and not 0 <= seed < 1 << 32:
+            raise UserError(f"--seed_everything is {shown(seed)}: it must be from 0 to {(1 << 32) - 1}")
         if options.get("weights_only") is False:
             raise UserError("--weights_only false would run what a checkpoint holds: they are read as numbers only")
         options["weights_only"] = True

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from models.documents import parse_yaml
-from models.errors import UserError, shown
+from models.errors import UserError, one_line, shown
 from models.files import resolve
 from stages import slurm
 from stages.arguments import Parser
@@ -101,7 +101,7 @@ def read_pipeline(path: str | os.PathLike[str]) -> Pipeline:
             entry,
             {"name", "stage", "command", "configs", "overrides", "inputs"},
             {"name", "stage", "command"},
-            f"{file}: step {entry.get('name', '?')}",
+            f"{file}: step {one_line(entry.get('name', '?'))[:80]}",
         )
         steps.append(_check_step(Step(**entry), steps, file))
     if not steps:
@@ -125,7 +125,7 @@ def _check_keys(entry: Mapping[str, Any], known: set[str], required: set[str], w
 
 
 def _check_step(step: Step, earlier: Sequence[Step], file: Path) -> Step:
-    where = f"{file}: step {step.name}"
+    where = f"{file}: step {shown(step.name)}" if not isinstance(step.name, str) else f"{file}: step {step.name[:80]}"
     if not isinstance(step.name, str) or not re.fullmatch(r"[A-Za-z0-9][\w-]*", step.name):
         raise UserError(f"{where}: a name has letters, digits, '_' and '-' only")
     names = [s.name for s in earlier]
@@ -143,12 +143,14 @@ def _check_step(step: Step, earlier: Sequence[Step], file: Path) -> Step:
                 raise UserError(f"{where}: {shown(option)} is not an option")
     for option, source in _typed(step.inputs, dict, f"{where}: inputs").items():
         if source not in names:
-            raise UserError(f"{where}: input {option} names {shown(source)}, which is not an earlier step")
+            raise UserError(
+                f"{where}: input {one_line(option)[:80]} names {shown(source)}, which is not an earlier step"
+            )
     return step
 
 
 def _param(name: str, entry: Any, steps: Sequence[str], file: Path) -> Param:
-    where = f"{file}: parameter {name}"
+    where = f"{file}: parameter {one_line(name)[:80]}"
     _typed(entry, dict, where)
     _check_keys(entry, {"type", "default", "help", "sets"}, {"sets"}, where)
     ours = ("out", "launcher", "cluster", "dry_run", "from", "set", "wandb", "help")
@@ -161,7 +163,7 @@ def _param(name: str, entry: Any, steps: Sequence[str], file: Path) -> Param:
     for key in _typed(entry["sets"], list, f"{where}: sets"):
         step, _, option = str(key).partition(".")
         if step not in steps or not option:
-            raise UserError(f"{where}: sets {step}.{option}, but {step!r} is not a step")
+            raise UserError(f"{where}: sets {shown(key)}, but {shown(step)} is not a step")
         sets.append((step, option))
     return Param(
         name,

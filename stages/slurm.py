@@ -134,7 +134,9 @@ class Cluster:
         known = {each.name for each in fields(Resources)}
         given = {**self.common, **self.steps.get(stage, {}), **self.steps.get(step, {})}
         if unknown := sorted(given.keys() - known):
-            raise UserError(f"{self.file}: unknown key {unknown[0]!r}, known are: steps, {', '.join(sorted(known))}")
+            raise UserError(
+                f"{self.file}: unknown key {shown(unknown[0])}, known are: steps, {', '.join(sorted(known))}"
+            )
         resources = Resources(**given)
         if problem := resources.problem():
             raise UserError(f"{self.file}: step {step}: {problem}")

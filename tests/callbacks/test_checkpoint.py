@@ -1,5 +1,6 @@
 """What is kept of a training, what it holds, and which of it a run continues from."""
 
+import os
 import random
 import resource
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytorch_lightning as pl
 import torch
 from torch import nn
 
-from callbacks.checkpoint import LastCheckpoint, checkpoint_to_read, checkpoints, is_intact, step_of
+from callbacks.checkpoint import LAST, LastCheckpoint, checkpoint_to_read, checkpoints, is_intact, set_aside, step_of
 from callbacks.guard import FiniteGuard
 from callbacks.progress import batches_done
 from datamodules.mannequins import MannequinDataModule
@@ -297,3 +298,53 @@ class TestContent:
         assert len(first) == 6 and all(
             a != b for one, two in zip(first, second, strict=True) for a, b in zip(one, two, strict=True)
         )
+
+
+def test_a_disk_without_links(tmp_path, monkeypatch, caplog):
+    """Google's drive, exFAT and SMB: training goes on to its end, and the newest is found by its name."""
+
+    def refused(*_, **__):
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(os, "symlink", refused)
+    caplog.set_level("INFO")
+    train(tmp_path)
+    assert LAST not in names(tmp_path) and "step=24.ckpt" in names(tmp_path)
+    assert checkpoint_to_read(tmp_path / "checkpoints" / LAST).name == "step=24.ckpt"
+    assert caplog.text.count("cannot hold links") == 1
+
+
+def test_an_earlier_run_is_set_aside(tmp_path, caplog):
+    folder = tmp_path / "checkpoints"
+    set_aside(folder)
+    assert not folder.exists() and not caplog.records
+    for number in (1, 2):
+        folder.mkdir()
+        (folder / "step=8.ckpt").write_bytes(bytes([number]))
+        set_aside(folder)
+        kept = tmp_path / f"checkpoints.{number}"
+        assert (kept / "step=8.ckpt").read_bytes() == bytes([number]) and not folder.exists()
+    assert "up to step 8" in caplog.text and str(kept / "step=8.ckpt") in caplog.text
+
+
+def test_a_checkpoint_that_would_run_something(tmp_path):
+    class Poison:
+        def __reduce__(self):
+            return os.system, (f"touch {tmp_path / 'canary'}",)
+
+    torch.save({"state_dict": {}, "x": Poison()}, tmp_path / "x.ckpt")
+    line = ["fit", "--data=tests.stages.toy.ToyData", "--trainer.accelerator=cpu", f"--out={tmp_path / 'out'}"]
+    with pytest.raises(UserError, match="holds more than numbers and names"):
+        cli.run("toy", ToyTraining, [*line, f"--ckpt_path={tmp_path / 'x.ckpt'}"])
+    with pytest.raises(UserError, match="would run what a checkpoint holds"):
+        cli.run("toy", ToyTraining, [*line, f"--ckpt_path={tmp_path / 'x.ckpt'}", "--weights_only=false"])
+    assert not (tmp_path / "canary").exists()
+
+
+def test_no_batch_no_artifact(tmp_path):
+    line = ["fit", "--data=tests.stages.toy.ToyData", "--trainer.accelerator=cpu", f"--out={tmp_path / 'out'}"]
+    with pytest.raises(UserError, match="nothing was trained"):
+        cli.run("toy", ToyTraining, [*line, "--trainer.max_steps=0"])
+    with pytest.raises(UserError, match="nothing was trained"):
+        cli.run("toy", ToyTraining, [*line, "--trainer.limit_train_batches=0"])
+    assert not (tmp_path / "out" / "artifact").exists()

@@ -9,6 +9,7 @@ import re
 import resource
 import shutil
 import struct
+import subprocess
 import sys
 import zlib
 from pathlib import Path
@@ -20,6 +21,7 @@ from PIL import Image
 
 from models import artifact
 from stages import __main__
+from stages.present import texts
 from tests.stages import heads, small
 
 for _name in ("features", "prior", "anchor", "stylize", "present", "orchestrator"):
@@ -313,14 +315,16 @@ def training(tmp_path_factory):
 class TestCheckpoints:
     def test_full_disk(self, training, here, stage):
         """There is room for all but checkpoints: the last one that was whole is kept."""
-        kept = here / "out" / "checkpoints" / "step=0.ckpt"
-        kept.parent.mkdir(parents=True)
-        kept.write_bytes(b"whole")
+        folder = here / "out" / "checkpoints"
+        folder.mkdir(parents=True)
+        (folder / "step=0.ckpt").write_bytes(b"whole")
+        kept = here / "out" / "checkpoints.1" / "step=0.ckpt"  # where that of an earlier run is set aside
         sentence = refusal(here, *training[stage], limit=50_000)
         assert re.fullmatch(
-            rf"cannot write {kept.parent}/step=1.ckpt: File too large \(it takes about \d+\.\d MB\)", sentence
+            rf"cannot write {folder}/step=1.ckpt: File too large \(it takes about \d+\.\d MB\)", sentence
         )
         assert kept.read_bytes() == b"whole" and list(kept.parent.iterdir()) == [kept]
+        assert list(folder.iterdir()) == []
 
     def test_folder_that_is_a_file(self, training, here, stage):
         place = here / "out" / "checkpoints"
@@ -379,3 +383,133 @@ def test_pipeline_on_a_full_disk(here):
     picture(here / "x.png")
     sentence = refusal(here, "run", PIPELINE, "--image=x.png", "--out=out", limit=10)
     assert sentence.startswith("cannot write")
+
+
+# -- what Lightning, YAML and the shell let through ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("accumulate_grad_batches=2", "trainer.accumulate_grad_batches: prior steps its optimisers itself"),
+        ("gradient_clip_val=1.0", "trainer.gradient_clip_val: prior steps its optimisers itself"),
+        ("gradient_clip_algorithm=value", "trainer.gradient_clip_val"),
+        ("precision=bf16-true", "trainer.precision is 'bf16-true': take 32-true, bf16-mixed or 16-mixed"),
+        ("precision=64-true", "trainer.precision is '64-true'"),
+        ("limit_val_batches=1.5", "1.5"),
+        ("limit_train_batches=-1", "-1"),
+        ("overfit_batches=2.5", "2.5"),
+        ("val_check_interval=3.5", "3.5"),
+        ("strategy=nonsense", "nonsense"),
+        ("max_time=soon", "soon"),
+        ("devices=0", "0"),
+        ("devices=x", "x"),
+        ("max_epochs=-3", "-3"),
+        ("num_nodes=0", "num_nodes"),
+        ("plugins=x", "x"),
+        ("profiler=x", "x"),
+    ],
+)
+def test_trainer_options(training, here, option, message):
+    assert message in refusal(here, *training["prior"], f"--trainer.{option}")
+
+
+@pytest.mark.parametrize(
+    ("stage", "option", "message"),
+    [
+        ("prior", "--model.learning_rate=-1", "learning_rate is -1"),
+        ("prior", "--model.learning_rate=.nan", "learning_rate is nan"),
+        ("prior", "--model.discriminator_lr=0", "discriminator_lr is 0"),
+        ("prior", "--model.r1_weight=-5", "r1_weight is -5"),
+        ("prior", "--model.total_images=0", "total_images is 0"),
+        ("prior", "--model.ema_images=.inf", "ema_images is inf"),
+        ("prior", "--data.batch_size=0", "batch_size is 0"),
+        ("prior", "--data.size=0", "size is 0"),
+        ("prior", "--threads=0", "--threads is 0: it must be at least 1"),
+        ("prior", "--seed_everything=-1", "-1"),
+        ("features", "--model.learning_rate=-1", "learning_rate is -1"),
+        ("features", "--model.style_weight=-1", "style_weight is -1"),
+        ("features", "--data.batch_size=0", "batch_size must be at least 1"),
+    ],
+)
+def test_settings_that_cannot_be(training, here, stage, option, message):
+    assert message in refusal(here, *training[stage], option)
+
+
+def test_a_stage_without_a_command(here):
+    assert refusal(here, "anchor") == "galatea anchor needs a command: fit, validate, test, predict; or --help"
+
+
+LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True)
+)
+
+
+@pytest.mark.parametrize(
+    "text", [LAUGHS, "model: &a {x: *a}", "[" * 5000, "model: {steps: " + "9" * 5000 + "}", "\xff\xfe"]
+)
+def test_yaml_bombs(here, text):
+    (here / "x.yaml").write_text(text, encoding="latin-1")
+    (here / "x.png").touch()
+    for arguments in (
+        ["anchor", "fit", "--config=x.yaml"],
+        ["run", "x.yaml"],
+        ["run", PIPELINE, "--image=x.png", "--launcher=slurm", "--cluster=x.yaml", "--dry_run"],
+        ["anchor", "fit", f"--model.search={text}"] if len(text) < 2000 and text.isascii() else ["run", "x.yaml"],
+    ):
+        assert len(refusal(here, *arguments)) < 1000
+
+
+@pytest.mark.parametrize("value", ["{", "[1", "&a [*a]", "[" * 500, "'"])
+def test_values_of_set_that_are_no_yaml(here, value):
+    picture(here / "x.png")
+    assert "--set anchor.model.x is not valid YAML" in refusal(
+        here, "run", PIPELINE, "--image=x.png", "--dry_run", f"--set=anchor.model.x={value}"
+    )
+
+
+def test_what_nobody_has_thought_of(here, monkeypatch):
+    """One line and exit code 1; with --debug all that led to it, in the processes that are started, too."""
+
+    def broken(_):
+        raise ZeroDivisionError("a number\x1b[31m\nis zero")
+
+    monkeypatch.setattr("stages.world.main", broken)
+    code, text = galatea(here, "world")
+    assert code == 1 and text == ("galatea: error: ZeroDivisionError: a number\\x1b[31m is zero; --debug shows where\n")
+    for arguments in (("--debug", "world"), ("world", "--debug")):
+        code, text = galatea(here, *arguments)
+        assert code == 1 and "Traceback" in text
+
+
+@pytest.mark.parametrize("closed", ["1", "2", "0", "1 2"])
+def test_streams_that_are_closed(here, closed):
+    """As under cron: work is done, and nothing that is opened meanwhile becomes a stream."""
+    command = f"{sys.executable} -m stages world --size 16 --out out.png " + " ".join(f"{n}>&-" for n in closed.split())
+    done = subprocess.run(["bash", "-c", command], env={**os.environ, "PYTHONPATH": os.getcwd()}, cwd=here, timeout=100)
+    assert done.returncode == 0 and (here / "out.png").stat().st_size > 100
+
+
+def test_a_terminal_that_knows_latin_letters_only(here):
+    environment = {**os.environ, "PYTHONIOENCODING": "latin-1", "PYTHONPATH": os.getcwd()}
+    command = [sys.executable, "-m", "stages", "world", "--size=16", "--out=输出.png"]
+    done = subprocess.run(command, env=environment, cwd=here, capture_output=True, timeout=100)
+    assert done.returncode == 0 and b"wrote ??.png" in done.stdout
+
+
+def test_ids_that_look_like_numbers():
+    assert texts("[00012]") == ["00012"] and texts("[1e5, 'x']") == ["1e5", "x"] and texts("00012") == ["00012"]
+    assert texts('["00012",true]') == ["00012", "true"] and texts(["ann"]) == ["ann"] and texts(None) is None
+    assert texts("[]") == []
+
+
+def test_an_item_that_looks_like_a_number(tmp_path_factory, here):
+    folder = tmp_path_factory.mktemp("numbers")
+    heads.stylised(folder, ids=("00012", "1e5"))
+    options = ["--model.frames=2", "--model.scale=1", "--model.video_size=32", "--model.tile=32", "--model.mesh_size=0"]
+    line = ["present", "predict", f"--model.result.path={folder / 'stylize'}", *options, *TRAINER]
+    for number, items in enumerate(("[00012]", "[1e5]", "00012")):
+        code, text = galatea(here, *line, f"--out={number}", f"--model.items={items}")
+        assert code == 0, text
+    (here / "new").mkdir()
+    assert "has no item '7', it has: 00012, 1e5" in refusal(here / "new", *line, "--model.items=7")
