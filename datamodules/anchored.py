@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import pytorch_lightning as pl
 
@@ -34,7 +35,7 @@ class AnchoredArtworks(pl.LightningDataModule):
             anchors = source.module("anchors")
             if not isinstance(anchors, AnchorSet):
                 raise UserError(f"{self.path} is not the result of galatea anchor")
-            styles = {entry["id"]: entry.get("style") for entry in source.extra.get("items", [])}
+            styles = _styles(source.extra.get("items"))
             self._items = [
                 Artwork(
                     id=identity,
@@ -52,3 +53,10 @@ class AnchoredArtworks(pl.LightningDataModule):
 
     def train_dataloader(self) -> Iterable[int]:
         return self.steps
+
+
+def _styles(entries: Any) -> dict[str, str | None]:
+    """Names of styles by id, where the artifact tells them."""
+    if not isinstance(entries, list) or not all(isinstance(e, dict) and isinstance(e.get("id"), str) for e in entries):
+        return {}
+    return {e["id"]: e["style"] for e in entries if isinstance(e.get("style"), str)}

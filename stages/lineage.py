@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from models.errors import UserError
+from models.errors import UserError, printable
 from models.files import ROOT, resolve, sha256
 from models.manifest import MANIFEST, manifest_id, read_manifest
 from stages.arguments import Parser
@@ -195,4 +195,4 @@ def main(arguments: Sequence[str]) -> None:
     if _artifact(path) is None and (path / PLAN).exists():  # the last step of a pipeline that has a result
         path = next((path / name for name in reversed(read_plan(path)) if _artifact(path / name)), path)
     tree = lineage(path)
-    print(json.dumps(asdict(tree), indent=1) if options.json else "\n".join(_lines(tree, set())))
+    print(json.dumps(asdict(tree), indent=1) if options.json else "\n".join(map(printable, _lines(tree, set()))))

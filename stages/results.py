@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import NoReturn
 
-from models.errors import UserError
+from models.errors import UserError, printable
 from models.files import atomic_write
 from models.metrics.records import FILE, holds_records, read_records
 from models.metrics.table import COLUMNS, cells, markdown, summarise
@@ -61,11 +61,12 @@ def main(arguments: Sequence[str]) -> None:
 def _print(table: Sequence[Sequence[str]]) -> None:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     kept = [i for i in range(len(COLUMNS)) if any(line[i] for line in table)]
     shown = Table(*(COLUMNS[i] for i in kept), caption="* the interval of the difference excludes 0")
     for line in table:
-        shown.add_row(*(line[i] for i in kept))
+        shown.add_row(*(Text(printable(line[i])) for i in kept))  # names in files are not markup
     console = Console()
     if not console.is_terminal:  # a pipe or a file has no width: never wrap there
         console = Console(width=240)

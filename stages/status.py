@@ -10,7 +10,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from models.errors import UserError, one_line
+from models.errors import UserError, one_line, printable
 from models.files import read_json
 from stages.arguments import Parser
 from stages.jobs import ACTIVE, Entry, Job, query, read_plan
@@ -167,4 +167,4 @@ def main(arguments: Sequence[str]) -> None:
     table = rows(out)
     wide = max(len(row.name) for row in table)
     for row in table:
-        print(f"{row.name:<{wide}}  {row.state:<9}  {row.detail}".rstrip())
+        print(printable(f"{row.name:<{wide}}  {row.state:<9}  {row.detail}".rstrip()))

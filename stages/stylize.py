@@ -512,7 +512,7 @@ class StylizeStage(PerArtworkStage[StyleState]):
             media[f"stylised_{identity}.png"] = folder / "stylised.png"
             media[f"reference_{identity}.png"] = source.media(f"reference_{identity}.png")
         deltas = [name for name in modules if name.startswith("stylised.")]
-        items = [entry for entry in source.extra.get("items", []) if entry["id"] in ids]
+        items = [entry for entry in source.extra.get("items", []) if isinstance(entry, dict) and entry.get("id") in ids]
         return {
             "modules": modules,
             "media": media,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from models.documents import parse_json
-from models.errors import UserError, one_line
+from models.errors import UserError, one_line, printable
 from stages.arguments import Parser
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def _import(options: Namespace) -> None:
         ],
         extra={"family": chosen.name, "found": converted.found, "settings": settings, **converted.extra},
     )
-    print(f"{chosen.name}: {converted.found}")
+    print(printable(f"{chosen.name}: {converted.found}"))
     _print_modules(written, converted.modules)
     print(f"licence: {chosen.licence} ({chosen.origin})\nwrote {options.out}")
 
@@ -165,7 +165,7 @@ def _export(options: Namespace) -> None:
     loaded = artifact.load(options.artifact)
     if loaded.stage != "zoo":
         raise UserError(f"{options.artifact} was not imported: stage {loaded.stage} wrote it")
-    chosen = family(loaded.extra["family"])
+    chosen = family(str(loaded.extra.get("family")))
     if Path(options.out).suffix == ".pkl":
         raise UserError(
             f"{options.out}: a .pkl of EG3D's is a network with its source text, which its own loader runs; what is "
@@ -176,7 +176,8 @@ def _export(options: Namespace) -> None:
     content = chosen.export({name: cast("Configurable", loaded.module(name)) for name in loaded.manifest["modules"]})
     with atomic_write(options.out) as temporary, open(temporary, "wb") as stream:
         torch.save(content, stream)
-    print(f"wrote {options.out}: {chosen.name}, {loaded.extra['found']}\nlicence: {loaded.licence}")
+    print(printable(f"wrote {options.out}: {chosen.name}, {loaded.extra.get('found')}"))
+    print(printable(f"licence: {loaded.licence}"))
 
 
 def _parity(options: Namespace) -> None:
@@ -217,7 +218,7 @@ def _print(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
 
     table = Table(*columns)
     for row in rows:
-        table.add_row(*map(escape, row))
+        table.add_row(*(escape(printable(cell)) for cell in row))
     console = Console()
     if not console.is_terminal:  # a pipe or a file has no width: never wrap there
         console = Console(width=240)

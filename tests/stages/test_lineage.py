@@ -127,3 +127,10 @@ def test_refusals(tmp_path, place, match):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=match):
         lineage.main([str(tmp_path / place)] if place else ["--yaml"])
+
+
+def test_what_a_terminal_would_obey_is_spelled_out(tmp_path, capsys):
+    artifact.save(tmp_path / "a", stage="prior\x1b[2J\nforged line", parents={})
+    lineage.main([str(tmp_path / "a")])
+    text = capsys.readouterr().out
+    assert "\x1b" not in text and text.count("\n") == 1 and r"prior\x1b[2J\nforged line" in text

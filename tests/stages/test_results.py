@@ -59,3 +59,11 @@ def test_one_sentence_for_what_is_wrong(runs, options, message):
 def test_nothing_there(tmp_path):
     with pytest.raises(UserError, match=r"no metrics\.csv of a test"):
         main([str(tmp_path)])
+
+
+def test_names_of_variants_are_text(tmp_path, capsys):
+    record = Record("p", "1", "test", "a", "", 0, "[red]x[/]\x1b[31m", "", "psnr", 1.0)
+    write_records(tmp_path / "metrics.csv", [record])
+    main([str(tmp_path)])
+    text = capsys.readouterr().out
+    assert r"[red]x[/]\x1b[31m" in text and "\x1b" not in text
