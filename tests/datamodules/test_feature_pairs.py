@@ -62,3 +62,16 @@ def test_kept_on_disk(tmp_path):
 def test_needs_subjects(tmp_path):
     with pytest.raises(UserError, match="train_subjects must be at least 1"):
         FeaturePairs(str(tmp_path), train_subjects=0).prepare_data()
+
+
+@pytest.mark.parametrize("damage", [b"", b"x", None], ids=["empty", "none", "cut"])
+def test_what_is_damaged_is_drawn_again(tmp_path, monkeypatch, caplog, damage):
+    data = FeaturePairs(str(tmp_path), size=24, train_subjects=1, val_subjects=1, test_subjects=1, compiled=False)
+    drawn = {"image": np.zeros((6, 3, 24, 24), np.uint8), "style": np.zeros(6, np.uint8)}
+    monkeypatch.setattr("datamodules.feature_pairs.draw_subject", lambda *_, **__: drawn)
+    data.prepare_data()
+    file = data.file("val")
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2] if damage is None else damage)
+    data.prepare_data()
+    assert len(data.dataset("val")) == 1 and caplog.text.count("is damaged: its pictures are drawn again") == 1

@@ -295,6 +295,10 @@ class TestCache:
         with pytest.warns(UserWarning, match="no readable manifest"):
             self.build(tmp_path)
         assert json.loads((folder / "manifest.json").read_text())["config"]["subjects"] == 2
+        for text in ("[]", "7", '{"config": {}}', "[" * 100_000, '{"config": null, "files": []}'):
+            (folder / "manifest.json").write_text(text)
+            with pytest.warns(UserWarning, match="damaged"):
+                self.build(tmp_path)
 
     def test_the_key_covers_the_content(self) -> None:
         keys = {replace(self.config, **change).key for change in ({}, {"first": 1}, {"seed": 1}, {"size": 17})}

@@ -209,3 +209,26 @@ def test_the_code_version_counts(monkeypatch):
 def test_shipped_pipelines_are_valid():
     for file in (steps.ROOT / "configs" / "pipelines").glob("*.yaml"):
         assert read_pipeline(file).steps
+
+
+def test_of_a_folder_counts_what_readers_read(tmp_path, monkeypatch):
+    """A folder may be a whole disk: only its pictures and lists are read."""
+    for name in ("a.png", "sub/b.JPG", "dataset.json"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("x")
+    before = hashing.path_hash(tmp_path)
+    (tmp_path / "film.mkv").write_text("x" * 100)
+    read = []
+    monkeypatch.setattr(hashing, "sha256", lambda path: read.append(path.name) or "0")
+    hashing.path_hash(tmp_path)
+    assert sorted(read) == ["a.png", "b.JPG", "dataset.json"]
+    monkeypatch.undo()
+    assert hashing.path_hash(tmp_path) == before
+    (tmp_path / "sub" / "b.JPG").write_text("y")
+    assert hashing.path_hash(tmp_path) != before
+
+
+def test_a_dry_run_of_something_new_reads_no_input(place, monkeypatch):
+    monkeypatch.setattr(steps, "command_hash", None)
+    options = [f"--image={place / 'image.png'}", f"--out={place / 'elsewhere'}", "--dry_run"]
+    orchestrator.main([str(place / "pipeline.yaml"), *options])
