@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import pickle
 import queue
 import secrets
 import subprocess
@@ -37,7 +36,7 @@ class Dashboard(Logger):
         save_dir: W&B writes to ``save_dir/wandb``.
         project, name, group, job_type: of the run.
         id: of a run to go on with; a new one by default.
-        offline: write files only; by default when there is no key for the server.
+        offline: write files only, which is done anyway when there is no key for the server.
         config: the run's configuration.
         size: of the queue, records.
         patience_s: seconds that the end of a run may take.
@@ -169,7 +168,7 @@ def _hand_on(records: queue.Queue[Any], pipe: IO[bytes]) -> None:
     try:
         with pipe:
             while (record := records.get()) is not None:
-                pickle.dump(record, pipe)
+                pipe.write(json.dumps(record, default=str).encode() + b"\n")
                 pipe.flush()
     except OSError:
         log.warning("W&B has ended unexpectedly: training goes on without it")

@@ -1,22 +1,20 @@
 """A W&B run in a process of its own, as :class:`callbacks.dashboard.Dashboard` starts it.
 
-Standard input brings pickled pairs (method of :class:`Run`, its arguments) until it ends. What fails is counted and
-told once; nothing of it reaches the training. Imports nothing of ours, so that it starts fast.
+Standard input brings pairs (method of :class:`Run`, its arguments) until it ends, a line of JSON each. What fails is
+counted and told once; nothing of it reaches the training. Imports nothing of ours, so that it starts fast.
 """
 
 from __future__ import annotations
 
 import csv
-import netrc
+import json
 import os
-import pickle
 import signal
 import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 ALONE_S = 60  # seconds to end a run whose training has died
 os.environ.setdefault("GIT_OPTIONAL_LOCKS", "0")  # git status, killed, would leave its lock in the repository
@@ -29,7 +27,7 @@ class Run:
 
     Args:
         source: repository whose commit goes to the run's configuration.
-        offline: write to ``dir`` only; ``None`` when there is no key for the server.
+        offline: write to ``dir`` only; done anyway when there is no key for the server, or no network.
         pid: process whose memory and GPUs the system charts show.
         config: the run's configuration.
         options: of ``wandb.init``.
@@ -42,9 +40,7 @@ class Run:
         Path(options["dir"]).mkdir(parents=True, exist_ok=True)  # or W&B writes elsewhere
         options["config"] = {**config, "git": git_state(source)}
         options["settings"] = wandb.Settings(console="off", x_stats_pid=pid)
-        if offline is None:
-            offline = "WANDB_MODE" not in os.environ and not has_key(wandb.setup().settings)
-        try:
+        try:  # W&B alone knows its server and the key for it: environment, settings and netrc files, identity tokens
             self.run = wandb.init(mode="offline" if offline else None, **options)
         except wandb.Error as error:
             print(f"W&B: {first_line(error)}; the run is kept offline, 'wandb sync' sends it", flush=True)
@@ -87,19 +83,6 @@ class Run:
         self.run.finish(exit_code=exit_code)
 
 
-def has_key(settings: Any) -> bool:
-    """Whether there is a key for the server that W&B itself would go to: set, or kept by ``wandb login``.
-
-    Args:
-        settings: W&B's, from the environment and its files.
-    """
-    host = urlsplit(settings.base_url).hostname or ""
-    try:
-        return bool(settings.api_key) or netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
-    except (OSError, netrc.NetrcParseError):
-        return False
-
-
 def git_state(source: str) -> dict[str, Any] | None:
     """Commit, and whether files differ from it; ``None`` where ``source`` is not a repository."""
 
@@ -130,12 +113,10 @@ def main() -> None:
     """Do what standard input says until it ends."""
     run: Run | None = None
     ended, failed, total = False, 0, 0
-    while True:
-        try:
-            method, arguments = pickle.load(sys.stdin.buffer)
-        except EOFError:
+    for total, line in enumerate(sys.stdin.buffer, 1):  # noqa: B007 - its last value is told
+        if not line.endswith(b"\n"):  # whoever told us has died
             break
-        total += 1
+        method, arguments = json.loads(line)
         try:
             if method == "start":
                 run = Run(**arguments)

@@ -5,16 +5,18 @@ import logging
 import os
 import signal
 import statistics
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from itertools import pairwise
-from types import SimpleNamespace
 
 import pytest
 import pytorch_lightning as pl
 
 from callbacks import dashboard
 from callbacks.dashboard import Dashboard
-from callbacks.dashboard_process import git_state, has_key
+from callbacks.dashboard_process import git_state
+from models.files import ROOT
 from tests.stages.toy import ToyData, ToyTraining
 
 # Stands in for the package: writes what it is told to a file, or behaves as WANDB_BEHAVES says.
@@ -42,16 +44,12 @@ class Artifact:
     def __init__(self, name, kind, metadata): self.words = [name, kind, metadata]
     def add_reference(self, uri, checksum): self.words += [uri, checksum]
 def teardown(): tell("teardown")
-class Setup:
-    class settings:
-        base_url = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
-        api_key = os.environ.get("WANDB_API_KEY")
-def setup(): return Setup
 def Settings(**options): return options
 def Image(path): return "image " + path
 def Video(path, format): return "video " + path
 def Table(columns, data): return [columns, *data]
 def init(mode, **options):
+    if not os.environ.get("WANDB_API_KEY") and mode != "offline": raise Error("no key for your server")
     if os.environ["WANDB_BEHAVES"] == "unreachable" and mode != "offline": raise Error("timed out")
     tell("init", mode, options)
     return Run()
@@ -63,9 +61,8 @@ def told(tmp_path, monkeypatch):
     """Puts the stand-in in the place of W&B; returns what it was told, once the run is over."""
     (tmp_path / "fake").mkdir()
     (tmp_path / "fake" / "wandb.py").write_text(FAKE)
-    for name in ("WANDB_API_KEY", "WANDB_MODE"):
-        monkeypatch.delenv(name, raising=False)
-    values = {"PYTHONPATH": tmp_path / "fake", "WANDB_TOLD": tmp_path / "told", "HOME": tmp_path}
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    values = {"PYTHONPATH": tmp_path / "fake", "WANDB_TOLD": tmp_path / "told", "WANDB_API_KEY": "k" * 40}
     for name, value in {**values, "WANDB_BEHAVES": ""}.items():
         monkeypatch.setenv(name, str(value))
     return lambda: [json.loads(line) for line in (tmp_path / "told").read_text().splitlines()]
@@ -88,7 +85,7 @@ def test_everything_arrives_in_order(told, tmp_path, warnings):
     board.log_artifact(tmp_path, "anchor", {"id": "34"})
     board.finalize("success")
     (_, mode, options), *rest = told()
-    assert mode == "offline" and options["dir"] == str(tmp_path / "out") and (tmp_path / "out").is_dir()
+    assert mode is None and options["dir"] == str(tmp_path / "out") and (tmp_path / "out").is_dir()
     expected = {"project": "heads", "name": "toon/anchor", "group": "toon", "job_type": "anchor", "id": "abc"}
     assert expected.items() <= options.items() and options["settings"]["x_stats_pid"] == os.getpid()
     assert options["config"]["path"] == str(tmp_path) and options["config"]["git"]["commit"]
@@ -105,7 +102,6 @@ def test_everything_arrives_in_order(told, tmp_path, warnings):
 
 
 def test_online_with_a_key_and_offline_without_a_network(told, tmp_path, monkeypatch, warnings):
-    monkeypatch.setenv("WANDB_API_KEY", "k" * 40)
     for behaviour in ("", "unreachable"):
         monkeypatch.setenv("WANDB_BEHAVES", behaviour)
         board = Dashboard(tmp_path)
@@ -211,20 +207,45 @@ def test_it_outlives_whoever_logs_only_to_end_the_run(told, tmp_path):
     assert told()[-1] == ["finish", 1]
 
 
-def test_keys_and_commits(tmp_path, monkeypatch):
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    monkeypatch.delenv("WANDB_BASE_URL", raising=False)
-    settings = SimpleNamespace(base_url="https://wandb.example:8080/x", api_key=None)
-    assert not has_key(settings) and git_state(str(tmp_path)) is None
-    (tmp_path / ".netrc").write_text("machine wandb.example login user password " + "k" * 40)
-    (tmp_path / ".netrc").chmod(0o600)
-    assert has_key(settings)
-    settings.base_url = "https://another.example"  # a key of one server is none of another
-    assert not has_key(settings)
-    (tmp_path / "kept").write_text("machine another.example login user password " + "k" * 40)
-    monkeypatch.setenv("NETRC", str(tmp_path / "kept"))
-    assert has_key(settings)
-    monkeypatch.delenv("NETRC")
-    settings.api_key = "k" * 40
-    assert has_key(settings)
+def test_offline_without_a_key(told, tmp_path, monkeypatch, warnings):
+    """W&B is asked, which alone knows its server and where the key for that is kept."""
+    monkeypatch.delenv("WANDB_API_KEY")
+    board = Dashboard(tmp_path)
+    board.log_metrics({"loss": float("nan")}, 0)
+    board.finalize("success")
+    assert [words[1] for words in told() if words[0] == "init"] == ["offline"] and told()[-1] == ["finish", 0]
+    assert warnings() == ["W&B: Error: no key for your server; the run is kept offline, 'wandb sync' sends it"]
+
+
+@pytest.mark.parametrize("kept", ["machine 127.0.0.1:{port} login user password {key}", None])
+def test_the_key_of_the_server_that_is_used(tmp_path, monkeypatch, warnings, kept):
+    """The package itself: it asks the server that is set with the key kept for it, and nobody without one."""
+    asked = []
+
+    class Refuse(BaseHTTPRequestHandler):
+        def do_POST(self):
+            asked.append(self.path)
+            self.send_error(401)
+
+        def log_message(self, *_):
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Refuse)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    port = server.server_address[1]
+    (tmp_path / "netrc").write_text(kept.format(port=port, key="k" * 40) if kept else "")
+    values = {"NETRC": tmp_path / "netrc", "HOME": tmp_path, "WANDB_INIT_TIMEOUT": 5}
+    for name, value in {**values, "WANDB_BASE_URL": f"http://127.0.0.1:{port}"}.items():
+        monkeypatch.setenv(name, str(value))
+    for name in ("WANDB_API_KEY", "WANDB_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    board = Dashboard(tmp_path)
+    board.log_metrics({"loss": 1.0}, 0)
+    board.finalize("success")
+    server.shutdown()
+    assert bool(asked) == bool(kept) and len(list(tmp_path.glob("wandb/offline-run-*"))) == 1
+    assert any("the run is kept offline" in line for line in warnings())
+
+
+def test_commits(tmp_path):
+    assert git_state(str(tmp_path)) is None and git_state(str(ROOT))["commit"]

@@ -1,10 +1,13 @@
 """What ``--wandb`` leaves in an offline run folder, read back from it."""
 
 import functools
+import importlib.util
 import json
 import os
 import signal
 import struct
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -14,6 +17,7 @@ from wandb.proto.wandb_internal_pb2 import Record
 
 from callbacks.dashboard import Dashboard
 from models import artifact
+from models.errors import UserError
 from models.version import VERSION
 from stages import cli
 from stages.anchor import AnchorStage
@@ -21,7 +25,7 @@ from stages.jobs import Entry, write_plan
 from stages.present import PresentStage
 from tests.stages import heads, small
 from tests.stages.processes import galatea
-from tests.stages.toy import ToyPerArtwork
+from tests.stages.toy import ToyPerArtwork, ToyTraining
 
 BLOCK = 32768
 FULL, FIRST, MIDDLE, LAST = range(1, 5)
@@ -174,3 +178,20 @@ def test_no_network(tmp_path, monkeypatch):
     galatea(*small.lines(tmp_path)["anchor"], f"--out={tmp_path / 'out'}", "--wandb")
     _, _, history = logged(tmp_path / "out")  # offline
     assert history["final/perceptual"] == [artifact.load(tmp_path / "out").metrics["perceptual"]]
+
+
+def test_without_the_package(tmp_path, monkeypatch):
+    """W&B is an extra: what asks for it is told so before any work, all else goes without."""
+    spec = importlib.util.find_spec
+    monkeypatch.setattr(cli.importlib.util, "find_spec", lambda name, *a: None if name == "wandb" else spec(name, *a))
+    line = ["fit", "--data=tests.stages.toy.ToyData", "--trainer.accelerator=cpu", "--trainer.devices=1"]
+    with pytest.raises(UserError, match="--wandb needs the package wandb, which is not installed: pip install wandb"):
+        cli.run("toy", ToyTraining, [*line, f"--out={tmp_path / 'out'}", "--wandb"])
+    assert not (tmp_path / "out" / "artifact").exists()
+    cli.run("toy", ToyTraining, [*line, f"--out={tmp_path / 'out'}"])
+    assert list((tmp_path / "out" / "checkpoints").glob("step=*.ckpt"))
+
+
+def test_errors_are_not_reported_to_anybody():
+    code = "import os, callbacks.dashboard_process; print(os.environ['WANDB_ERROR_REPORTING'])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "false\n"
