@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import logging
 import math
 import os
+import pickle
 import re
 import shutil
 import zipfile
@@ -14,11 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
+from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
 
 from callbacks.progress import batches_done
-from models.errors import UserError
+from models.errors import UserError, one_line
 from models.files import atomic_write, os_errors
 
 log = logging.getLogger(__name__)
@@ -39,6 +43,8 @@ class LastCheckpoint(pl.Callback):
     their own end, the last of an epoch too: resumed from the end of an epoch that had no validation, Lightning loses
     the next one.
 
+    A run that does not go on from a checkpoint in its folder leaves those that are there alone: see :func:`set_aside`.
+
     Raises:
         UserError: when a checkpoint cannot be written; those before are untouched.
     """
@@ -52,6 +58,16 @@ class LastCheckpoint(pl.Callback):
         self._best: float | None = None
         self._is_due = self._is_best = False  # what is saved next
         self._said = False  # that there are no links
+
+    def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            trainer.strategy.checkpoint_io = CheckpointFiles()
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        folder, start = folder_of(trainer), trainer.ckpt_path
+        goes_on = start is not None and Path(start).resolve().parent == folder.resolve()
+        if trainer.is_global_zero and not goes_on and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            set_aside(folder)
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         loop = trainer.fit_loop
@@ -103,8 +119,7 @@ class LastCheckpoint(pl.Callback):
         self._is_best = False
 
     def _write(self, trainer: pl.Trainer, file: Path) -> None:
-        with atomic_write(file) as temporary:
-            trainer.save_checkpoint(temporary, weights_only=False)
+        trainer.save_checkpoint(file, weights_only=False)
         others = [other for other in checkpoints(file.parent) if other != file]
         after = [other for other in others if step_of(other) > step_of(file)]  # of a run that went on from before them
         for other in [*after, *others[len(after) + self.keep - 1 :]]:
@@ -118,6 +133,32 @@ class LastCheckpoint(pl.Callback):
             if not self._said:
                 log.info("%s cannot hold links: there is no %s, --ckpt_path last finds the newest", link.parent, LAST)
             self._said = True
+
+
+class CheckpointFiles(TorchCheckpointIO):
+    """How checkpoints become files, and come out of them, as numbers and names alone.
+
+    Lightning's own way puts them into the system's temporary folder first, which may be small, and moves them from
+    there with their permissions, which some disks have none of.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        buffer = io.BytesIO()  # torch's own errors hide those of the disk
+        torch.save(checkpoint, buffer)
+        with atomic_write(path) as temporary:
+            temporary.write_bytes(buffer.getbuffer())
+
+    def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = None) -> dict[str, Any]:
+        try:
+            found = torch.load(path, map_location, weights_only=True)
+        except pickle.UnpicklingError as error:
+            text = f"{path} holds more than numbers and names, nothing of it was run: {one_line(error)[:200]}"
+            raise UserError(text) from error
+        except RuntimeError as error:  # another kind of zip
+            raise UserError(f"{path} is not a checkpoint: {one_line(error)[:200]}") from error
+        if not isinstance(found, dict) or not {"state_dict", "pytorch-lightning_version"} <= found.keys():
+            raise UserError(f"{path} is not a checkpoint of a training, though it may hold weights")
+        return found
 
 
 def _ends(trainer: pl.Trainer) -> bool:
@@ -143,7 +184,7 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def set_aside(folder: Path) -> None:
-    """Rename a folder with checkpoints of an earlier run: one that starts from nothing must not take their places.
+    """Rename a folder with checkpoints, before another run saves its own there, which would take their places.
 
     Raises:
         UserError: when it cannot be renamed.
@@ -156,8 +197,8 @@ def set_aside(folder: Path) -> None:
         os.rename(folder, place)
     step = f", up to step {step_of(kept[0])}," if kept else ""
     log.warning(
-        "this run starts from nothing: the checkpoints of an earlier one%s are kept in %s; --ckpt_path last, or "
-        "--ckpt_path %s, would have continued it",
+        "this run does not go on from the checkpoints in its folder: those of an earlier one%s are kept in %s; "
+        "--ckpt_path last would have continued it, --ckpt_path %s still does",
         *(step, place, place / (kept[0].name if kept else BEST)),
     )
 

@@ -25,7 +25,7 @@ from pytorch_lightning.profilers import AdvancedProfiler, PyTorchProfiler, Simpl
 from pytorch_lightning.utilities import rank_zero_only
 
 from callbacks.artifact import ExportArtifact
-from callbacks.checkpoint import BEST, LAST, LastCheckpoint, checkpoint_to_read, set_aside
+from callbacks.checkpoint import BEST, LAST, LastCheckpoint, checkpoint_to_read
 from callbacks.compiler import Compile
 from callbacks.dashboard import Dashboard
 from callbacks.guard import FiniteGuard
@@ -174,6 +174,9 @@ class GalateaCLI(LightningCLI):
             path = Path(options["out"]) / "checkpoints" / name if name else Path(path)
             options["ckpt_path"] = str(checkpoint_to_read(path))
 
+    def _parse_ckpt_path(self) -> None:
+        """Nothing: Lightning's lets a checkpoint's own ``hyper_parameters`` replace options, classes among them."""
+
     def _option(self, key: str) -> Any:
         return self.config[self.subcommand][key]
 
@@ -200,9 +203,6 @@ class GalateaCLI(LightningCLI):
         out = Path(self._option("out")).absolute()
         if self._option("shard") is None:
             rank_zero_only(sweep)(out)  # no rank writes before all have met; other shards may
-        anew = self.subcommand == "fit" and not self._option("ckpt_path") and not given["fast_dev_run"]
-        if anew and not self.model.resumes_itself:
-            rank_zero_only(set_aside)(out / "checkpoints")
         kwargs |= {
             # LastCheckpoint does it; Lightning's own is for those who ask for best-of-k copies.
             "enable_checkpointing": any(isinstance(c, ModelCheckpoint) for c in _as_list(given["callbacks"])),

@@ -3,6 +3,9 @@
 import os
 import random
 import resource
+import shutil
+import tempfile
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +14,7 @@ import pytorch_lightning as pl
 import torch
 from torch import nn
 
-from callbacks.checkpoint import LAST, LastCheckpoint, checkpoint_to_read, checkpoints, is_intact, set_aside, step_of
+from callbacks.checkpoint import LAST, LastCheckpoint, checkpoint_to_read, checkpoints, is_intact, step_of
 from callbacks.guard import FiniteGuard
 from callbacks.progress import batches_done
 from datamodules.mannequins import MannequinDataModule
@@ -68,7 +71,7 @@ def train(out, module=None, resume=False, data=None, callbacks=(), **options):
     torch.manual_seed(0)
     module = module or Everything()
     trainer = tiny.trainer(out, max_epochs=2, callbacks=[LastCheckpoint(5, keep=3), *callbacks], **options)
-    path = checkpoint_to_read(out / "checkpoints" / "last.ckpt") if resume else None
+    path = checkpoint_to_read(out / "checkpoints" / ("last.ckpt" if resume is True else resume)) if resume else None
     trainer.fit(module, datamodule=data or ToyData(), ckpt_path=path, weights_only=True)
     return module
 
@@ -182,8 +185,8 @@ def test_one_that_is_named_must_be_whole(stopped):
 
 def test_those_after_where_a_run_went_on_are_gone(stopped):
     """Whoever goes back to step 10 does not find step 15 of the other branch as the newest."""
-    train(stopped.parent, max_steps=11, callbacks=[], resume=False)
-    assert names(stopped.parent) == ["step=11.ckpt", "step=10.ckpt", "step=5.ckpt"]
+    train(stopped.parent, max_steps=11, resume="step=10.ckpt")
+    assert names(stopped.parent) == ["step=11.ckpt", "step=10.ckpt"]
 
 
 def test_full_disk(stopped):
@@ -314,31 +317,76 @@ def test_a_disk_without_links(tmp_path, monkeypatch, caplog):
     assert caplog.text.count("cannot hold links") == 1
 
 
-def test_an_earlier_run_is_set_aside(tmp_path, caplog):
-    folder = tmp_path / "checkpoints"
-    set_aside(folder)
-    assert not folder.exists() and not caplog.records
+@pytest.mark.parametrize("start", [None, "elsewhere/step=5.ckpt"])
+def test_checkpoints_that_a_run_does_not_go_on_from_are_set_aside(tmp_path, stopped, caplog, start):
+    """Begun from nothing, or from another run: what the folder held would else be taken for older or newer saves."""
+    if start:
+        (tmp_path / "elsewhere").mkdir()
+        start = shutil.copy(stopped / "step=10.ckpt", tmp_path / start)
+    before = {file.name: file.read_bytes() for file in stopped.iterdir()}
     for number in (1, 2):
-        folder.mkdir()
-        (folder / "step=8.ckpt").write_bytes(bytes([number]))
-        set_aside(folder)
+        trainer = tiny.trainer(tmp_path, max_steps=12, callbacks=[LastCheckpoint(5)])
+        trainer.fit(Everything(), datamodule=ToyData(), ckpt_path=start)
         kept = tmp_path / f"checkpoints.{number}"
-        assert (kept / "step=8.ckpt").read_bytes() == bytes([number]) and not folder.exists()
-    assert "up to step 8" in caplog.text and str(kept / "step=8.ckpt") in caplog.text
+        if number == 1:
+            assert {file.name: file.read_bytes() for file in kept.iterdir()} == before
+            assert "up to step 15, are kept in" in caplog.text and str(kept / "step=15.ckpt") in caplog.text
+        assert names(tmp_path)[0] == "step=12.ckpt"
+    assert checkpoints(kept)[0].name == "step=12.ckpt"
 
 
-def test_a_checkpoint_that_would_run_something(tmp_path):
+def test_a_disk_without_permissions(tmp_path, monkeypatch):
+    def refused(*_, **__):
+        raise OSError(95, "Operation not supported")
+
+    for name in ("chmod", "link", "utime", "setxattr"):
+        monkeypatch.setattr(os, name, refused)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))  # nor is there room in the system's folder
+    train(tmp_path)
+    assert names(tmp_path)[0] == "step=24.ckpt"
+
+
+def run(out, checkpoint, *options):
+    line = ["fit", "--data=tests.stages.toy.ToyData", "--trainer.accelerator=cpu", "--trainer.devices=1"]
+    cli.run("toy", ToyTraining, [*line, "--trainer.max_steps=4", f"--out={out}", f"--ckpt_path={checkpoint}", *options])
+
+
+def test_a_checkpoint_that_would_run_something(tmp_path, stopped):
     class Poison:
         def __reduce__(self):
             return os.system, (f"touch {tmp_path / 'canary'}",)
 
-    torch.save({"state_dict": {}, "x": Poison()}, tmp_path / "x.ckpt")
-    line = ["fit", "--data=tests.stages.toy.ToyData", "--trainer.accelerator=cpu", f"--out={tmp_path / 'out'}"]
-    with pytest.raises(UserError, match="holds more than numbers and names"):
-        cli.run("toy", ToyTraining, [*line, f"--ckpt_path={tmp_path / 'x.ckpt'}"])
+    torch.save({"state_dict": {}, "x": Poison()}, stopped / "x.ckpt")
+    before = {file.name: file.read_bytes() for file in stopped.iterdir()}
+    with pytest.raises(UserError, match=r"x\.ckpt holds more than numbers and names"):
+        run(tmp_path, stopped / "x.ckpt")
     with pytest.raises(UserError, match="would run what a checkpoint holds"):
-        cli.run("toy", ToyTraining, [*line, f"--ckpt_path={tmp_path / 'x.ckpt'}", "--weights_only=false"])
+        run(tmp_path, stopped / "x.ckpt", "--weights_only=false")
     assert not (tmp_path / "canary").exists()
+    assert {file.name: file.read_bytes() for file in stopped.iterdir()} == before
+
+
+def test_a_checkpoint_has_no_say_in_the_configuration(tmp_path):
+    """Lightning would build what its ``hyper_parameters`` name, and the command line would not win."""
+    train(tmp_path / "a", ToyTraining(), max_steps=2)
+    (file,) = checkpoints(tmp_path / "a" / "checkpoints")
+    torch.save(torch.load(file, weights_only=True) | {"hyper_parameters": {"rate": 0.75}}, file)
+    run(tmp_path / "b", file, "--model.rate=0.25")
+    assert "rate: 0.25" in (tmp_path / "b" / "config.yaml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("write", "match"),
+    [
+        (lambda file: torch.save({"layer.weight": torch.ones(3)}, file), "is not a checkpoint of a training, though"),
+        (lambda file: torch.save(torch.ones(3), file), "is not a checkpoint of a training, though"),
+        (lambda file: zipfile.ZipFile(file, "w").writestr("a.txt", "a"), "is not a checkpoint: "),
+    ],
+)
+def test_other_files_are_no_checkpoints(tmp_path, write, match):
+    write(tmp_path / "x.ckpt")
+    with pytest.raises(UserError, match=rf"x\.ckpt {match}"):
+        run(tmp_path / "out", tmp_path / "x.ckpt")
 
 
 def test_no_batch_no_artifact(tmp_path):
