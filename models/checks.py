@@ -23,7 +23,7 @@ def check_positive(owner: object, *names: str, where: str = "") -> None:
 
 def check_not_negative(owner: object, *names: str, where: str = "") -> None:
     """As :func:`check_positive`; 0 passes too."""
-    _check(owner, names, where, lambda value: value >= 0, "of at least 0")
+    _check(owner, names, where, lambda value: value >= 0, "and must not be negative")
 
 
 def _check(owner: object, names: tuple[str, ...], where: str, holds: Callable[[float], bool], what: str) -> None:

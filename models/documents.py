@@ -7,11 +7,12 @@ value that fills the memory, or one that holds itself; deep nesting overflows th
 from __future__ import annotations
 
 import json
-from typing import Any, NoReturn
-
-import yaml
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from models.errors import UserError, one_line
+
+if TYPE_CHECKING:
+    import yaml
 
 MOST_BYTES = 1 << 20  # of YAML, which people write: a configuration takes some thousand
 MOST_JSON_BYTES = 1 << 28  # of JSON, which programs write: the labels of FFHQ take some ten million
@@ -26,6 +27,8 @@ def parse_yaml(content: bytes | str, name: str) -> Any:
     Raises:
         UserError: when it is not YAML, or larger, deeper or more repetitive than anything that people write.
     """
+    import yaml  # here: what only reads JSON starts without it
+
     _check_size(content, name)
     try:
         parser = yaml.SafeLoader(content.decode("utf-8-sig") if isinstance(content, bytes) else content)
@@ -52,6 +55,8 @@ def check_yaml(content: str, name: str) -> None:
         UserError: when it is larger, deeper or more repetitive than anything that people write.
         yaml.YAMLError: when it is not YAML.
     """
+    import yaml
+
     _check_size(content, name)
     try:
         _measure(yaml.compose(content, yaml.SafeLoader), {})
@@ -82,9 +87,10 @@ def _measure(node: yaml.Node | None, sizes: dict[int, int | None], depth: int = 
         return known
     sizes[id(node)] = None
     total = 1
-    if isinstance(node, yaml.SequenceNode):
+    kind = getattr(node, "id", "scalar")  # which is that of its class
+    if kind == "sequence":
         total += sum(_measure(child, sizes, depth + 1) for child in node.value)
-    elif isinstance(node, yaml.MappingNode):
+    elif kind == "mapping":
         total += sum(_measure(part, sizes, depth + 1) for pair in node.value for part in pair)
     elif len(str(node.value)) > _MOST_DIGITS and node.tag.endswith((":int", ":float")):
         raise ValueError(f"a number in it has {len(node.value)} digits")

@@ -83,7 +83,7 @@ class FeaturesStage(Stage):
         }
         for name, weight in self.loss_weights.items():
             if not 0 <= weight < math.inf:
-                raise UserError(f"{name}_weight is {weight}: it must be a number of at least 0")
+                raise UserError(f"{name}_weight is {weight}: it must be a number and must not be negative")
 
     def build_model(self) -> None:
         self.identity = EmbeddedIdentity(weights=None)

@@ -157,11 +157,11 @@ class Generator(Configurable):
     expressions: tuple[str, ...] = ()
 
     def validate(self) -> None:
-        numbers = {"resolution": (self.resolution, 1), "z_dim": (self.z_dim, 0), "w_dim": (self.w_dim, 0)}
-        for name, (value, least) in numbers.items():
+        for name, least in {"resolution": 1, "z_dim": 0, "w_dim": 0}.items():
+            value = getattr(self, name, least)
             if not isinstance(value, int) or value < least:
                 raise ValueError(f"{name} must be a whole number of at least {least}, got {shown(value)}")
-        if not isinstance(self.rig, Rig):
+        if not isinstance(getattr(self, "rig", Rig()), Rig):
             raise ValueError(f"rig must be a models.camera.Rig, got {shown(self.rig)}")
         if not all(isinstance(name, str) for name in self.expressions):
             raise ValueError(f"expressions must be names, got {shown(self.expressions)}")

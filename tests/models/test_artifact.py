@@ -406,7 +406,7 @@ class TestStrangers:
         with pytest.raises(ArtifactError, match=f"module 'm': layer.{message}"):
             load(tmp_path / "a").module("m")
 
-    @pytest.mark.parametrize("width", [-1, 0, 100_000, 10**8, 10**12, float("inf"), "x", None, [3], {"a": 1}])
+    @pytest.mark.parametrize("width", [-1, 0, 100_000, 10**8, 10**12, 1e300, "x", None, [3], {"a": 1}])
     def test_sizes_that_are_none(self, toy, tmp_path, width):
         save(tmp_path / "a", stage="s", modules={"m": toy.Inner()})
         edit(tmp_path / "a", lambda m: m["modules"]["m"]["init_args"].update(width=width))
