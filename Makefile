@@ -14,20 +14,21 @@ help:  ## Show the targets
 	@grep -hE '^[a-z_.$$()/-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([^:]+):[^#]*## /\1\t/' | expand -t 12
 
 LOCK := requirements.lock
-# Of what the lock was made for: its hashes are of these files.
-LOCKED = $(shell $(BIN)/python -c 'import platform, sys; print(platform.system() == "Linux" and platform.machine() == "x86_64" and (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null)
+# Whether it fits: its hashes are of the files for this system, and these Pythons have one of each.
+FITS := import platform as p, sys; sys.exit((p.system(), p.machine()) != ("Linux", "x86_64") or not (3, 11) <= sys.version_info < (3, 14))
 
 # The stamp is newer than these exactly when the environment is complete.
 $(VENV)/.stamp: pyproject.toml $(LOCK)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet uv || true
-	@echo "environment: $(if $(filter True,$(LOCKED)),the versions of $(LOCK),the newest versions in the ranges of pyproject.toml)"
-	uv="$(BIN)/python -m uv pip install --python $(BIN)/python --compile-bytecode"; \
-	$(BIN)/python -m uv --version >/dev/null 2>&1 || uv="$(BIN)/python -m pip install"; \
-	if [ "$(LOCKED)" = True ]; then \
-		$$uv --require-hashes -r $(LOCK) && $$uv --no-deps -e .; \
+	@install="$(BIN)/python -m uv pip install --python $(BIN)/python --compile-bytecode"; \
+	$(BIN)/python -m uv --version >/dev/null 2>&1 || install="$(BIN)/python -m pip install"; \
+	if $(BIN)/python -c '$(FITS)'; then \
+		echo "environment: the versions of $(LOCK)"; \
+		$$install --require-hashes -r $(LOCK) && $$install --no-deps --no-build-isolation -e .; \
 	else \
-		$$uv -e '.[dev]'; \
+		echo "environment: the newest versions in the ranges of pyproject.toml ($(LOCK) is for another system or Python)"; \
+		$$install -e '.[dev]'; \
 	fi
 	touch $@
 

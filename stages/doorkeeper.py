@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import http
 import ipaddress
+import re
 import secrets
 import socket
 from collections.abc import Callable, Iterator
@@ -62,9 +63,10 @@ class Doorkeeper:
         return None
 
     def _is_ours(self, host: str) -> bool:
-        name, _, port = host.rpartition(":")
-        if port != str(self.port) or name == "":
+        match = re.fullmatch(r"(\[[^\[\]]+\]|[^:\[\]]+)(?::(\d+))?", host)
+        if match is None or (match[2] or "80") != str(self.port):  # browsers leave 80 out
             return False
+        name = match[1]
         if name in _LOOPBACK or name.strip("[]").lower() == self.host.lower():
             return True
         if not _is_any(self.host):
@@ -101,16 +103,24 @@ class Doorkeeper:
 
     @contextmanager
     def at_the_door(self) -> Iterator[None]:
-        """Servers that viser starts meanwhile ask us; it has no option for it."""
+        """The server that viser starts meanwhile asks us; it has no option for it.
+
+        Raises:
+            RuntimeError: when none was started, as by a viser that we do not know: its own would ask nobody.
+        """
         from websockets.asyncio import server
 
-        serve = server.serve
+        serve, asks = server.serve, False
 
         def guarded(*args: Any, process_request: Any = None, **options: Any) -> Any:
+            nonlocal asks
+            asks = True
             return serve(*args, process_request=self.wrap(process_request), **options)
 
         with mock.patch.object(server, "serve", guarded):
             yield
+        if not asks:
+            raise RuntimeError("this version of viser starts its server in another way: nobody would be checked")
 
 
 def free_port(host: str, first: int) -> int:

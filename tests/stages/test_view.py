@@ -241,7 +241,12 @@ class TestServer:
         ],
     )
     def test_names_that_are_ours(self, host, name, known):
-        assert Doorkeeper(host, 80)._is_ours(f"{name}:80") is known
+        assert Doorkeeper(host, 8080)._is_ours(f"{name}:8080") is known
+        assert Doorkeeper(host, 80)._is_ours(name) is known and not Doorkeeper(host, 8080)._is_ours(name)
+
+    def test_a_viser_that_starts_its_server_in_another_way(self):
+        with pytest.raises(RuntimeError, match="nobody would be checked"), Doorkeeper("127.0.0.1", 1).at_the_door():
+            pass
 
     def test_every_control_leads_to_a_new_picture(self, viewer):
         guest = Guest(viewer.rig)
