@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,14 +15,14 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from datamodules.labels import LABELS, camera_labels
+from datamodules.labels import LABELS, camera_labels, spelled
 from datamodules.resumable import evaluation_loader
 from models.camera import Camera, Rig
 from models.documents import MOST_JSON_BYTES, parse_json
 from models.errors import UserError, shown
 from models.files import os_errors, read_bytes, resolve
 from models.image_io import IMAGE_SUFFIXES, MIN_SIDE, pictures_among, read_image, say_left_out, to_uint8
-from models.names import is_member, item_id
+from models.names import item_id
 
 log = logging.getLogger(__name__)
 
@@ -136,9 +137,10 @@ def read_artworks(
     Raises:
         UserError: one sentence naming the file and what is wrong with it.
     """
-    place = resolve(path)
-    if not place.exists():
-        raise UserError(f"artwork {path} does not exist")
+    with os_errors(path, "read"):
+        place = resolve(path)
+        if not place.exists():
+            raise UserError(f"artwork {path} does not exist")
     entries = _entries(place)
     artworks: dict[str, Artwork] = {}
     for entry in entries:
@@ -195,11 +197,11 @@ def find_faces(image: Tensor) -> list[Box]:
     from skimage.feature import Cascade
 
     shrink = max(1.0, max(image.shape[-2:]) / 512)
-    if min(image.shape[-2:]) / shrink < 2 * SMALLEST_FACE:  # a strip: no frontal face fills its width
+    side = int(min(image.shape[-2:]) / shrink)
+    smallest, largest = max(side // 6, SMALLEST_FACE), int(side * 0.95)
+    if largest < smallest:  # a strip, or tiny
         return []
     small = F.interpolate(image, scale_factor=1 / shrink, mode="bicubic", antialias=True) if shrink > 1 else image
-    side = min(small.shape[-2:])
-    smallest, largest = max(side // 6, SMALLEST_FACE), int(side * 0.95)
     found = Cascade(lbp_frontal_face_cascade_filename()).detect_multi_scale(
         to_uint8(small[0]), 1.2, 1, min_size=(smallest, smallest), max_size=(largest, largest)
     )
@@ -253,18 +255,23 @@ def _entries(place: Path) -> list[dict[str, Any]]:
     if (place / "artworks.json").exists():
         entries = _listed(place / "artworks.json")
         with os_errors(place, "read"):
-            others = {p.name for p in place.iterdir() if p.is_file()} - {entry["file"] for entry in entries}
+            others = _files(place) - {entry["file"] for entry in entries}
         say_left_out(pictures_among(sorted(others), place), place, "artworks.json does not list them")
         return entries
     with os_errors(place, "read"):
-        names = pictures_among(sorted(p.name for p in place.iterdir() if p.is_file()), place)
+        names = pictures_among(sorted(_files(place)), place)
     if (file := place / LABELS).exists():
-        labels = camera_labels(_json(file), str(file))
+        labels = camera_labels(_json(file), str(file), lambda name: os.path.lexists(place / name))
         say_left_out(sorted(set(names) - labels.keys()), place, f"{LABELS} does not list them")
         return [{"file": name, "label": labels[name]} for name in sorted(labels)]
     if not names:
         raise UserError(f"no images found in {place} ({', '.join(sorted(IMAGE_SUFFIXES))})")
     return [{"file": name} for name in names]
+
+
+def _files(place: Path) -> set[str]:
+    """Names of what is in a folder but folders; links to nothing are among them, so that they are told of."""
+    return {path.name for path in place.iterdir() if not path.is_dir()}
 
 
 def _json(file: Path) -> Any:
@@ -292,7 +299,8 @@ def _listed(file: Path) -> list[dict[str, Any]]:
                 raise UserError(f"{file}: item {i} has the unknown key {shown(key)}, known are: {', '.join(kinds)}")
             if not isinstance(value, kinds[key]) or isinstance(value, bool):
                 raise UserError(f"{file}: item {i}: {key} is {shown(value)}, which has the wrong type")
-        entry["file"] = entry["file"].replace("\\", "/")
-        if not is_member(entry["file"]):
+        name = spelled(entry["file"], lambda name: os.path.lexists(file.parent / name))
+        if name is None:
             raise UserError(f"{file}: item {i}: {shown(entry['file'])} is not a file in its folder")
+        entry["file"] = name
     return entries

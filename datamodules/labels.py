@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import unicodedata
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -18,10 +19,26 @@ _LEAST_VIEW = math.radians(1)  # that a camera sees across: less, and its focal 
 _ROUNDING = 1e-3
 
 
-def camera_labels(content: Any, file: str) -> dict[str, Tensor]:
+def spelled(name: str, there: Callable[[str], bool]) -> str | None:
+    """A name of a list as the file is called that it means; None when it leads out of the list's folder.
+
+    Windows writes backslashes between folders, and macOS may part letters from their accents.
+
+    Args:
+        there: tells whether there is a file of a name.
+    """
+    slashed = name.replace("\\", "/")
+    if not is_member(slashed):
+        return None
+    spellings = (name, slashed, *(unicodedata.normalize(form, slashed) for form in ("NFC", "NFD")))
+    return next(filter(there, spellings), slashed)
+
+
+def camera_labels(content: Any, file: str, there: Callable[[str], bool]) -> dict[str, Tensor]:
     """Labels (25,) by file name, from the parsed ``dataset.json`` that ``file`` names.
 
-    Backslashes in names part folders, as on the system that wrote them.
+    Args:
+        there: tells whether there is a file of a name, see :func:`spelled`.
 
     Raises:
         UserError: naming the first entry that is there twice, leads out of the folder, or is not a camera near whose
@@ -34,9 +51,9 @@ def camera_labels(content: Any, file: str) -> dict[str, Tensor]:
     for pair in pairs:
         if not (isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], str) and isinstance(pair[1], list)):
             raise UserError(f"{file}: {shown(pair, 60)} is not a pair of a file name and a list of numbers")
-        name, numbers = pair[0].replace("\\", "/"), pair[1]
-        if not is_member(name):
-            raise UserError(f"{file} names {shown(name)}, which is not a file in its folder")
+        name, numbers = spelled(pair[0], there), pair[1]
+        if name is None:
+            raise UserError(f"{file} names {shown(pair[0])}, which is not a file in its folder")
         if name in labels:
             raise UserError(f"{file} names {name} twice")
         if len(numbers) != LABEL_SIZE:

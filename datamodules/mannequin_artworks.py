@@ -128,6 +128,8 @@ class MannequinArtworks(pl.LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        if min(subjects, size, views, supersample) < 1:
+            raise UserError("subjects, size, views and supersample must be at least 1")
         if split not in SPLITS or not 0 <= first <= first + subjects <= len(SPLITS[split]):
             raise UserError(
                 f"there are no subjects {first} to {first + subjects} in split {split!r} ({', '.join(SPLITS)})"
@@ -213,6 +215,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--pitch_max_deg", type=float, default=12.0, help="of the random views (default: 12)")
     parser.add_argument("items", nargs="+", metavar="SUBJECT:STYLE", help="number in the split, and style")
     options = parser.parse_args(arguments)
+    if options.size < 1:
+        parser.error(f"--size is {options.size}, it must be at least 1")
     portrayals = []
     for text in options.items:
         number, _, style = text.partition(":")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import lzma
 import os
+import struct
 import zipfile
 import zlib
 from collections.abc import Sequence
+from pathlib import PurePosixPath
 from typing import Any
 
 from torch import Tensor
@@ -18,9 +21,16 @@ from models.camera import Camera
 from models.documents import MOST_JSON_BYTES, parse_json
 from models.errors import UserError, one_line
 from models.files import os_errors, read_bytes, resolve
-from models.image_io import IMAGE_SUFFIXES, MAX_BYTES, decode_image, pictures_among
+from models.image_io import IMAGE_SUFFIXES, MAX_BYTES, decode_image, pictures_among, say_left_out
+from models.names import COMMON_SUFFIXES, item_id
 
 Portrait = dict[str, Any]
+_STEP = 1 << 6  # bytes of a member that are unpacked at once where the method sets no bound: they may become millions
+# What zipfile raises on a wrong checksum, damaged data, encryption, unknown compression, and numbers that cannot be.
+_DAMAGE = (
+    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, RuntimeError, OSError, ValueError),
+    OverflowError,
+)
 
 
 class ImageArchive:
@@ -67,23 +77,24 @@ class ImageArchive:
         if not self.is_zip:
             return read_bytes(self.path / name, most)
         try:
-            with self._zip().open(name) as member:
-                content = member.read(most + 1)  # whatever size it claims
-            if len(content) > most:
+            info = self._zip().getinfo(name)
+            if info.file_size > most:
                 raise UserError(f"{self.path}: member {name} is larger than {most >> 20} MB")
-            return content
+            with self._zip().open(info) as member:
+                if info.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                    return member.read(info.file_size + 1)  # no more is unpacked, whatever there is
+                member.MIN_READ_SIZE = _STEP  # type: ignore[attr-defined]
+                return b"".join(iter(lambda: member.read(_STEP), b""))
         except KeyError:
             raise UserError(f"{self.path} has no member {name}") from None
-        # What zipfile raises on a wrong checksum, damaged data, encryption and unknown compression, in this order.
-        except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, OSError, ValueError) as error:
+        except _DAMAGE as error:
             raise UserError(f"{self.path}: member {name} is damaged or cannot be read: {one_line(error)}") from error
 
     def _zip(self) -> zipfile.ZipFile:
         if self._opened is None or self._opened[0] != os.getpid():
             try:
                 self._opened = os.getpid(), zipfile.ZipFile(self.path)
-            # Of a newer version, encrypted, or with numbers that cannot be.
-            except (zipfile.BadZipFile, OSError, RuntimeError, ValueError, OverflowError) as error:
+            except _DAMAGE as error:
                 raise UserError(f"{self.path} is not a zip file that can be read: {one_line(error)}") from error
         return self._opened[1]
 
@@ -193,6 +204,11 @@ class PortraitDataModule(SplitDataModule):
                 f"{self.paths['train']} has too few pictures for a {needed} split: raise its fraction, lower the "
                 "others, or give it a path of its own"
             )
+        if stage == "predict":  # each becomes a head of its own
+            names: dict[str, str] = {}
+            for name in self.datasets[needed].names:
+                if (other := names.setdefault(item_id(name), name)) != name:
+                    raise UserError(f"{other} and {name} have the same id {item_id(name)!r}: rename one of the files")
 
     def _split(self) -> None:
         shared = self._open(self.paths["train"])
@@ -220,9 +236,15 @@ class PortraitDataModule(SplitDataModule):
         file = f"{archive.path}/{LABELS}"
         if LABELS not in files:
             raise UserError(f"there is no {file}: cameras are read from it; --data.labels false takes pictures alone")
-        labels = camera_labels(parse_json(archive.read(LABELS, MOST_JSON_BYTES), file), file)
+        content = parse_json(archive.read(LABELS, MOST_JSON_BYTES), file)
+        labels = camera_labels(content, file, set(files).__contains__)
+        unlisted = [name for name in images if name not in labels]
+        # Of formats that others do not take for pictures of the set.
+        beside = {name for name in unlisted if PurePosixPath(name).suffix.lower() not in COMMON_SUFFIXES}
+        say_left_out(sorted(beside), archive.path, f"{LABELS} does not list them")
+        images = [name for name in images if name not in beside]
         count = f"{file} has {len(labels)} labels for {len(images)} images"
-        if missing := sorted(set(images) - labels.keys()):
+        if missing := sorted(set(unlisted) - beside):
             raise UserError(f"{count}: {missing[0]} has none")
         if spare := sorted(labels.keys() - set(images)):
             raise UserError(f"{count}: {spare[0]} is not there")

@@ -6,11 +6,13 @@ import functools
 import io
 import logging
 import os
+import struct
 import subprocess
 import warnings
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -19,23 +21,27 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from models.errors import UserError, one_line
-from models.files import atomic_write, os_errors, read_bytes
-from models.names import IMAGE_SUFFIXES
+from models.files import atomic_write, os_errors
+from models.names import COMMON_SUFFIXES, IMAGE_SUFFIXES
 
 log = logging.getLogger(__name__)
 
 MIN_SIDE = 16
 MAX_PIXELS = 50_000_000
-MAX_BYTES = 1 << 29  # of a file: 50 million pixels of 16 bits in four channels, and some
+MAX_BYTES = 1 << 29  # of a picture in an archive: 50 million pixels of 16 bits in four channels, and some
 _FORMATS = (
-    *("AVIF", "BMP", "DDS", "DIB", "GIF", "ICNS", "ICO", "JPEG", "JPEG2000", "PCX", "PNG", "PPM", "PSD", "QOI", "SGI"),
-    *("SUN", "TGA", "TIFF", "WEBP", "XBM"),
+    *("AVIF", "BLP", "BMP", "CUR", "DCX", "DDS", "DIB", "FLI", "FTEX", "GBR", "GIF", "ICNS", "ICO", "IM", "JPEG"),
+    *("JPEG2000", "MSP", "PCD", "PCX", "PIXAR", "PNG", "PPM", "PSD", "QOI", "SGI", "SPIDER", "SUN", "TGA", "TIFF"),
+    *("WEBP", "XBM", "XPM"),
 )
 """Pillow's formats that are read, all decoded in this process. Others start programs (EPS: Ghostscript), or are a frame
 for something else."""
 _OTHER_SUFFIXES = frozenset(
-    ".heic .heif .jxl .svg .eps .ai .exr .hdr .xcf .kra .dng .cr2 .cr3 .nef .arw .orf .rw2 .raf .ico .icns .dds".split()
+    ".heic .heif .hif .jxl .jxr .wdp .svg .svgz .eps .ps .ai .pdf .wmf .emf .exr .hdr .pfm .psb .xcf .kra .ora .clip "
+    ".procreate .dng .cr2 .cr3 .crw .nef .arw .srw .orf .rw2 .raf .pef .ico .icns .cur .dds .blp .xbm .xpm .im .msp "
+    ".pcd .pxr .bw .rgb .rgba .palm .fit .fits .dcx .flc .fli .ftc .ftu .gbr".split()
 )
+"""Of pictures that folders are not searched for: they cannot be read, or are icons, textures and the like."""
 _DAMAGE = (OSError, ValueError, SyntaxError, EOFError, TypeError, ArithmeticError, LookupError, RuntimeError)
 _SRGB_ERROR = 2  # of 255: profiles that differ less from sRGB are sRGB, rounded
 
@@ -50,12 +56,19 @@ def _formats() -> tuple[str, ...]:
 def pictures_among(names: Iterable[str], where: object) -> list[str]:
     """The names whose suffix is of a picture that is read, in order; of other pictures a line says that they are not.
 
-    What programs hide or make beside pictures (thumbnails, forks) is passed over.
+    What programs hide or make beside pictures (thumbnails, forks) is passed over. Of a picture that is there in a
+    common format and in others, as a source beside its export, the former is read.
     """
     shown = [name for name in names if not any(map(_is_hidden, PurePosixPath(name).parts))]
     suffixes = {name: PurePosixPath(name).suffix.lower() for name in shown}
-    say_left_out([name for name in shown if suffixes[name] in _OTHER_SUFFIXES], where, "these formats are not read")
-    return [name for name in shown if suffixes[name] in IMAGE_SUFFIXES]
+    say_left_out(
+        [name for name in shown if suffixes[name] in _OTHER_SUFFIXES], where, "these formats are not read from folders"
+    )
+    stems = {name: PurePosixPath(name).with_suffix("") for name in shown if suffixes[name] in IMAGE_SUFFIXES}
+    common = {stem for name, stem in stems.items() if suffixes[name] in COMMON_SUFFIXES}
+    again = {name for name, stem in stems.items() if suffixes[name] not in COMMON_SUFFIXES and stem in common}
+    say_left_out(sorted(again), where, "they are there in a common format too")
+    return [name for name in stems if name not in again]
 
 
 def say_left_out(names: Iterable[str], where: object, why: str) -> None:
@@ -66,7 +79,7 @@ def say_left_out(names: Iterable[str], where: object, why: str) -> None:
 
 
 def _is_hidden(part: str) -> bool:
-    return part.startswith((".", "@eaDir", "@__thumb", "#recycle", "$RECYCLE.BIN", "__MACOSX"))
+    return part.startswith((".", "@eaDir", "@__thumb", "@Recycle", "#recycle", "$RECYCLE.BIN", "__MACOSX"))
 
 
 def read_image(path: str | os.PathLike[str]) -> Tensor:
@@ -87,8 +100,10 @@ def read_image(path: str | os.PathLike[str]) -> Tensor:
             raise UserError(f"image {path} is a folder")
         if path.stat().st_size == 0:
             raise UserError(f"image {path} is empty (0 bytes)")
-    # Not by its path: Pillow maps uncompressed files into memory, and cuts the rows of a turned TIFF in wrong places.
-    return _decode(read_bytes(path, MAX_BYTES), path)
+        # Not by its path: Pillow would map an uncompressed file into memory, and cut the rows of a turned TIFF in
+        # wrong places.
+        with open(path, "rb") as file:
+            return _decode(file, path)
 
 
 def decode_image(content: bytes, name: str) -> Tensor:
@@ -99,23 +114,26 @@ def decode_image(content: bytes, name: str) -> Tensor:
     """
     if not content:
         raise UserError(f"image {name} is empty (0 bytes)")
-    return _decode(content, name)
+    return _decode(io.BytesIO(content), name)
 
 
-def _decode(content: bytes, path: Path | str) -> Tensor:
+def _decode(file: BinaryIO, path: Path | str) -> Tensor:
     try:
+        head = file.read(25)
+        depth = head[24] if head[12:16] == b"IHDR" and len(head) == 25 else 8
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's size warning: our own limit is stricter
-            with Image.open(io.BytesIO(content), formats=_formats()) as image:
+            with Image.open(file, formats=_formats()) as image:
                 _check_size(path, *image.size)
                 image.load()
-                array = _rgb(path, image)
+                _check_size(path, *image.size)  # what is in an icon may have another
+                array = _rgb(path, image, depth)
     except Image.DecompressionBombError as error:
         raise UserError(f"image {path} is too large: at most {MAX_PIXELS // 10**6} million pixels are read") from error
     except Image.UnidentifiedImageError as error:
         raise UserError(f"image {path} is not an image file that can be read") from error
     # What Pillow's decoders raise on damage.
-    except (*_DAMAGE, MemoryError) as error:
+    except (*_DAMAGE, struct.error, MemoryError) as error:
         raise UserError(f"image {path} is damaged or cannot be read: {one_line(error)}") from error
     return torch.from_numpy(array).permute(2, 0, 1)[None].float() / 127.5 - 1
 
@@ -129,11 +147,13 @@ def _check_size(path: Path | str, width: int, height: int) -> None:
         raise UserError(f"image {path} is too small: {width} x {height}, both sides need {MIN_SIDE} pixels")
 
 
-def _rgb(path: Path | str, image: Image.Image) -> np.ndarray:
-    profile, transparent = image.info.get("icc_profile"), image.info.get("transparency")
+def _rgb(path: Path | str, image: Image.Image, depth: int) -> np.ndarray:
+    """uint8 (H, W, 3) of a loaded image; ``depth`` is that of a PNG's channels, bits."""
+    transparent = _transparent(image, depth)
     # Damaged EXIF does not make the pixels unreadable.
-    with suppress(ValueError, SyntaxError, KeyError, TypeError, OverflowError, ZeroDivisionError):
+    with suppress(struct.error, OSError, ValueError, SyntaxError, LookupError, TypeError, ArithmeticError):
         image = ImageOps.exif_transpose(image)
+    has_profile, profile = "icc_profile" in image.info, image.info.get("icc_profile")
     alpha = None
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
         values = np.asarray(image)
@@ -141,15 +161,28 @@ def _rgb(path: Path | str, image: Image.Image) -> np.ndarray:
             alpha = Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8))
         image = Image.fromarray(_to_8_bit(path, values))
     elif image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or transparent is not None:
-        if isinstance(transparent, tuple) and max(transparent) > 255:  # of 16 bits, which Pillow has made 8 of
-            image.info["transparency"] = tuple(value >> 8 for value in transparent)
+        mode = "L" if image.mode in ("1", "L", "LA", "La") else "RGB"
+        if transparent is not None:
+            image.info["transparency"] = transparent
         image = image.convert("RGBA")
         alpha = image.getchannel("A")
-        image = image.convert("RGB")
-    image = (image if profile is None else _in_srgb(path, image, profile)).convert("RGB")
+        image = image.convert(mode)
+    if has_profile:
+        image = _in_srgb(path, image, profile or b"")  # nothing: what Pillow leaves of a damaged one
+    image = image.convert("RGB")
     if alpha is not None:
         image = Image.composite(image, Image.new("RGB", image.size, "white"), alpha)
     return np.array(image)
+
+
+def _transparent(image: Image.Image, depth: int) -> object:
+    """The value that is to be transparent, as the pixels have been decoded; Pillow leaves it as the PNG has it."""
+    value = image.info.get("transparency")
+    if image.mode == "L" and isinstance(value, int) and value < 1 << depth < 256:
+        return value * 255 // ((1 << depth) - 1)
+    if image.mode == "RGB" and isinstance(value, tuple) and depth == 16:
+        return tuple(number >> 8 for number in value)
+    return value
 
 
 def _in_srgb(path: Path | str, image: Image.Image, content: bytes) -> Image.Image:
@@ -157,10 +190,10 @@ def _in_srgb(path: Path | str, image: Image.Image, content: bytes) -> Image.Imag
     try:
         profile, srgb = ImageCms.ImageCmsProfile(io.BytesIO(content)), ImageCms.createProfile("sRGB")
         mode = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK", "Lab": "LAB"}[str(profile.profile.xcolor_space).strip()]  # type: ignore[attr-defined]
-        if image.mode == "P" or (mode, image.mode) == ("RGB", "L"):
-            image = image.convert("RGB")
-        if (mode, image.mode) == ("L", "RGB"):  # grey with transparency, by now
+        if image.mode == "1":
             image = image.convert("L")
+        if mode == "RGB" and image.mode in ("L", "P", "YCbCr"):
+            image = image.convert("RGB")
         if image.mode != mode:
             raise ValueError(f"it is for {mode}, the picture is {image.mode}")
         transform = ImageCms.buildTransform(profile, srgb, mode, "RGB")

@@ -13,9 +13,11 @@ from pathlib import PurePosixPath, PureWindowsPath
 MOST_ID_BYTES = 128  # in UTF-8, of an id: file systems take 255 bytes, and names are made of ids
 _MOST_BYTES = 200
 _HASH_LETTERS = 8
-IMAGE_SUFFIXES = frozenset(
-    ".apng .avif .avifs .bmp .dib .gif .j2c .j2k .jfif .jp2 .jpc .jpe .jpeg .jpf .jpg .jpx .mpo .pbm .pcx .pgm .png "
-    ".pnm .ppm .psd .qoi .ras .sgi .tga .tif .tiff .webp".split()
+COMMON_SUFFIXES = frozenset(".bmp .gif .jpeg .jpg .png .tif .tiff .webp".split())
+"""Of pictures as they are mostly kept: see :func:`models.image_io.pictures_among`."""
+IMAGE_SUFFIXES = COMMON_SUFFIXES | frozenset(
+    ".apng .avif .avifs .dib .icb .j2c .j2k .jfif .jp2 .jpc .jpe .jpf .jpx .mpo .pbm .pcx .pgm .pnm .ppm .psd .qoi "
+    ".ras .sgi .tga .vda .vst".split()
 )
 """Of the files in a folder that are read as pictures, see :mod:`models.image_io`."""
 
@@ -67,7 +69,7 @@ def is_member(name: object) -> bool:
 
     Slashes part folders; "..", absolute names, drives and control characters lead elsewhere.
     """
-    if not isinstance(name, str) or not name or not all(c.isprintable() or c == "\u3000" for c in name):
+    if not isinstance(name, str) or not name or any(unicodedata.category(c) == "Cc" for c in name):
         return False
     path = PurePosixPath(name)
     if any(len(part.encode(errors="replace")) > 255 for part in path.parts):  # no file is called so

@@ -2,6 +2,7 @@
 
 import json
 import math
+import unicodedata
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from PIL import Image
 
 from datamodules.artworks import ArtworkDataModule, find_faces, frame, read_artworks
 from datamodules.labels import camera_labels
+from datamodules.mannequin_artworks import MannequinArtworks
 from models.camera import Camera, Rig
 from models.errors import UserError
 from models.names import is_id, item_id
@@ -176,6 +178,34 @@ class TestNames:
         with pytest.raises(UserError, match="is not a file in its folder"):
             read_artworks(str(folder), size=32)
 
+    @pytest.mark.parametrize("listing", ["artworks.json", "dataset.json"])
+    @pytest.mark.parametrize(
+        "listed, file",
+        [
+            ("été.png", unicodedata.normalize("NFD", "été.png")),
+            (unicodedata.normalize("NFD", "été.png"), "été.png"),
+            ("a\\b.png", "a\\b.png"),
+            ("3.00\u202fPM.png", "3.00\u202fPM.png"),
+        ],
+    )
+    def test_the_file_that_is_meant(self, tmp_path, listing, listed, file):
+        Image.new("RGB", (32, 32)).save(tmp_path / file)
+        label = Rig().camera(0.1).label()[0].tolist()
+        content = {"items": [{"file": listed}]} if listing == "artworks.json" else {"labels": [[listed, label]]}
+        (tmp_path / listing).write_text(json.dumps(content))
+        assert [artwork.id for artwork in read_artworks(str(tmp_path), size=32)] == [item_id(file)]
+
+    def test_that_are_too_long(self, folder):
+        with pytest.raises(UserError, match="File name too long"):
+            read_artworks("x" * 300)
+        with pytest.raises(UserError, match="File name too long"):
+            read_artworks(listed(folder, {"file": "/".join(["x" * 200] * 40)}))
+
+    def test_links_to_nothing_are_told_of(self, folder):
+        (folder / "c.png").symlink_to("nowhere")
+        with pytest.raises(UserError, match=r"c\.png does not exist"):
+            read_artworks(str(folder), size=32)
+
     def test_lists_of_other_systems(self, folder):
         (folder / "sub").mkdir()
         (folder / "b.png").rename(folder / "sub" / "b.png")
@@ -194,6 +224,20 @@ def test_pictures_that_are_not_listed_are_named(folder, caplog, listing):
     (folder / listing).write_text(json.dumps(content))
     assert [artwork.id for artwork in read_artworks(str(folder), size=32)] == ["b"]
     assert f"left out: a.jpg: {listing} does not list them" in caplog.text
+
+
+@pytest.mark.parametrize("width", range(16, 60, 3))
+def test_narrow_pictures_are_searched_for_faces(width):
+    assert find_faces(torch.zeros(1, 3, 100, width)) == find_faces(torch.zeros(1, 3, width, 100)) == []
+
+
+def test_a_face_in_a_strip():
+    from skimage.data import astronaut
+
+    strip = torch.full((1, 3, 1560, 120), 0.5)  # shrunk to 39 pixels across
+    strip[..., 700:820, :] = torch.from_numpy(astronaut()[55:175, 162:282].copy()).permute(2, 0, 1) / 127.5 - 1
+    ((x, y, width, height),) = find_faces(strip)
+    assert abs(x + width / 2 - 60) < 15 and abs(y + height / 2 - 760) < 30
 
 
 @pytest.mark.parametrize(("width", "height"), [(800, 15_000), (40, 20_000), (20_000, 40), (17, 30_000)])
@@ -235,10 +279,16 @@ def test_cameras_of_another_kind(folder, change, message):
     label = Rig(radius=2.7, focal=4.2647).camera(0.3, 0.05).label()[0].tolist()
     content = {"labels": [["b.png", label], ["a.jpg", change(label)]]}
     with pytest.raises(UserError, match=rf"a\.jpg: .*({message})"):
-        camera_labels(content, "dataset.json")
+        camera_labels(content, "dataset.json", lambda _: True)
 
 
 @pytest.mark.parametrize("size", [0, -1, 8])
 def test_size_that_is_none(size):
     with pytest.raises(UserError, match=f"data.size is {size}"):
         ArtworkDataModule("x.png", size=size)
+
+
+@pytest.mark.parametrize("name", ["subjects", "size", "views", "supersample"])
+def test_mannequins_that_are_none(name):
+    with pytest.raises(UserError, match="must be at least 1"):
+        MannequinArtworks(**{name: 0})

@@ -3,6 +3,9 @@
 import json
 import os
 import pickle
+import struct
+import tracemalloc
+import unicodedata
 import zipfile
 
 import numpy as np
@@ -257,6 +260,66 @@ def test_what_programs_make_beside_pictures(folder, caplog):
     data.setup("fit")
     assert len(data.datasets["train"]) + 2 * len(data.datasets["val"]) <= 2 * COUNT
     assert "left out: scan.heic" in caplog.text and "THUMB" not in caplog.text
+
+
+def test_pictures_of_uncommon_formats_beside_a_labelled_set(folder, caplog):
+    caplog.set_level("INFO")
+    for name in ("mask.tga", "00000/img00000000.psd"):
+        Image.new("RGB", (SIDE, SIDE)).save(folder / "x.tga")
+        (folder / "x.tga").rename(folder / name)
+    assert len(module(folder).datasets["train"].names) == 7
+    assert "left out: mask.tga: dataset.json does not list them" in caplog.text
+    assert "left out: 00000/img00000000.psd: they are there in a common format too" in caplog.text
+
+
+@pytest.mark.parametrize("change", [lambda n: n.replace("img", "é"), lambda n: n.replace("/", "\\")])
+def test_members_that_are_spelled_otherwise(folder, change):
+    place = folder.with_suffix(".zip")
+    labels = [[change(name), label] for name, label in json.loads((folder / "dataset.json").read_text())["labels"]]
+    with zipfile.ZipFile(place, "w") as file:
+        for path in sorted(folder.rglob("*.png")):
+            name = change(path.relative_to(folder).as_posix())
+            file.writestr(unicodedata.normalize("NFD", name), path.read_bytes())
+        file.writestr("dataset.json", json.dumps({"labels": labels}))
+    assert module(place).datasets["train"][0]["image"].shape == (1, 3, SIDE, SIDE)
+
+
+def test_heads_with_one_id(tmp_path):
+    for name in ("a.png", "a.jpg", "b.png"):
+        Image.new("RGB", (SIDE, SIDE)).save(tmp_path / name)
+    options = {"labels": False, "val_fraction": 0.0, "test_fraction": 0.99}
+    assert len(module(tmp_path, "test", **options).datasets["test"]) == 3
+    with pytest.raises(UserError, match=r"a\.jpg and a\.png have the same id 'a'"):
+        module(tmp_path, "predict", **options)
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_damage_of_every_method(tmp_path, method):
+    with zipfile.ZipFile(tmp_path / "x.zip", "w", method) as file:
+        file.writestr("a.png", bytes(range(256)) * 40)
+    content = bytearray((tmp_path / "x.zip").read_bytes())
+    for place in range(60, 80):
+        content[place] ^= 255
+    (tmp_path / "x.zip").write_bytes(content)
+    with pytest.raises(UserError, match=r"member a\.png is damaged"):
+        ImageArchive(tmp_path / "x.zip").read("a.png")
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_member_that_is_more_than_it_says(tmp_path, method):
+    """Of what is unpacked beyond the size that is declared, little is ever in memory."""
+    size = (1 << 20) * (400 if method == zipfile.ZIP_BZIP2 else 100)
+    with zipfile.ZipFile(tmp_path / "x.zip", "w", method) as file, file.open("a.png", "w") as member:
+        for _ in range(size >> 20):
+            member.write(bytes(1 << 20))
+    content = (tmp_path / "x.zip").read_bytes().replace(struct.pack("<I", size), struct.pack("<I", 100_000))
+    (tmp_path / "x.zip").write_bytes(content)
+    tracemalloc.start()
+    with pytest.raises(UserError, match=r"member a\.png is damaged .*CRC"):
+        ImageArchive(tmp_path / "x.zip").read("a.png")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < size / 2
 
 
 def test_neither_folder_nor_zip(tmp_path):

@@ -10,9 +10,11 @@ import pytest
 import torch
 from PIL import Image, ImageCms
 
+from models import image_io
 from models.errors import UserError
 from models.files import atomic_write, os_errors
 from models.image_io import decode_image, pictures_among, read_image, to_uint8, write_image, write_video
+from models.names import IMAGE_SUFFIXES
 
 
 @pytest.fixture
@@ -213,6 +215,66 @@ class TestColours:
         Image.fromarray(picture).save(tmp_path / "y.png", icc_profile=srgb)
         assert np.array_equal(read(tmp_path / "y.png"), picture)
 
+    @pytest.mark.parametrize(("mode", "suffix"), [("P", "png"), ("L", "png"), ("LA", "png"), ("YCbCr", "tif")])
+    def test_a_profile_for_rgb_in_other_modes(self, tmp_path, picture, mode, suffix):
+        image = Image.fromarray(picture).convert(mode)
+        image.save(tmp_path / f"x.{suffix}", icc_profile=self.display_p3())
+        image.convert("RGB").save(tmp_path / "y.png", icc_profile=self.display_p3())
+        difference = read(tmp_path / f"x.{suffix}").astype(int) - read(tmp_path / "y.png")
+        assert np.abs(difference).max() <= (3 if mode == "YCbCr" else 0)
+
+    @staticmethod
+    def grey(gamma: float) -> bytes:
+        """A profile of grey tones."""
+        tags = {"wtpt": b"XYZ \0\0\0\0" + struct.pack(">3i", 63190, 65536, 54061)}
+        tags["kTRC"] = b"curv\0\0\0\0" + struct.pack(">IH", 1, round(gamma * 256)) + b"\0\0"
+        place, table = 128 + 4 + 12 * len(tags), b""
+        for name, content in tags.items():
+            table += name.encode() + struct.pack(">II", place, len(content))
+            place += len(content)
+        header = struct.pack(">I4sI4s4s4s12x4s28x3i48x", place, b"lcms", 0x02100000, b"mntr", b"GRAY", b"XYZ ",
+                             b"acsp", 63190, 65536, 54061)  # fmt: skip
+        return header + struct.pack(">I", len(tags)) + table + b"".join(tags.values())
+
+    @pytest.mark.parametrize("mode", ["L", "LA", "I;16", "transparent"])
+    def test_grey_tones(self, tmp_path, mode):
+        image, options = Image.new("L", (20, 20), 100), {}
+        if mode == "I;16":
+            image = Image.fromarray(np.full((20, 20), 25_700, np.uint16))
+        elif mode == "transparent":
+            options = {"transparency": 7}
+        else:
+            image = image.convert(mode)
+        image.save(tmp_path / "x.png", icc_profile=self.grey(1.0), **options)
+        wanted = 255 * (1.055 * (100 / 255) ** (1 / 2.4) - 0.055)  # its numbers are amounts of light
+        assert np.abs(read(tmp_path / "x.png") - wanted).max() <= 1
+
+    def test_a_profile_of_grey_tones_takes_no_colour_away(self, tmp_path, picture, caplog):
+        Image.fromarray(picture).save(tmp_path / "x.png", icc_profile=self.grey(1.0))
+        assert np.array_equal(read(tmp_path / "x.png"), picture) and "it is for L, the picture is RGB" in caplog.text
+
+    def test_inks(self, tmp_path):
+        # Corners of ink, cyan outermost, to Lab: paper is white, magenta red, anything else black.
+        corners = [(0, 128, 128)] * 16
+        corners[0b0000], corners[0b0100] = (255, 128, 128), (136, 209, 195)
+        lut = (
+            b"mft1\0\0\0\0"
+            + bytes((4, 3, 2, 0))
+            + struct.pack(">9i", *(65536 * i for i in (1, 0, 0, 0, 1, 0, 0, 0, 1)))
+        )
+        lut += bytes(range(256)) * 4 + bytes(v for corner in corners for v in corner) + bytes(range(256)) * 3
+        header = struct.pack(">I4sI4s4s4s12x4s28x3i48x", 144 + len(lut), b"lcms", 0x02100000, b"prtr", b"CMYK", b"Lab ",
+                             b"acsp", 63190, 65536, 54061)  # fmt: skip
+        profile = header + struct.pack(">I4sII", 1, b"A2B0", 144, len(lut)) + lut
+        inks = np.zeros((20, 20, 4), np.uint8)
+        inks[:10, :, 1] = 255
+        Image.fromarray(inks, "CMYK").save(tmp_path / "x.tif", icc_profile=profile)
+        found = read(tmp_path / "x.tif").astype(int)
+        red = np.array([255, 0, 0])  # Lab (53.2, 80.1, 67.2) against D65
+        assert np.abs(found[5, 5] - red).max() <= 12 and found[15, 15].min() >= 253
+        Image.fromarray(inks, "CMYK").save(tmp_path / "y.tif")
+        assert np.abs(read(tmp_path / "y.tif")[5, 5].astype(int) - red).max() > 200  # taken for plain magenta
+
     @pytest.mark.parametrize("mode", ["L", "P", "LA", "CMYK"])
     def test_other_modes_do_not_fail(self, tmp_path, picture, mode):
         Image.fromarray(picture).convert(mode).save(tmp_path / "x.tif", icc_profile=self.display_p3())
@@ -221,7 +283,15 @@ class TestColours:
     def test_a_damaged_profile_is_passed_over(self, tmp_path, picture, caplog):
         Image.fromarray(picture).save(tmp_path / "x.png", icc_profile=b"nonsense" * 40)
         assert np.array_equal(read(tmp_path / "x.png"), picture)
-        assert "colour profile is passed over" in caplog.text
+        assert caplog.text.count("colour profile is passed over") == 1
+        content = bytearray((tmp_path / "x.png").read_bytes())
+        begin = content.index(b"iCCP")
+        (length,) = struct.unpack(">I", content[begin - 4 : begin])
+        content[begin + 20] ^= 255  # within what is compressed
+        body = bytes(content[begin : begin + 4 + length])
+        content[begin + 4 + length : begin + 8 + length] = struct.pack(">I", zlib.crc32(body))
+        assert np.array_equal(to_uint8(decode_image(bytes(content), "x")[0]), picture)
+        assert caplog.text.count("colour profile is passed over") == 2
 
 
 class TestDoors:
@@ -253,6 +323,37 @@ class TestDoors:
         turned += [np.swapaxes(t, 0, 1) for t in (upright, upright[::-1], upright[::-1, ::-1], upright[:, ::-1])]
         assert np.array_equal(read(tmp_path / "x.tif"), turned[orientation - 1])
 
+    @pytest.mark.parametrize(("depth", "kind"), [(2, 0), (4, 0), (8, 0), (16, 0), (16, 2)])
+    def test_a_transparent_value_is_in_the_bits_of_the_file(self, depth, kind):
+        values = (1,) if kind == 0 else (0x0034, 0x0078, 0x00BC)
+        row = int("".join(f"{value:0{depth}b}" for value in values) * 32, 2).to_bytes(depth * len(values) * 4)
+        parts = {
+            b"IHDR": struct.pack(">IIBBBBB", 32, 32, depth, kind, 0, 0, 0),
+            b"tRNS": struct.pack(f">{len(values)}H", *values),
+        }
+        parts |= {b"IDAT": zlib.compress((b"\0" + row) * 32), b"IEND": b""}
+        found = {}
+        for name in ("with", "without"):
+            chunks = [(k, v) for k, v in parts.items() if name == "with" or k != b"tRNS"]
+            content = b"".join(
+                struct.pack(">I", len(v)) + k + v + struct.pack(">I", zlib.crc32(k + v)) for k, v in chunks
+            )
+            found[name] = to_uint8(decode_image(b"\x89PNG\r\n\x1a\n" + content, "x")[0])
+        assert (found["with"] == 255).all() and (found["without"] < 100).all()
+
+    def test_icons_hold_what_they_do_not_say(self, tmp_path):
+        Image.new("1", (8000, 7000)).save(tmp_path / "large.png")
+        large = (tmp_path / "large.png").read_bytes()
+        icon = struct.pack("<HHH", 0, 1, 1) + struct.pack("<BBBBHHII", 32, 32, 0, 0, 1, 1, len(large), 22) + large
+        with pytest.raises(UserError, match="8000 x 7000, at most 50 million"):
+            decode_image(icon, "x.ico")
+
+    def test_a_large_file_is_not_read_at_once(self, tmp_path, picture):
+        Image.fromarray(picture).save(tmp_path / "x.png")
+        with open(tmp_path / "x.png", "r+b") as file:
+            file.truncate(1 << 30)  # as the pages and layers behind a picture
+        assert np.array_equal(read(tmp_path / "x.png"), picture)
+
     def test_transparent_value_of_16_bits(self, tmp_path):
         grey = np.full((20, 20), 1000, np.uint16)
         grey[:10] = 40_000
@@ -266,4 +367,21 @@ def test_pictures_among_files(caplog):
     names = ["a.png", "b.JFIF", "c.avif", "d.jp2", "e.heic", "notes.txt", "f.jpe", "sub/g.tif"]
     hidden = ["._a.png", "@eaDir/a.png/SYNOPHOTO.jpg", "__MACOSX/a.png"]
     assert pictures_among([*names, *hidden], "art") == [*("a.png", "b.JFIF", "c.avif", "d.jp2", "f.jpe", "sub/g.tif")]
-    assert [record.getMessage() for record in caplog.records] == ["art: left out: e.heic: these formats are not read"]
+    assert [record.getMessage() for record in caplog.records] == [
+        "art: left out: e.heic: these formats are not read from folders"
+    ]
+
+
+def test_every_format_of_a_folder_is_read_or_named():
+    formats = Image.registered_extensions()
+    known = {suffix for suffix, name in formats.items() if name in image_io._FORMATS}
+    assert known <= IMAGE_SUFFIXES | image_io._OTHER_SUFFIXES and not IMAGE_SUFFIXES & image_io._OTHER_SUFFIXES
+    assert {formats[suffix] for suffix in IMAGE_SUFFIXES} <= {*image_io._FORMATS, "MPO"}
+    assert not {"EPS", "WMF", "IPTC", "FITS"} & set(image_io._FORMATS)
+
+
+def test_a_source_beside_its_export_is_left_out(caplog):
+    caplog.set_level("INFO")
+    names = ["face.psd", "face.png", "sub/face.avif", "other.avif", "both.jpg", "both.png"]
+    assert pictures_among(names, "art") == ["face.png", "sub/face.avif", "other.avif", "both.jpg", "both.png"]
+    assert "left out: face.psd: they are there in a common format too" in caplog.text

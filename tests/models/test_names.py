@@ -54,7 +54,7 @@ def test_ids():
     assert is_id(item_id("म" * 200 + ".png")) and is_id(item_id("e\u0316\u0301" * 90 + ".png"))
 
 
-@pytest.mark.parametrize("name", ["a.png", "b/a.png", "深/a b.png", "a..png"])
+@pytest.mark.parametrize("name", ["a.png", "b/a.png", "深/a b.png", "a..png", "3.00\u202fPM.png", "👩\u200d🎨.png"])
 def test_members(name):
     assert is_member(name)
 
