@@ -9,9 +9,9 @@ import pytorch_lightning as pl
 
 from datamodules.artworks import Artwork
 from models import artifact
-from models.anchors import AnchorSet
 from models.errors import UserError
-from models.image_io import read_image
+from models.heads.codes import HeadCodes
+from models.image import read_image
 
 
 class AnchoredArtworks(pl.LightningDataModule):
@@ -33,7 +33,7 @@ class AnchoredArtworks(pl.LightningDataModule):
         if self._items is None:
             source = artifact.load(self.path)
             anchors = source.module("anchors")
-            if not isinstance(anchors, AnchorSet):
+            if not isinstance(anchors, HeadCodes):
                 raise UserError(f"{self.path} is not the result of galatea anchor")
             styles = _styles(source.extra.get("items"))
             self._items = [

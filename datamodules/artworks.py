@@ -21,8 +21,8 @@ from models.camera import Camera, Rig
 from models.documents import MOST_JSON_BYTES, parse_json
 from models.errors import UserError, shown
 from models.files import os_errors, read_bytes, resolve
-from models.image_io import IMAGE_SUFFIXES, MIN_SIDE, pictures_among, read_image, say_left_out, to_uint8
-from models.names import item_id
+from models.image import IMAGE_SUFFIXES, MIN_SIDE, pictures_among, read_image, say_left_out, to_uint8
+from models.names import is_member, item_id
 
 log = logging.getLogger(__name__)
 

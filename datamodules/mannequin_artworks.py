@@ -29,7 +29,7 @@ from datamodules.resumable import evaluation_loader
 from models.camera import Camera
 from models.errors import UserError
 from models.files import atomic_write
-from models.image_io import write_image
+from models.image import write_image
 
 _VIEW_SEED = 40_000_003
 

@@ -17,16 +17,19 @@ from torch import Tensor, nn
 
 from datamodules.artworks import Artwork
 from datamodules.poses import check_camera, find_camera
-from models.anchors import Anchor, AnchorSet
 from models.camera import Camera
 from models.checks import check_not_negative, check_positive
 from models.errors import UserError
 from models.features.base import Frozen, move_frozen
 from models.files import atomic_write
-from models.generators.base import Generator, Latents
-from models.image_io import write_image
+from models.generators.base import Generator
+from models.heads.codes import HeadCode, HeadCodes
+from models.image import write_image
+from models.latents import Latents
 from models.losses.image import pixel_mse
-from stages.base import ArtifactRef, GroupState, PerArtworkStage, item_generator
+from stages.base.per_item import GroupState, PerArtworkStage
+from stages.base.seeds import item_generator
+from stages.base.stage import ArtifactRef
 
 log = logging.getLogger(__name__)
 
@@ -471,12 +474,12 @@ class AnchorStage(PerArtworkStage[AnchorState]):
             folder = self.item_dir(item.id)
             tensors = safetensors.torch.load_file(folder / "anchor.safetensors")
             latents = {name: tensors[f"latents_{name}"] for name in self.generator.mean_latents.groups}
-            anchors[item.id] = Anchor(Latents(latents), tensors.get("z"), tensors["expression"], tensors.get("label"))
+            anchors[item.id] = HeadCode(Latents(latents), tensors.get("z"), tensors["expression"], tensors.get("label"))
             media |= {f"{kind}_{item.id}.png": folder / f"{kind}.png" for kind in ("reference", "anchor", "overlay")}
             summaries.append(json.loads((folder / "anchor.json").read_text("utf-8")))
         summaries.sort(key=lambda summary: summary["id"])
         metrics = {key: sum(s[key] for s in summaries) / len(summaries) for key in ("perceptual", "pixel")}
-        modules = {"generator": self.generator, "anchors": AnchorSet.pack(anchors, self.generator)}
+        modules = {"generator": self.generator, "anchors": HeadCodes.pack(anchors, self.generator)}
         return {"modules": modules, "media": media, "metrics": metrics, "extra": {"items": summaries}}
 
     def panels(self) -> dict[str, Tensor]:

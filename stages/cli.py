@@ -37,9 +37,11 @@ from models.documents import MOST_BYTES, check_yaml, parse_yaml
 from models.errors import UserError, one_line, shown
 from models.files import ROOT, atomic_write, check_folder, read_bytes, sweep
 from models.version import VERSION
-from stages.base import IndependentRanks, PerArtworkStage, Stage
-from stages.hashing import step_hash
-from stages.jobs import PLAN
+from stages.base.per_item import PerArtworkStage
+from stages.base.ranks import IndependentRanks
+from stages.base.stage import Stage
+from stages.pipeline.hashing import step_hash
+from stages.pipeline.jobs import PLAN
 
 PRECISIONS = ("None", "32", "32-true", "bf16", "bf16-mixed", "16", "16-mixed")  # as Lightning spells the three
 

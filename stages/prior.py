@@ -15,17 +15,20 @@ from datamodules.mannequins import RIG, Scene, render
 from models.camera import Camera
 from models.checks import check_not_negative, check_positive
 from models.errors import UserError
-from models.generators.base import Discriminator, Generator, Rendering, Verdict
+from models.generators.base import Discriminator, DiscriminatorOutput, Generator
 from models.generators.painted import PaintedGenerator
-from models.image_io import write_image
-from models.inversion import fit_latents
+from models.heads.projector import fit_latents
+from models.image import write_image
 from models.losses.gan import discriminator_nonsaturating, generator_nonsaturating, r1_penalty
 from models.metrics.distribution import Distribution, kid
 from models.metrics.geometry import depth_mae, normal_error
 from models.metrics.image import change_correlation, psnr, ssim
 from models.metrics.records import Record, write_records
 from models.rendering.manifolds import ManifoldPredictor, fit_predictor
-from stages.base import ArtifactRef, Stage, average_gradients, broadcast, gather, means, step_generator
+from models.rendering.output import Rendering
+from stages.base.ranks import average_gradients, broadcast, gather, means
+from stages.base.seeds import step_generator
+from stages.base.stage import ArtifactRef, Stage
 
 _VIEWS_DEG = (-60, -36, -24, -12, 0, 12, 24, 36, 60)  # yaws at which fitted heads are compared with the truth
 _NEAR_DEG = 36  # larger yaws are reported apart
@@ -314,7 +317,7 @@ class PriorStage(Stage):
         return losses
 
     @staticmethod
-    def _pose_error(verdict: Verdict, camera: Camera) -> Tensor:
+    def _pose_error(verdict: DiscriminatorOutput, camera: Camera) -> Tensor:
         if verdict.pose is None:
             return verdict.logits.new_zeros(())
         return F.mse_loss(verdict.pose.float(), torch.stack([camera.yaw, camera.pitch], -1))

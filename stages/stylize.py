@@ -15,23 +15,27 @@ import torch
 from torch import Tensor, nn
 
 from datamodules.artworks import Artwork
-from models.anchors import Anchor, AnchorSet
+from models.augment.pairs import PairAugmentation
 from models.camera import Camera, Rig
 from models.checks import check_not_negative, check_positive
 from models.errors import UserError
 from models.features.base import Frozen, move_frozen
 from models.files import atomic_write
-from models.generators.base import Generator, Latents, Rendering
-from models.image_io import write_image
-from models.losses.augment import PairAugmentation
+from models.generators.base import Generator
+from models.heads.codes import HeadCode, HeadCodes
+from models.heads.tuning import TunedWeights, part, with_weights
+from models.image import write_image
+from models.latents import Latents
 from models.losses.direction import directional_l2, directional_loss, displacement
 from models.losses.inversion import locality
-from models.losses.views import PseudoView, carried, faced, mirrored
 from models.metrics.image import diversity
 from models.metrics.portrait import Score, score_head, strip
 from models.metrics.records import Record, read_records, write_records
-from models.tuning import TunedWeights, part, with_weights
-from stages.base import ArtifactRef, GroupState, PerArtworkStage, item_generator
+from models.rendering.output import Rendering
+from models.rendering.reprojection import PseudoView, carried, faced, mirrored
+from stages.base.per_item import GroupState, PerArtworkStage
+from stages.base.seeds import item_generator
+from stages.base.stage import ArtifactRef
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +55,7 @@ class Recipe:
         steps: optimisation steps (the paper gives no number).
         learning_rate: of Adam. schedule: "constant", or "cosine" down to a twentieth.
         clip: largest norm of an item's gradient over all its parameters; 0 does not clip.
-        train, freeze: which parameters move, see :func:`models.tuning.part`.
+        train, freeze: which parameters move, see :func:`models.heads.tuning.part`.
         latent: "anchor", or "random": a fixed random code (the ablation of Sec. 4.5).
         direction: l3, weight of L_dir (Eq. 7). spatial: l4, weight of L_spa (LPIPS at the artwork's view).
         views: N random views a step.
@@ -228,7 +232,7 @@ class StylizeStage(PerArtworkStage[StyleState]):
         self.variants = variants or [Variant("full")]
         self.seeds = seeds or [0]
         self.network = network
-        self.anchors: dict[str, AnchorSet] = {}
+        self.anchors: dict[str, HeadCodes] = {}
         self._strips: dict[str, Tensor] = {}
         self._said = False  # once for all groups
         for variant in self.variants:
@@ -241,7 +245,7 @@ class StylizeStage(PerArtworkStage[StyleState]):
         for role, ref in self.refs.items():
             generator = self.take(role, dataclasses.replace(ref, module="generator"))
             anchors = self.take(role, dataclasses.replace(ref, module="anchors"))
-            if not isinstance(generator, Generator) or not isinstance(anchors, AnchorSet):
+            if not isinstance(generator, Generator) or not isinstance(anchors, HeadCodes):
                 raise UserError(f"{ref.path} is not the result of galatea anchor")
             self.anchors[role] = anchors
             if role == "anchor":
@@ -286,7 +290,7 @@ class StylizeStage(PerArtworkStage[StyleState]):
             self._said = True
         return dataclasses.replace(recipe, **without)
 
-    def _anchor(self, item: Artwork, role: str) -> Anchor:
+    def _anchor(self, item: Artwork, role: str) -> HeadCode:
         anchors = self.anchors[role]
         if item.id not in anchors:
             raise UserError(
@@ -295,7 +299,7 @@ class StylizeStage(PerArtworkStage[StyleState]):
         return anchors[item.id]
 
     @torch.no_grad()
-    def _target(self, item: Artwork, recipe: Recipe, seed: int, anchor: Anchor) -> Target:
+    def _target(self, item: Artwork, recipe: Recipe, seed: int, anchor: HeadCode) -> Target:
         generator, draws = self.generator, item_generator(seed, item.id, -1)
         reference = item.at(generator.resolution)[None].to(self.device)
         camera = None if anchor.camera is None else anchor.camera.to(self.device)

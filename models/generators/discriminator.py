@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.camera import LABEL_SIZE, Camera
-from models.generators.base import Discriminator, Verdict
+from models.generators.base import Discriminator, DiscriminatorOutput
 from models.generators.layers import EqualConv2d, EqualLinear, leaky
 
 POSES = ("none", "regress", "condition")
@@ -91,7 +91,7 @@ class ImageDiscriminator(Discriminator):
         self.angles = EqualLinear(width, 2) if pose == "regress" else None
         self.embed = EqualLinear(LABEL_SIZE, width) if pose == "condition" else None
 
-    def forward(self, image: Tensor, camera: Camera | None = None) -> Verdict:
+    def forward(self, image: Tensor, camera: Camera | None = None) -> DiscriminatorOutput:
         """Judge images (B, 3, resolution, resolution) in [-1, 1].
 
         Raises:
@@ -114,4 +114,4 @@ class ImageDiscriminator(Discriminator):
         if camera is not None and self.embed is not None:
             label = F.normalize(self.embed(camera.label()).float(), dim=1)
             logits = (logits * label).sum(1, keepdim=True)
-        return Verdict(logits, None if self.angles is None else self.angles(x).float(), tuple(features))
+        return DiscriminatorOutput(logits, None if self.angles is None else self.angles(x).float(), tuple(features))

@@ -15,11 +15,10 @@ from torch import Tensor, nn
 
 from models.camera import Camera
 from models.generators.backbone import StyleBackbone
-from models.generators.base import Edit, FieldSample, Latents, Rendering
 from models.generators.fields import FrontalChart, HeadChart, TextureStack
 from models.generators.painted import PaintedGenerator, Painting, over_chart
-from models.generators.pointwise import in_chunks
 from models.generators.triplane import TriPlaneField
+from models.latents import Latents
 from models.rendering.atlas import Atlas, Chart, flatten
 from models.rendering.compositing import composite_layers, density_alpha, depth_normals
 from models.rendering.manifolds import (
@@ -29,6 +28,8 @@ from models.rendering.manifolds import (
     first_crossings,
     upsample_crossings,
 )
+from models.rendering.output import Edit, FieldSample, Rendering
+from models.rendering.pointwise import in_chunks
 
 FIELDS = ("textures", "triplane")
 FLATTENINGS = ("head", "frontal")

@@ -11,10 +11,11 @@ from torch.nn import functional as F
 
 from models.camera import Camera, Rig
 from models.generators.backbone import StyleBackbone, StyleGAN2Backbone
-from models.generators.base import Latents, RadianceGenerator
+from models.generators.base import RadianceGenerator
 from models.generators.deformation import ExpressionField
 from models.generators.fields import HeadChart
 from models.generators.layers import MappingNetwork
+from models.latents import Latents
 
 BACKBONES = ("light", "stylegan2")
 BACKGROUNDS = ("separate", "none")

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from models.camera import Camera
 from models.features.base import PerceptualDistance
-from models.features.embedded import SEGMENTS
-from models.generators.base import Generator, Latents, Rendering
+from models.generators.base import Generator
+from models.heads.tuning import TunedWeights
+from models.latents import Latents
 from models.metrics.geometry import depth_mae, eroded, normal_error
 from models.metrics.image import (
     change_correlation,
@@ -24,8 +25,9 @@ from models.metrics.image import (
     psnr,
     ssim,
 )
+from models.rendering.output import Rendering
 from models.rendering.visibility import seen_from
-from models.tuning import TunedWeights
+from models.segments import SEGMENTS
 
 FACE = tuple(SEGMENTS.index(name) for name in ("skin", "eye_white", "iris", "lips", "mouth", "brow", "beard"))
 

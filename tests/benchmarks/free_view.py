@@ -24,8 +24,9 @@ from models.camera import Camera
 from models.configurable import build
 from models.encoders.detail import DetailReconstructor
 from models.files import ROOT
-from models.generators.base import Edit, Latents
-from models.rendering.baked import bake
+from models.generators.baked import bake
+from models.latents import Latents
+from models.rendering.output import Edit
 from tests.benchmarks.official import Run
 from tests.benchmarks.zoo import Cost, Request, Worker, alternate, line
 

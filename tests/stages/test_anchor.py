@@ -8,11 +8,12 @@ import safetensors.torch
 import torch
 
 from models import artifact
-from models.anchors import AnchorSet
 from models.camera import Camera
 from models.errors import UserError
+from models.heads.codes import HeadCodes
 from stages.anchor import AnchorStage, Search
-from stages.base import ArtifactRef, IndependentRanks
+from stages.base.ranks import IndependentRanks
+from stages.base.stage import ArtifactRef
 from tests.stages.tiny import Portraits, fit, killed, network, prior, psnr, ranks
 
 QUICK = Search(restarts=2, candidates=4, prune=0.5, refine=0.25, learning_rate=0.1)
@@ -49,7 +50,7 @@ class TestSearch:
         losses = curve(tmp_path)
         assert len(losses) == 50 and losses[-1] < 0.1 * losses[0]
         anchors, generator = found.module("anchors"), found.module("generator")
-        assert isinstance(anchors, AnchorSet) and anchors.ids == ("p0",)
+        assert isinstance(anchors, HeadCodes) and anchors.ids == ("p0",)
         anchor = anchors["p0"]
         with torch.no_grad():
             image = generator.synthesis(anchor.latents, anchor.camera).image
@@ -161,14 +162,14 @@ class TestRuns:
         artifact.save(tmp_path / "a", stage="s")
         with pytest.raises(UserError, match="has no module 'generator', it has: none"):
             stage(str(tmp_path / "a")).build_model()
-        anchors = AnchorSet(["x"], [("ws", 2, 3)])
+        anchors = HeadCodes(["x"], [("ws", 2, 3)])
         artifact.save(tmp_path / "b", stage="s", modules={"generator": anchors})
         with pytest.raises(UserError, match="'generator' is not a generator"):
             stage(str(tmp_path / "b")).build_model()
 
 
 def test_anchor_sets_round_trip(tmp_path):
-    anchors = AnchorSet(["b", "a"], [("renderer", 9, 4), ("decoder", 10, 5)], z_dim=3, expressions=["smile"])
+    anchors = HeadCodes(["b", "a"], [("renderer", 9, 4), ("decoder", 10, 5)], z_dim=3, expressions=["smile"])
     for buffer in anchors.buffers():
         buffer.normal_()
     anchors.label.copy_(torch.cat([torch.eye(4).flatten(), torch.eye(3).flatten()]).expand(2, -1))

@@ -13,13 +13,13 @@ from datamodules.mannequins import EXPRESSIONS, Z_DIM, MannequinDataModule
 from models import artifact
 from models.camera import Camera, Rig
 from models.errors import UserError
-from models.generators.base import Rendering
 from models.generators.discriminator import ImageDiscriminator
 from models.generators.manifold import ManifoldGenerator
-from models.inversion import fit_latents
+from models.heads.projector import fit_latents
 from models.metrics.distribution import EmbeddedDistribution
 from models.metrics.image import psnr
 from models.metrics.records import read_records
+from models.rendering.output import Rendering
 from stages.prior import PriorStage
 
 SIZE = 16

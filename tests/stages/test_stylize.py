@@ -10,12 +10,13 @@ from datamodules.anchored import AnchoredArtworks
 from datamodules.mannequin_artworks import MannequinArtworks
 from models import artifact
 from models.artifact import ArtifactError
+from models.augment.pairs import PairAugmentation
 from models.errors import UserError
-from models.losses.augment import PairAugmentation
+from models.heads.tuning import TunedWeights, part, with_weights
 from models.metrics.records import read_records
-from models.tuning import TunedWeights, part, with_weights
 from stages.anchor import AnchorStage, Search
-from stages.base import ArtifactRef, IndependentRanks
+from stages.base.ranks import IndependentRanks
+from stages.base.stage import ArtifactRef
 from stages.stylize import Recipe, StylizeStage, Variant
 from tests.stages.tiny import Portraits, fit, killed, network, prior, psnr, ranks, trainer
 

@@ -8,8 +8,8 @@ import torch
 
 from models import artifact
 from models.errors import UserError
+from models.heads.tuning import part
 from models.metrics.records import read_records
-from models.tuning import part
 from stages import cli
 from stages.tune import TuneStage
 from tests.stages import inversions, tiny

@@ -19,7 +19,8 @@ from datamodules.artworks import Artwork
 from models import artifact
 from models.features.embedded import EmbeddedIdentity, EmbeddedLPIPS, EmbeddedPose, EmbeddedStyle
 from models.generators.manifold import ManifoldGenerator
-from stages.base import PerArtworkStage, Stage
+from stages.base.per_item import PerArtworkStage
+from stages.base.stage import Stage
 
 OPTIONS = {
     "z_dim": 6, "w_dim": 16, "resolution": 32, "channels": [24, 16, 12], "start": 8, "mapping_hidden": 16,

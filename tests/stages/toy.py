@@ -16,7 +16,9 @@ from torch import Tensor, nn
 from datamodules.artworks import Artwork
 from datamodules.resumable import ResumableLoader
 from models.files import atomic_write
-from stages.base import GroupState, PerArtworkStage, Stage, clip_per_item, item_generator
+from stages.base.per_item import GroupState, PerArtworkStage, clip_per_item
+from stages.base.seeds import item_generator
+from stages.base.stage import Stage
 
 
 class Rows(nn.Module):

@@ -21,7 +21,9 @@ from torch.testing import assert_close
 from models import artifact
 from models.camera import Camera, Rig
 from models.configurable import build, spec
-from models.generators.base import Discriminator, Generator, Latents, RadianceGenerator, Rendering
+from models.generators.base import Discriminator, Generator, RadianceGenerator
+from models.latents import Latents
+from models.rendering.output import Rendering
 
 YAWS, PITCHES = (-0.35, 0.0, 0.15, 0.4), (0.1, 0.0, -0.12, 0.05)
 
