@@ -7,13 +7,26 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from models.camera import Camera, Rig
 from models.configurable import Configurable
 from models.errors import shown
 from models.latents import Latents
 from models.rendering.output import Edit, FieldSample, Rendering
+
+
+@dataclass(frozen=True)
+class ParameterGroup:
+    """Parameters that learn at a rate of their own.
+
+    Attributes:
+        parameters: the members.
+        lr_scale: their usual learning rate, relative to that of the whole.
+    """
+
+    parameters: list[nn.Parameter]
+    lr_scale: float = 1.0
 
 
 class Generator(Configurable):
@@ -90,6 +103,13 @@ class Generator(Configurable):
     @abstractmethod
     def mean_latents(self) -> Latents:
         """The mean style code, a batch of one."""
+
+    def update_mean(self, count: int = 10_000, seed: int = 0) -> None:
+        """Set ``mean_latents`` from ``count`` random z; nothing where it is not such a mean."""
+
+    def parameter_groups(self) -> dict[str, ParameterGroup]:
+        """What is trained, by name; parameters of no group are not."""
+        return {"main": ParameterGroup(list(self.parameters()))}
 
     @property
     def tap_names(self) -> tuple[str, ...]:
@@ -171,9 +191,15 @@ class DiscriminatorOutput:
 
 
 class Discriminator(Configurable):
-    """``(image, camera=None) -> DiscriminatorOutput``."""
+    """``(image, camera=None) -> DiscriminatorOutput``.
+
+    Attributes:
+        resolution: side of the images, pixels.
+        camera_conditioned: whether it judges an image together with its camera; otherwise it takes none.
+    """
 
     resolution: int
+    camera_conditioned: bool = False
 
     @abstractmethod
     def forward(self, image: Tensor, camera: Camera | None = None) -> DiscriminatorOutput:

@@ -82,6 +82,7 @@ class ImageDiscriminator(Discriminator):
             raise ValueError(f"pose must be one of {POSES}, got {pose!r}")
         self.resolution = 4 * 2 ** (len(channels) - 1)
         self.minibatch_group, self.pose = minibatch_group, pose
+        self.camera_conditioned = pose == "condition"
         width = channels[-1]
         self.stem = EqualConv2d(3, channels[0], 1)
         self.blocks = nn.ModuleList(ResidualBlock(a, b) for a, b in pairwise(channels))
@@ -99,7 +100,7 @@ class ImageDiscriminator(Discriminator):
         """
         if image.shape[1:] != (3, self.resolution, self.resolution):
             raise ValueError(f"images must be (B, 3, {self.resolution}, {self.resolution}), got {tuple(image.shape)}")
-        if (camera is None) == (self.pose == "condition"):
+        if (camera is None) == self.camera_conditioned:
             need = "needs a" if camera is None else "takes no"
             raise ValueError(f"a discriminator with pose={self.pose!r} {need} camera")
         x = leaky(self.stem(image))

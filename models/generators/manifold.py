@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from models.camera import Camera
 from models.generators.backbone import StyleBackbone
+from models.generators.base import ParameterGroup
 from models.generators.fields import FrontalChart, HeadChart, TextureStack
 from models.generators.painted import PaintedGenerator, Painting, over_chart
 from models.generators.triplane import TriPlaneField
@@ -117,6 +118,14 @@ class ManifoldGenerator(PaintedGenerator):
         if self.expressions:
             width = planes.features if planes else stack.channels
             self.ambient_out = nn.Linear(self.expression_field.ambient.out_channels, width, bias=False)
+
+    def parameter_groups(self) -> dict[str, ParameterGroup]:
+        """As :meth:`PaintedGenerator.parameter_groups`, and "predictor" unless it is baked (rates of A.4)."""
+        groups = super().parameter_groups()
+        manifolds = list(self.predictor.parameters())
+        apart = {id(p) for p in manifolds}
+        groups["main"] = ParameterGroup([p for p in groups["main"].parameters if id(p) not in apart])
+        return groups if self.bake_predictor else {**groups, "predictor": ParameterGroup(manifolds, 2e-5 / 2.5e-3)}
 
     # -- the field -----------------------------------------------------------------------------------------------
 
