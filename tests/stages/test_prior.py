@@ -15,6 +15,7 @@ from models.camera import Camera, Rig
 from models.errors import UserError
 from models.generators.discriminator import ImageDiscriminator
 from models.generators.manifold import ManifoldGenerator
+from models.generators.stylegan2 import StyleGAN2Discriminator, StyleGAN2Generator
 from models.heads.projector import fit_latents
 from models.losses.rendering import RenderingLoss
 from models.metrics.distribution import Distribution, EmbeddedDistribution
@@ -190,6 +191,26 @@ def test_the_measuring_network_is_no_part_of_checkpoints(tmp_path):
     assert len(list(module.parameters())) == len(list(plain.parameters()))
     trainer(tmp_path).test(module, datamodule=Pictures(), verbose=False)
     assert {r.metric for r in read_records(tmp_path / "metrics.csv")} == {"kid"}
+
+
+class Unlabelled(Pictures):
+    """Pictures alone."""
+
+    def train_dataloader(self):
+        (batch,) = super().train_dataloader()
+        return torch.utils.data.DataLoader([{"image": batch["image"]}], batch_size=None)
+
+    test_dataloader = val_dataloader = train_dataloader
+
+
+def test_a_2d_prior_needs_no_cameras(tmp_path):
+    generator = StyleGAN2Generator([8, 6, 4], style_dim=8, mapping_layers=2)
+    options = {"adversarial": AdversarialLoss(), "total_images": 8, "kid_features": Counts()}
+    module = PriorStage(generator, StyleGAN2Discriminator([4, 6, 8]), **options)
+    trainer(tmp_path, limit_val_batches=1).fit(module, datamodule=Unlabelled())
+    assert int(module.steps_done) == 2 and module.panels()["pairs"].shape == (3, SIZE + 2, 8 * (SIZE + 2))
+    trainer(tmp_path).test(module, datamodule=Unlabelled(), verbose=False)
+    assert {r.variant for r in read_records(tmp_path / "metrics.csv")} == {"samples", "real halves"}
 
 
 class Codes(Pictures):

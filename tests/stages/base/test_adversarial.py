@@ -16,6 +16,7 @@ from models.generators.stylesdf import StyleSDF
 from stages.base.adversarial import AdversarialLoss, AdversarialStage, Optimization
 from stages.base.seeds import step_generator
 from tests.stages import tiny
+from tests.stages.processes import HalfOnCpu
 
 SIZE = 8
 
@@ -184,6 +185,16 @@ def test_path_length_regularisation(tmp_path):
     run.fit(resumed, datamodule=Pictures(), ckpt_path=checkpoint, weights_only=True)
     assert torch.equal(resumed.path_length, whole.path_length)
     assert moved(resumed.generator, whole.generator) == set()
+
+
+def test_half_precision_leaves_penalties_in_full(tmp_path):
+    weights = {"path_length_weight": 1.0, "path_length_every": 1, "r1_every": 1}
+    found = []
+    for plugins in ([], [HalfOnCpu()]):
+        stage = fit(Gan(flat(), critic(), adversarial=weights), tmp_path / f"{len(plugins)}", plugins=plugins)
+        assert moved(stage.generator, flat())
+        found.append([float(stage.logged[0][term]) for term in ("path_length", "r1")])
+    assert found[1] == pytest.approx(found[0], rel=0.02)
 
 
 def test_rates_of_groups():
