@@ -14,6 +14,7 @@ from models.generators.manifold import ManifoldGenerator
 from models.generators.stylegan2 import StyleGAN2Generator
 from models.generators.stylesdf import StyleSDF
 from stages.base.adversarial import AdversarialLoss, AdversarialStage, Optimization
+from stages.base.ranks import IndependentRanks
 from stages.base.seeds import step_generator
 from tests.stages import tiny
 from tests.stages.processes import HalfOnCpu
@@ -185,6 +186,21 @@ def test_path_length_regularisation(tmp_path):
     run.fit(resumed, datamodule=Pictures(), ckpt_path=checkpoint, weights_only=True)
     assert torch.equal(resumed.path_length, whole.path_length)
     assert moved(resumed.generator, whole.generator) == set()
+
+
+def test_ranks_stay_equal(tmp_path):
+    """Path lengths and gradients are averaged; each rank draws its own subjects and noise."""
+
+    def rank(index):
+        weights = {"path_length_weight": 1.0, "path_length_every": 1}
+        stage = Gan(flat(), critic(), 32, weights)
+        fit(stage, tmp_path, devices=2, strategy=IndependentRanks(), use_distributed_sampler=False)
+        torch.save([stage.state_dict(), stage.logged[0]["path_length"]], tmp_path / f"{index}.pt")
+
+    tiny.ranks(rank, 2)
+    (first, length), (second, other) = (torch.load(tmp_path / f"{index}.pt") for index in (0, 1))
+    assert all(torch.equal(first[name], second[name]) for name in first) and "path_length" in first
+    assert length != other and int(first["images_seen"]) == 32
 
 
 def test_half_precision_leaves_penalties_in_full(tmp_path):
