@@ -11,11 +11,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from datamodules.artworks import Artwork
+from datamodules.artworks import Artwork, item_id
+from datamodules.items import ItemsDataModule
 from datamodules.poses import check_camera, find_camera
 from models.augment.marks import random_marks
 from models.camera import Camera
-from models.checks import check_not_negative, check_positive
 from models.encoders.detail import DetailReconstructor
 from models.errors import UserError, one_line
 from models.features.base import Frozen
@@ -26,7 +26,6 @@ from models.heads.subjects import invert, look
 from models.image import resized, write_image
 from models.latents import Latents
 from models.losses.detail import depth_loss, layer_normals, novel_view_loss, unseen
-from models.names import item_id
 from models.rendering.output import Rendering
 from models.rendering.sheets import pose_overlay, sheet
 from models.rendering.visibility import seen_from
@@ -59,10 +58,6 @@ class Regularisation:
     tau: float = 0.1
     depth: float = 2e-4
     spacings: float = 1.5
-
-    def __post_init__(self) -> None:
-        check_not_negative(self, "novel", "depth", where="regularisation.")
-        check_positive(self, "tau", "spacings", where="regularisation.")
 
 
 @dataclass(frozen=True)
@@ -114,8 +109,6 @@ class DetailStage(InversionStage):
         super().__init__(schedule=schedule, **options)
         self.inverter, self.detail, self.start = inverter, detail, start
         self.regularisation, self.marks = regularisation, marks
-        if not 0 <= marks <= 1:
-            raise UserError(f"marks is {marks}: it is a share of the photos, from 0 to 1")
         self.pose = None if pose is None else Frozen(pose)
 
     def build_networks(self) -> None:
@@ -242,7 +235,8 @@ class DetailStage(InversionStage):
 
     def on_predict_start(self) -> None:
         super().on_predict_start()
-        for item in getattr(self.trainer.datamodule, "items", ()):  # type: ignore[attr-defined]
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        for item in data.items if isinstance(data, ItemsDataModule) else ():
             check_camera(item, self.generator.rig)  # before anything is computed
 
     @torch.no_grad()

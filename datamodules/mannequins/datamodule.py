@@ -94,7 +94,7 @@ class MannequinDataModule(SplitDataModule):
         """Samples of the field whose level sets suit these heads, see :func:`envelope_field`."""
         return envelope_field()
 
-    def truth(self, sample: Sample, camera: Camera) -> Truth:
+    def view_truth(self, sample: Sample, camera: Camera) -> Truth:
         """What the first view of one test subject shows, expression and style included, from other cameras."""
         config = self.configs["test"]
         scene = Scene.from_z(sample["z"][None].cpu(), sample["expression"][:1].cpu()).repeat_interleave(len(camera))

@@ -84,7 +84,7 @@ def with_weights(generator: Generator, tensors: Mapping[str, Tensor]) -> Generat
     return changed
 
 
-def part(generator: Generator, train: str, freeze: str = "") -> list[str]:
+def select_parameters(generator: Generator, train: str, freeze: str = "") -> list[str]:
     """Names of the parameters that a choice means; what a parameter does is found by asking autograd.
 
     Args:
@@ -107,7 +107,7 @@ def part(generator: Generator, train: str, freeze: str = "") -> list[str]:
         names = _matching(names, r"\baffine\b" if train == "affines" else train)
     frozen = set(_matching(names, freeze)) if freeze else set()
     if not (kept := [name for name in names if name not in frozen]):
-        raise UserError(f"recipe.train: {train!r} leaves no parameter of {type(generator).__name__} to train")
+        raise UserError(f"{train!r} leaves no parameter of {type(generator).__name__} to train")
     return kept
 
 
@@ -116,7 +116,7 @@ def _matching(names: Iterable[str], pattern: str) -> list[str]:
         expression = re.compile(pattern)
     except re.error as error:
         choice = ", ".join(PARTS)
-        raise UserError(f"recipe: {pattern!r} is neither one of {choice} nor a regular expression: {error}") from error
+        raise UserError(f"{pattern!r} is neither one of {choice} nor a regular expression: {error}") from error
     return [name for name in names if expression.search(name)]
 
 

@@ -13,7 +13,6 @@ from torch import Tensor
 from models.camera import Camera
 from models.features.base import PerceptualDistance
 from models.generators.base import Generator
-from models.heads.tuning import TunedWeights
 from models.latents import Latents
 from models.metrics.geometry import depth_mae, eroded, normal_error
 from models.metrics.image import (
@@ -44,11 +43,16 @@ class ViewTruth(Protocol):
 
 
 class HeadTruth(Protocol):
-    """A head at the artwork's own view, from other views, and with every expression, neutral first."""
+    """A head at the artwork's own view, from other views, and with every expression, neutral first; and whose it is."""
 
     input: ViewTruth
     views: ViewTruth
     faces: ExpressionTruth
+    subject: str
+
+    def to(self, device: torch.device) -> HeadTruth:
+        """On another device."""
+        ...
 
 
 class ExpressionTruth(ViewTruth, Protocol):
@@ -147,7 +151,7 @@ def compare_expressions(found: Tensor, truth: Tensor, names: Sequence[str]) -> l
 
 
 def score_head(
-    renderer: Generator | TunedWeights,
+    generator: Generator,
     ws: Latents,
     expression: Tensor | None,
     truth: HeadTruth,
@@ -158,17 +162,17 @@ def score_head(
     """All scores of one head, and truth and rendering as rows of one picture (3, H', W').
 
     Args:
-        renderer: shows codes ``ws`` of one item, with the resting ``expression`` (1, E) or None.
+        generator: shows codes ``ws`` of one item, with the resting ``expression`` (1, E) or None.
         expressions: names of the coefficients; compared when the truth has as many.
     """
-    found = renderer.synthesis(ws, truth.views.camera, expression=expression)
+    found = generator.synthesis(ws, truth.views.camera, expression=expression)
     scores = compare_views(found, truth.views, truth.input, perceptual, identity)
-    own = renderer.synthesis(ws, truth.input.camera, expression=expression)
+    own = generator.synthesis(ws, truth.input.camera, expression=expression)
     scores += compare_input(own, truth.input, perceptual)
     pictures = [truth.views.image, found.image]
     if expressions and len(expressions) == truth.faces.expression.shape[1]:
         codes = truth.faces.expression + (0 if expression is None else expression)
-        faces = renderer.synthesis(ws, truth.faces.camera, expression=codes).image
+        faces = generator.synthesis(ws, truth.faces.camera, expression=codes).image
         scores += compare_expressions(faces, truth.faces.image, expressions)
         pictures += [truth.faces.image, faces]
     return scores, strip(*pictures)

@@ -57,7 +57,7 @@ def shrunk(image: Tensor, like: Tensor) -> Tensor:
     return image if image.shape[-2:] == size else F.interpolate(image, size, mode="area")
 
 
-def firmness(camera: Camera, view: Rendering) -> Tensor:
+def visibility_weight(camera: Camera, view: Rendering) -> Tensor:
     """How well a picture shows the surface at each pixel (B, 1, H, W), in [0, 1]; 0 on the background.
 
     Low at the silhouette, where outlines are drawn and a pixel of depth error would mix in the background, and on
@@ -78,7 +78,7 @@ def surface(camera: Camera, depth: Tensor) -> Tensor:
     return origins + depth.flatten(2).mT * directions
 
 
-def faced(reference: Tensor, camera: Camera, seen: Rendering, rim: float) -> PseudoView:
+def weighted_reference(reference: Tensor, camera: Camera, seen: Rendering, rim: float) -> PseudoView:
     """The artwork at its own view, where ``rim`` is what a pixel of the head counts that shows the surface badly.
 
     Args:
@@ -87,7 +87,7 @@ def faced(reference: Tensor, camera: Camera, seen: Rendering, rim: float) -> Pse
     if rim == 1:
         return PseudoView(reference, torch.ones_like(reference[:, :1]))
     assert seen.alpha is not None
-    firm = firmness(camera, seen)
+    firm = visibility_weight(camera, seen)
     near = F.max_pool2d(seen.alpha, 5, 1, 2)  # outlines lie outside of the silhouette as well
     weight = 1 - (1 - rim) * near * (1 - firm)
     if weight.shape[-2:] != reference.shape[-2:]:
@@ -96,25 +96,25 @@ def faced(reference: Tensor, camera: Camera, seen: Rendering, rim: float) -> Pse
 
 
 def mirrored(
-    reference: Tensor, camera: Camera, seen: Rendering, behind: Rendering, hidden_only: bool, unit: float = 1.0
+    reference: Tensor, camera: Camera, seen: Rendering, other: Rendering, hidden_only: bool, unit: float = 1.0
 ) -> PseudoView:
     """The flipped artwork as a picture of the head from the mirrored camera: faces are nearly symmetric.
 
     Args:
         reference: (1, 3, H, W) the artwork.
-        camera: its view. seen, behind: the anchor from there, and from ``camera.mirror()``.
+        camera: its view. seen, other: the anchor from there, and from ``camera.mirror()``.
         hidden_only: count only what the artwork itself does not show; otherwise the whole picture.
-        unit: world units that are as long beside the head as one is in the embedded world.
+        unit: of length, see :attr:`models.camera.Rig.scale`.
     """
     flipped = reference.flip(-1)
     if not hidden_only:
         return PseudoView(flipped, torch.ones_like(flipped[:, :1]))
-    assert seen.depth is not None and seen.alpha is not None and behind.depth is not None and behind.alpha is not None
-    shown = seen_from(camera.mirror(), behind.depth, behind.alpha, camera, seen.depth, seen.alpha, HIDDEN * unit)
-    return PseudoView(shrunk(flipped, behind.depth), (~shown).float() * firmness(camera.mirror(), behind))
+    assert seen.depth is not None and seen.alpha is not None and other.depth is not None and other.alpha is not None
+    shown = seen_from(camera.mirror(), other.depth, other.alpha, camera, seen.depth, seen.alpha, HIDDEN * unit)
+    return PseudoView(shrunk(flipped, other.depth), (~shown).float() * visibility_weight(camera.mirror(), other))
 
 
-def carried(
+def reprojected(
     reference: Tensor,
     camera: Camera,
     seen: Rendering,
@@ -142,7 +142,7 @@ def carried(
     points = surface(cameras, views.depth)
     uv, _ = camera.repeat_interleave(count).project(points)
     grid = (2 * uv - 1).unflatten(1, size)
-    firm = firmness(camera, seen)
+    firm = visibility_weight(camera, seen)
     found = F.grid_sample(
         torch.cat([reference, firm], 1).expand(count, -1, -1, -1), grid, padding_mode="border", align_corners=False
     )
@@ -168,7 +168,9 @@ def carried(
         flat = colour[view].flatten(1)
         flat[:, asked] = (known * flat[:, asked].T + (1 - known) * guess).T
         colour[view] = flat.unflatten(1, size)
-    return PseudoView(colour, torch.where(open_, torch.maximum(weight, fill * firmness(cameras, views)), weight))
+    return PseudoView(
+        colour, torch.where(open_, torch.maximum(weight, fill * visibility_weight(cameras, views)), weight)
+    )
 
 
 def _describe(camera: Camera, view: Rendering, unit: float) -> Tensor:

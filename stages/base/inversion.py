@@ -18,8 +18,9 @@ import torch
 from torch import Tensor, nn
 from torchvision.utils import make_grid
 
+from datamodules.artworks import item_id
+from datamodules.truth import KnowsViewTruth
 from models.camera import Camera
-from models.checks import check_not_negative, check_positive
 from models.encoders.base import Encoder
 from models.errors import UserError
 from models.features.base import Frozen, move_frozen
@@ -31,7 +32,6 @@ from models.losses.inversion import ReconstructionLoss
 from models.metrics.image import identity_similarity, psnr, ssim
 from models.metrics.inversion import PROTOCOL, VERSION, InversionProtocol, InversionScores
 from models.metrics.records import Record, finite, write_records
-from models.names import item_id
 from models.rendering.output import Rendering
 from stages.base.ranks import average_gradients, broadcast, gather, means
 from stages.base.seeds import step_generator
@@ -60,10 +60,6 @@ class Schedule:
     drop_at: int | None = 100_000
     betas: tuple[float, float] = (0.9, 0.999)
 
-    def __post_init__(self) -> None:
-        check_positive(self, "learning_rate", "drop_at", where="schedule.")
-        check_not_negative(self, "final", where="schedule.")
-
     def rate(self, step: int, steps: int) -> float:
         """Learning rate of a step of a run of so many steps."""
         if self.drop_at is not None:
@@ -77,8 +73,8 @@ class InversionStage(Stage):
 
     A batch holds ``image`` (B, V, 3, H, W) and, for a 3D generator, ``label`` (B, V, 25): each picture is a head of its
     own. ``test`` measures each subject's first picture by the shared protocol (:mod:`models.metrics.inversion`); where
-    the data module knows the truth (its method ``truth``), also against that. ``predict`` hands on heads as the stage
-    ``anchor`` does.
+    the data module knows the truth (:class:`datamodules.truth.KnowsViewTruth`), also against that. ``predict`` hands on
+    heads as the stage ``anchor`` does.
 
     Args:
         perceptual: the perceptual distance of L_r.
@@ -286,10 +282,10 @@ class InversionStage(Stage):
                 found = self.reconstruct(own, None)(None).image
                 self._records += self.flat_records(item, found, own)
                 continue
-            truth = getattr(self.trainer.datamodule, "truth", None)  # type: ignore[attr-defined]
-            if truth is not None:
+            data, truth = self.trainer.datamodule, None  # type: ignore[attr-defined]
+            if isinstance(data, KnowsViewTruth):
                 sample = {name: value[row] for name, value in batch.items()}
-                truth = partial(self.true_views, truth, sample)
+                truth = partial(self.true_views, data.view_truth, sample)
             place = len(self._scores.names) * self.world_size + self.global_rank  # among the items of all ranks
             surface = place < self.protocol.surfaces
             measured = self.protocol(item, own, camera[row], self.generator.rig, self.reconstruct, truth, surface)

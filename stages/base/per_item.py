@@ -1,65 +1,58 @@
-"""Optimisation item by item: groups, their state on disk, and an exact resume."""
+"""Optimisation item by item: groups, and an exact resume of each."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import logging
 import random
 from abc import abstractmethod
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, NoReturn, TypeVar
 
 import numpy as np
-import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from datamodules.artworks import Artwork
+from datamodules.items import Item, ItemsDataModule
 from models.errors import UserError
-from models.files import atomic_write, previous, versions
+from stages.base.group_file import GroupFile, Progress
 from stages.base.seeds import item_seed
 from stages.base.stage import Stage
 
-log = logging.getLogger(__name__)
-
-_RECORD = "galatea"  # our key in a group's file
-
 
 @dataclass
-class GroupState:
+class GroupState(Generic[Item]):
     """What is optimised for the resident group.
 
     Attributes:
-        items: the artworks, sorted by id.
+        items: sorted by id.
         module: everything that is optimised or must survive a kill: parameters and buffers. Each
             parameter belongs to one item or has one row per item, so that a sum over items mixes nothing.
-        optimizer: over the module's parameters.
+        optimizers: by name, over disjoint parameters of the module.
     """
 
-    items: Sequence[Artwork]
+    items: Sequence[Item]
     module: nn.Module
-    optimizer: Optimizer
+    optimizers: dict[str, Optimizer]
 
 
-State = TypeVar("State", bound=GroupState)
+State = TypeVar("State", bound=GroupState[Any])
 
 
-class PerArtworkStage(Stage, Generic[State]):
-    """Base of stages that optimise artworks one by one.
+class PerItemStage(Stage, Generic[Item, State]):
+    """Base of stages that optimise items one by one: artworks, or anything else that has an id.
 
-    The items of ``trainer.datamodule.items``, sorted by id, form groups of ``group_size``; ranks take whole
-    groups in turn; one training step is one optimisation step of the rank's resident group. Results do not
-    depend on the number of ranks. A group's state is in ``OUT/items/FIRST_ID/group.safetensors``, written
-    atomically: a killed run continues every group at its exact step; should the file be damaged, from the one before.
+    The items of the data module (:class:`datamodules.items.ItemsDataModule`), sorted by id, form groups of
+    ``group_size``; ranks take whole groups in turn; one training step is one optimisation step of the rank's resident
+    group. Results do not depend on the number of ranks. A group's state is in ``OUT/items/FIRST_ID/group.safetensors``
+    (:class:`stages.base.group_file.GroupFile`): a killed run continues every group at its exact step.
+
+    A stage of several phases tells them apart by the step: in its losses, and in :meth:`active`.
 
     Args:
-        steps: optimisation steps per group.
+        steps: optimisation steps per group, of all phases.
         group_size: items optimised together.
         save_every: steps between saves of the resident group.
         seed: of all draws, see :func:`item_generator`.
@@ -82,33 +75,52 @@ class PerArtworkStage(Stage, Generic[State]):
         self.group_size = group_size
         self.save_every = save_every
         self.seed = seed
-        self._plan: deque[_Tick] = deque()
+        self._plan: deque[_Tick[Item]] = deque()
         self._group: list[State] = []  # a list, so that nn.Module registers nothing of it
 
     # -- for subclasses ---------------------------------------------------------------------------
 
     @abstractmethod
-    def start_group(self, items: Sequence[Artwork]) -> State:
-        """Fresh parameters and optimiser for ``items``. Global draws are seeded; see :func:`item_generator`."""
+    def start_group(self, items: Sequence[Item]) -> State:
+        """Fresh parameters and optimisers for ``items``. Global draws are seeded; see :func:`item_generator`."""
 
     @abstractmethod
     def optimise(self, state: State, step: int) -> dict[str, Tensor]:
         """Losses (n,) per item at ``step``; the sum of ``"loss"`` is minimised, the others are logged.
 
-        The base runs backward, ``before_step`` and the optimiser. Learning rates are set here, as a
-        function of ``step``.
+        The base runs backward, ``before_step`` and the optimisers. Learning rates are set here, as a
+        function of ``step``. An item whose loss has no gradient stays as it is.
         """
 
     @abstractmethod
     def finish_group(self, state: State) -> None:
         """Write the results of the group's items to :meth:`item_dir`; may be called again after a kill."""
 
+    def active(self, state: State, step: int) -> Collection[str]:
+        """Names of the optimisers that move at ``step``, asked once its losses are known; all by default.
+
+        The parameters of the others get no gradient, and they and their moments stay as they are.
+        """
+        return state.optimizers
+
     def before_step(self, state: State) -> None:
-        """Between backward and optimiser step: clip here, with :func:`clip_per_item`."""
+        """Between backward and optimiser steps: clip here, item by item."""
 
     def settled(self, state: State) -> bool:
         """Whether the group needs no more steps: asked after each one, may end it before ``steps``."""
         return False
+
+    @property
+    def items(self) -> list[Item]:
+        """All items of the data module, sorted by id.
+
+        Raises:
+            UserError: when its data are not items.
+        """
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        if not isinstance(data, ItemsDataModule):
+            raise UserError(f"{self.name} works item by item, and {type(data).__name__} has no items: see --data")
+        return data.items
 
     def item_dir(self, item: str) -> Path:
         """``OUT/items/ID``, where an item's results are written and, on export, read."""
@@ -117,10 +129,10 @@ class PerArtworkStage(Stage, Generic[State]):
     # -- Lightning --------------------------------------------------------------------------------
 
     def configure_optimizers(self) -> None:
-        """None: each group has its own optimiser."""
+        """None: each group has its own optimisers."""
 
     def on_fit_start(self) -> None:
-        items = sorted(self.trainer.datamodule.items, key=lambda item: item.id)  # type: ignore[attr-defined]
+        items = self.items
         groups = [items[i : i + self.group_size] for i in range(0, len(items), self.group_size)]
         groups = groups[self.shard[0] :: self.shard[1]]
         world = self.trainer.world_size
@@ -139,14 +151,13 @@ class PerArtworkStage(Stage, Generic[State]):
         if self._group:
             self._save(self._group[0])
 
-    def _ticks(self, items: Sequence[Artwork]) -> list[_Tick]:
-        if (found := self._read(items)) is None:
-            return [_Tick(items, step) for step in range(self.steps)]
-        _, record, _ = found
-        if record["finished"]:
+    def _ticks(self, items: Sequence[Item]) -> list[_Tick[Item]]:
+        found = self._file(items).read()
+        begin = 0 if found is None else found[1].step
+        if found is not None and found[1].finished:
             return []
         # A group killed between its last step and its results has one tick left, that only writes them.
-        return [_Tick(items, step) for step in range(min(record["step"], self.steps - 1), self.steps)]
+        return [_Tick(items, step) for step in range(min(begin, self.steps - 1), self.steps)]
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
         if not self._plan:
@@ -176,20 +187,33 @@ class PerArtworkStage(Stage, Generic[State]):
             for item, finite in zip(state.items, values.isfinite().tolist(), strict=True):
                 if not finite:
                     self._stop(state, f"{term} of {item.id} is not finite at step {step}")
-        state.optimizer.zero_grad(set_to_none=True)
-        # Autocast must not reach backward; the scaler does nothing unless the precision is 16-mixed.
-        with torch.autocast(self.device.type, enabled=False):
-            self._scaler.scale(losses["loss"].float().sum()).backward()
-        self._scaler.unscale_(state.optimizer)
-        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
-            callback.on_before_optimizer_step(self.trainer, self, state.optimizer)
+        moving = self._backward(state, losses["loss"].float().sum(), self.active(state, step))
+        for optimizer in moving:
+            self._scaler.unscale_(optimizer)
+            for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+                callback.on_before_optimizer_step(self.trainer, self, optimizer)
         self.before_step(state)
-        self._scaler.step(state.optimizer)
-        self._scaler.update()
+        for optimizer in moving:
+            self._scaler.step(optimizer)
+        if moving:
+            self._scaler.update()
         self._step = step + 1
         self.log_dict({f"{self.name}/{key}": value.detach().float().mean() for key, value in losses.items()})
 
-    def _seed(self, items: Sequence[Artwork], step: int) -> None:
+    def _backward(self, state: State, loss: Tensor, names: Collection[str]) -> list[Optimizer]:
+        """The optimisers of these names whose parameters have got a gradient."""
+        for optimizer in state.optimizers.values():
+            optimizer.zero_grad(set_to_none=True)
+        parameters = {name: _trained(state.optimizers[name]) for name in names}
+        if not loss.requires_grad or not parameters:
+            return []
+        # Autocast must not reach backward; the scaler does nothing unless the precision is 16-mixed.
+        with torch.autocast(self.device.type, enabled=False):
+            self._scaler.scale(loss).backward(inputs=[p for group in parameters.values() for p in group])
+        moved = [name for name, group in parameters.items() if any(p.grad is not None for p in group)]
+        return [state.optimizers[name] for name in moved]
+
+    def _seed(self, items: Sequence[Item], step: int) -> None:
         # Draws that miss item_generator still depend on the group and the step only, and need no saving.
         seed = item_seed(self.seed, items[0].id, step)
         torch.manual_seed(seed)
@@ -198,11 +222,8 @@ class PerArtworkStage(Stage, Generic[State]):
 
     # -- the group's file -------------------------------------------------------------------------
 
-    def _group_file(self, items: Sequence[Artwork]) -> Path:
-        return self.item_dir(items[0].id) / "group.safetensors"
-
-    def _identity(self, items: Sequence[Artwork]) -> dict[str, Any]:
-        return {
+    def _file(self, items: Sequence[Item]) -> GroupFile:
+        identity = {
             "stage": self.name,
             "items": [item.id for item in items],
             "inputs": self._input_ids(),
@@ -210,108 +231,44 @@ class PerArtworkStage(Stage, Generic[State]):
             "steps": self.steps,
             "step_hash": self.step_hash,
         }
+        return GroupFile(self.item_dir(items[0].id) / "group.safetensors", identity)
 
-    def _read(self, items: Sequence[Artwork]) -> tuple[Path, dict[str, Any], dict[str, Tensor]] | None:
-        """The newest file of the group that is not damaged, with its record and its tensors."""
-        files = versions(self._group_file(items))
-        for file in files:
-            try:
-                with safetensors.safe_open(file, "pt") as handle:
-                    record = json.loads(handle.metadata()[_RECORD])
-                    tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
-                intact = record["sha256"] == _digest(tensors)
-            except (OSError, safetensors.SafetensorError, TypeError, KeyError, ValueError):
-                intact = False
-            if not intact:
-                continue
-            if record["identity"] != self._identity(items):
-                raise UserError(f"{file} is of a run with other settings or inputs: choose another --out folder")
-            return file, record, tensors
-        if files:
-            names = " and ".join(map(str, files))
-            verb, what = ("is", "it") if len(files) == 1 else ("are", "them")
-            raise UserError(f"{names} {verb} damaged: remove {what} to start this group again")
-        return None
-
-    def _open(self, items: Sequence[Artwork]) -> State:
+    def _open(self, items: Sequence[Item]) -> State:
         self._seed(items, -1)
         state = self.start_group(items)
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=self.trainer.precision == "16-mixed")
         self._step = 0
-        if (found := self._read(items)) is not None:
-            file, record, tensors = found  # each tensor goes to its parameter's device below
-            damaged = self._group_file(items)
-            if file != damaged and damaged.exists():
-                log.warning("%s is damaged: continuing from %s, step %d", damaged, file, record["step"])
-                damaged.unlink()  # so that it does not take the place of the good one
-            state.module.load_state_dict(_under("module", tensors), strict=True)
-            slots: dict[int, dict[str, Any]] = {int(i): dict(values) for i, values in record["slots"].items()}
-            for name, tensor in _under("optimizer", tensors).items():
-                index, _, key = name.partition("/")
-                slots.setdefault(int(index), {})[key] = tensor
-            state.optimizer.load_state_dict({"state": slots, "param_groups": record["param_groups"]})
-            self._scaler.load_state_dict(record["scaler"])
-            self._step = record["step"]
+        if (progress := self._file(items).resume()) is not None:
+            state.module.load_state_dict(progress.module, strict=True)  # to each parameter's device, as below
+            for name, optimizer in state.optimizers.items():
+                optimizer.load_state_dict(progress.optimizers[name])
+            self._scaler.load_state_dict(progress.scaler)
+            self._step = progress.step
         return state
 
     def _stop(self, state: State, what: str) -> NoReturn:
-        found = self._read(state.items)
-        good = "nothing was saved before" if found is None else f"step {found[1]['step']} is saved in {found[0]}"
+        found = self._file(state.items).read()
+        good = "nothing was saved before" if found is None else f"step {found[1].step} is saved in {found[0]}"
         raise UserError(f"{self.name}: {what}: lower the learning rates or the loss weights; {good}")
 
     def _save(self, state: State, finished: bool = False) -> None:
-        optimizer = state.optimizer.state_dict()
+        optimizers = {name: optimizer.state_dict() for name, optimizer in state.optimizers.items()}
         values = dict(state.module.named_parameters())
-        values |= {f"{k} of parameter {i}": v for i, slot in optimizer["state"].items() for k, v in slot.items()}
+        for name, optimizer in optimizers.items():
+            for i, slot in optimizer["state"].items():
+                values |= {f"{key} of parameter {i} in optimizer {name}": value for key, value in slot.items()}
         for name, value in values.items():
             if isinstance(value, Tensor) and not value.isfinite().all():
                 self._stop(state, f"{name} of {state.items[0].id} is not finite after step {self._step - 1}")
-        record: dict[str, Any] = {"identity": self._identity(state.items), "step": self._step, "finished": finished}
-        tensors: dict[str, Tensor] = {}
-        if not finished:
-            slots = optimizer["state"]
-            record["param_groups"] = optimizer["param_groups"]
-            record["scaler"] = self._scaler.state_dict()
-            record["slots"] = {
-                i: {k: v for k, v in slot.items() if not isinstance(v, Tensor)} for i, slot in slots.items()
-            }
-            tensors = {f"module/{name}": value for name, value in state.module.state_dict().items()}
-            for i, slot in slots.items():
-                tensors |= {f"optimizer/{i}/{k}": v for k, v in slot.items() if isinstance(v, Tensor)}
-        content = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
-        record["sha256"] = _digest(content)
-        target = self._group_file(state.items)
-        if finished:  # the results are in files of their own
-            previous(target).unlink(missing_ok=True)
-        with atomic_write(target, keep=not finished) as file:
-            file.write_bytes(safetensors.torch.save(content, {_RECORD: json.dumps(record)}))
+        progress = Progress(self._step, finished, state.module.state_dict(), optimizers, self._scaler.state_dict())
+        self._file(state.items).write(progress)
 
 
 @dataclass(frozen=True)
-class _Tick:
-    items: Sequence[Artwork]
+class _Tick(Generic[Item]):
+    items: Sequence[Item]
     step: int
 
 
-def _digest(tensors: dict[str, Tensor]) -> str:
-    """SHA-256 of names and contents: safetensors notices a file that is cut off, not one with changed bytes."""
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        digest.update(name.encode())
-        digest.update(tensors[name].flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
-def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(f"{prefix}/"): t for name, t in tensors.items() if name.startswith(f"{prefix}/")}
-
-
-def clip_per_item(parameters: Sequence[Tensor], max_norm: float) -> None:
-    """Clip gradients so that each item's norm over all ``parameters`` (n, ...) is at most ``max_norm``."""
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    if not gradients:
-        return
-    norms = torch.stack([g.flatten(1).square().sum(1) for g in gradients]).sum(0).sqrt()
-    scale = (max_norm / norms.clamp_min(1e-12)).clamp(max=1)
-    for gradient in gradients:
-        gradient.mul_(scale.reshape(-1, *[1] * (gradient.ndim - 1)))
+def _trained(optimizer: Optimizer) -> list[Tensor]:
+    return [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]

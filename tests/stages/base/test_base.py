@@ -21,7 +21,6 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 
 from models import artifact
 from models.errors import UserError
-from stages.base.per_item import clip_per_item
 from stages.base.ranks import IndependentRanks
 from stages.base.seeds import item_generator, item_seed, rng_state, set_rng_state
 from stages.base.stage import ArtifactRef, Stage
@@ -255,13 +254,3 @@ def test_item_draws_depend_on_their_arguments_only():
     assert len(set(seeds)) == 5
     draw = torch.rand(4, generator=item_generator(3, "x", 7))
     assert torch.equal(draw, torch.rand(4, generator=item_generator(3, "x", 7)))
-
-
-def test_clip_per_item():
-    a, b = torch.zeros(2, 3, requires_grad=True), torch.zeros(2, 4, requires_grad=True)
-    a.grad, b.grad = torch.ones(2, 3), torch.ones(2, 4)
-    a.grad[1] *= 0.01
-    b.grad[1] *= 0.01
-    clip_per_item([a, b], 1.0)
-    norms = (a.grad.square().sum(1) + b.grad.square().sum(1)).sqrt()
-    assert norms[0] == pytest.approx(1, abs=1e-6) and norms[1] == pytest.approx(0.01 * 7**0.5, rel=1e-5)

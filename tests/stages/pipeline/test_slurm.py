@@ -190,7 +190,7 @@ class TestScripts:
         assert "--time=02:00:00" in times["one"] and "--time=03:00:00" in times["two"]
 
     def test_an_array_and_the_job_that_exports(self, place, submit, monkeypatch):
-        monkeypatch.setitem(STAGES, "dummy", ("stages.base.per_item:PerArtworkStage", "artworks"))
+        monkeypatch.setitem(STAGES, "dummy", ("stages.base.per_item:PerItemStage", "artworks"))
         submit(cluster={"steps": {"two": {"array": 3, "array_limit": 2}}})
         array, export = ((place / "out" / "slurm" / f"two{kind}.sbatch").read_text() for kind in (".array", ""))
         assert "#SBATCH --array=0-2%2" in array and "/two-%A_%a.out" in array
