@@ -9,6 +9,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from models.camera import Camera
 from models.features.base import PerceptualDistance
@@ -179,5 +180,7 @@ def score_head(
 
 
 def strip(truth: Tensor, *rows: Tensor) -> Tensor:
-    """(B, 3, H, W) each, below each other: (3, rows * H, B * W)."""
-    return torch.cat([torch.cat(list(row), 2) for row in (truth, *rows)], 1).clamp(-1, 1)
+    """Rows of pictures (B, 3, H, W), below each other: (3, rows * H, W'); black where one is shorter."""
+    lines = [torch.cat(list(row), 2) for row in (truth, *rows)]
+    width = max(line.shape[2] for line in lines)
+    return torch.cat([F.pad(line, (0, width - line.shape[2]), value=-1.0) for line in lines], 1).clamp(-1, 1)
