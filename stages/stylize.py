@@ -25,7 +25,7 @@ from models.features.base import Frozen, move_frozen
 from models.files import atomic_write
 from models.generators.base import Generator
 from models.heads.codes import HeadCode, HeadCodes
-from models.heads.subjects import Subjects
+from models.heads.subjects import Subjects, look
 from models.heads.tuning import TunedWeights, select_parameters, with_weights
 from models.image import write_image
 from models.latents import Latents
@@ -284,7 +284,7 @@ class StylizeStage(PerItemStage[Artwork, StyleState]):
         ws, z = anchor.latents.to(self.device), None if anchor.z is None else anchor.z.to(self.device)
         expression = None if anchor.neutral else anchor.expression.to(self.device)
         pool = None if camera is None else self._pool(recipe, draws).to(self.device)
-        views, seen = self._original(ws, pool, expression), self._original(ws, camera, expression)
+        views, seen = (look(generator, ws, c, expression, chunk=_CHUNK) for c in (pool, camera))
         guide = None
         if recipe.direction and self.style is not None:
             guide = displacement(self.style(reference), self.style(seen.image), recipe.normalize_embedding)  # Eq. 4
@@ -294,7 +294,7 @@ class StylizeStage(PerItemStage[Artwork, StyleState]):
             unit = generator.rig.scale
             face = weighted_reference(reference, camera, seen, recipe.rim)
             if recipe.mirror:
-                other = self._original(ws, camera.mirror(), expression)
+                other = look(generator, ws, camera.mirror(), expression)
                 opposite = mirrored(reference, camera, seen, other, recipe.mirror_hidden, unit)
             if recipe.carry:
                 elsewhere = reprojected(reference, camera, seen, pool, views, recipe.carry_fill, unit)
@@ -321,23 +321,6 @@ class StylizeStage(PerItemStage[Artwork, StyleState]):
             for degrees, limit in ((recipe.yaw_max_deg, rig.yaw_max), (recipe.pitch_max_deg, rig.pitch_max))
         ]
         return rig.camera(rig.yaw_mean + yaw * limits[0], rig.pitch_mean + pitch * limits[1])
-
-    def _original(self, ws: Latents, cameras: Camera | None, expression: Tensor | None) -> Rendering:
-        """G_ori from all cameras, a few at a time."""
-        if cameras is None:
-            return self.generator.synthesis(ws, expression=expression)
-        parts = []
-        for start in range(0, len(cameras), _CHUNK):
-            chunk = cameras[slice(start, start + _CHUNK)]
-            parts.append(self.generator.synthesis(ws, chunk, expression=expression))
-
-        def join(name: str) -> Tensor | None:
-            found = [getattr(p, name) for p in parts]
-            return None if found[0] is None else torch.cat(found)
-
-        image = join("image")
-        assert image is not None
-        return Rendering(image=image, depth=join("depth"), alpha=join("alpha"), normals=join("normals"))
 
     # -- one step ---------------------------------------------------------------------------------
 
@@ -453,7 +436,7 @@ class StylizeStage(PerItemStage[Artwork, StyleState]):
             if target.camera is not None:
                 _, pitch = self.generator.rig.angles(target.camera)
                 orbit = self.generator.rig.orbit(_ORBIT, pitch=float(pitch)).to(self.device)
-            before = self._original(target.ws, orbit, target.expression).image
+            before = look(self.generator, target.ws, orbit, target.expression, chunk=_CHUNK).image
             after = weights.tuned.synthesis(target.ws, orbit, expression=target.expression).image
             picture = strip(before, after).cpu()
             self._strips[item.id] = picture
@@ -493,6 +476,8 @@ class StylizeStage(PerItemStage[Artwork, StyleState]):
 
     def setup(self, stage: str) -> None:
         if stage != "test":
+            if self.tested:
+                raise UserError("model.tested is for test")
             return
         if not self.tested:
             raise UserError("test scores finished heads: name their artifacts as --model.tested.NAME PATH")

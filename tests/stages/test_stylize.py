@@ -349,6 +349,8 @@ class TestEvaluation:
             trainer(tmp_path).test(one, datamodule=Untrue(), verbose=False)
         with pytest.raises(UserError, match=r"name their artifacts as --model\.tested\.NAME"):
             trainer(tmp_path).test(stage(anchors), datamodule=MannequinArtworks(**WORLD), verbose=False)
+        with pytest.raises(UserError, match=r"model\.tested is for test"):
+            fit(StylizeStage(None, network("perceptual"), tested=tested), MannequinArtworks(**WORLD), tmp_path)
         with pytest.raises(UserError, match=r"give what to stylise as --model\.anchor\.path"):
             StylizeStage(None, network("perceptual")).build_model()
         with pytest.raises(UserError, match=r"recipe\.direction has a weight, .* see --model\.style"):
