@@ -4,24 +4,29 @@ from __future__ import annotations
 
 import logging
 import math
-import re
-from collections.abc import Mapping
+import os
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import pytorch_lightning as pl
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.data import DataLoader
 
-from datamodules.items import ItemsDataModule
-from datamodules.labels import LABELS, camera_labels, parse_json
-from models.camera import Camera
-from models.errors import UserError
-from models.files import os_errors, resolve
-from models.image import IMAGE_SUFFIXES, MIN_SIDE, read_image, to_uint8
+from datamodules.labels import LABELS, camera_labels, spelled
+from datamodules.resumable import evaluation_loader
+from models.camera import Camera, Rig
+from models.documents import MOST_JSON_BYTES, parse_json
+from models.errors import UserError, shown
+from models.files import os_errors, read_bytes, resolve
+from models.image_io import IMAGE_SUFFIXES, MIN_SIDE, pictures_among, read_image, say_left_out, to_uint8
+from models.names import item_id
 
 log = logging.getLogger(__name__)
 
+SMALLEST_FACE = 24  # pixels that the face finder needs
 FACE_FRACTION = 0.45  # of the frame's width that a face box takes in the embedded rig
 Box = tuple[int, int, int, int]  # x, y, width, height in pixels
 Crop = Literal["auto", "face", "centre", "none"]
@@ -32,7 +37,7 @@ class Artwork:
     """One artwork, framed.
 
     Attributes:
-        id: unique, from the file's name; safe as a file name.
+        id: unique, from the file's name; see :func:`models.names.item_id`.
         image: (3, size, size) RGB in [-1, 1].
         label: (25,) camera label, where the exact camera is known.
         angles: yaw and pitch, radians, where these are known: the generator's rig makes the camera. Without either
@@ -63,8 +68,8 @@ class Artwork:
         return resized[0].clamp(-1, 1)
 
 
-class ArtworkDataModule(ItemsDataModule[Artwork]):
-    """Artworks given as files.
+class ArtworkDataModule(pl.LightningDataModule):
+    """Artworks for the per-artwork stages, as ``items``.
 
     A folder may hold ``artworks.json``: {"items": [{"file", "yaw_deg", "pitch_deg", "crop": [x, y, w, h],
     "style", "seed"}]}, all but ``file`` optional; or EG3D's ``dataset.json``: {"labels": [[name, [25 floats]]]}.
@@ -76,6 +81,7 @@ class ArtworkDataModule(ItemsDataModule[Artwork]):
         crop: "auto" looks for a face in images larger than ``size`` and frames it as the rig frames heads, "face" does
             so too and refuses images that do not show exactly one;
             "centre" takes the largest centred square; "none" expects a square image that is framed already.
+        rig: gives the limits of the angles.
     """
 
     def __init__(
@@ -85,16 +91,37 @@ class ArtworkDataModule(ItemsDataModule[Artwork]):
         pitch_deg: float | None = None,
         size: int = 128,
         crop: Crop = "auto",
+        rig: Rig = Rig(),  # noqa: B008 - frozen
     ) -> None:
         super().__init__()
+        if size < MIN_SIDE:
+            raise UserError(f"data.size is {size}: artworks are framed with at least {MIN_SIDE} pixels a side")
         self.path = path
         self.yaw_deg = yaw_deg
         self.pitch_deg = pitch_deg
         self.size = size
         self.crop: Crop = crop
+        self.rig = rig
+        self.steps: Iterable[int] = ()  # of a per-artwork stage, which sets them when its fit starts
+        self._items: list[Artwork] | None = None
 
-    def read_items(self) -> list[Artwork]:
-        return read_artworks(self.path, self.yaw_deg, self.pitch_deg, self.size, self.crop)
+    @property
+    def items(self) -> list[Artwork]:
+        """The artworks, sorted by id."""
+        if self._items is None:
+            self._items = read_artworks(self.path, self.yaw_deg, self.pitch_deg, self.size, self.crop, self.rig)
+        return self._items
+
+    def setup(self, stage: str) -> None:
+        _ = self.items  # all are read before anything is computed: mistakes show at once
+
+    def train_dataloader(self) -> Iterable[int]:
+        return self.steps
+
+    def _loader(self) -> DataLoader[Artwork]:
+        return evaluation_loader(self.items, 1, trainer=self.trainer, collate_fn=list)  # type: ignore[arg-type]
+
+    test_dataloader = predict_dataloader = _loader
 
 
 def read_artworks(
@@ -103,6 +130,7 @@ def read_artworks(
     pitch_deg: float | None = None,
     size: int = 128,
     crop: Crop = "auto",
+    rig: Rig = Rig(),  # noqa: B008 - frozen
 ) -> list[Artwork]:
     """Read, check and frame the artworks of ``path``, sorted by id; arguments as :class:`ArtworkDataModule`.
 
@@ -129,7 +157,7 @@ def read_artworks(
             id=identity,
             image=frame(image, size, _box(image, entry.get("crop"), crop, size, str(file))),
             label=label,
-            angles=None if label is not None else pose_angles(given["yaw_deg"], given["pitch_deg"], str(file)),
+            angles=None if label is not None else pose_angles(given["yaw_deg"], given["pitch_deg"], rig, str(file)),
             original_size=(height, width),
             style=entry.get("style"),
             seed=entry.get("seed"),
@@ -137,26 +165,19 @@ def read_artworks(
     return [artworks[identity] for identity in sorted(artworks)]
 
 
-def item_id(file: str) -> str:
-    """A picture's id, safe as a file name, from the name of its file."""
-    return re.sub(r"[^A-Za-z0-9_.-]", "_", Path(file).with_suffix("").as_posix()).lstrip("_.-") or "artwork"
-
-
-def pose_angles(yaw_deg: float | None, pitch_deg: float | None, what: str) -> tuple[float, float] | None:
+def pose_angles(yaw_deg: float | None, pitch_deg: float | None, rig: Rig, what: str) -> tuple[float, float] | None:
     """Yaw and pitch in radians of a pose in degrees, ``None`` when both are; one missing angle is 0.
 
-    What a generator was trained for is for :func:`datamodules.poses.check_camera` to know.
-
     Raises:
-        UserError: when an angle is none; ``what`` names the artwork.
+        UserError: when an angle is outside the rig's range; ``what`` names the artwork.
     """
     if yaw_deg is None and pitch_deg is None:
         return None
     angles = []
-    for name, value, limit in (("yaw_deg", yaw_deg, 180), ("pitch_deg", pitch_deg, 90)):
+    for name, value, limit in (("yaw_deg", yaw_deg, rig.yaw_max), ("pitch_deg", pitch_deg, rig.pitch_max)):
         value = 0.0 if value is None else value
-        if not abs(value) <= limit:
-            raise UserError(f"{what}: {name} is {value:g}, it must be between +-{limit} degrees")
+        if not abs(value) <= math.degrees(limit) + 1e-6:
+            raise UserError(f"{what}: {name} is {value:g}, it must be between +-{math.degrees(limit):g} degrees")
         angles.append(math.radians(value))
     return angles[0], angles[1]
 
@@ -176,9 +197,11 @@ def find_faces(image: Tensor) -> list[Box]:
     from skimage.feature import Cascade
 
     shrink = max(1.0, max(image.shape[-2:]) / 512)
+    side = int(min(image.shape[-2:]) / shrink)
+    smallest, largest = max(side // 6, SMALLEST_FACE), int(side * 0.95)
+    if largest < smallest:  # a strip, or tiny
+        return []
     small = F.interpolate(image, scale_factor=1 / shrink, mode="bicubic", antialias=True) if shrink > 1 else image
-    side = min(small.shape[-2:])
-    smallest, largest = max(side // 6, 24), int(side * 0.95)
     found = Cascade(lbp_frontal_face_cascade_filename()).detect_multi_scale(
         to_uint8(small[0]), 1.2, 1, min_size=(smallest, smallest), max_size=(largest, largest)
     )
@@ -190,8 +213,8 @@ def _box(image: Tensor, given: Any, crop: Crop, size: int, what: str) -> Box:
     height, width = image.shape[-2:]
     centre = _square(width / 2, height / 2, min(width, height), width, height)
     if given is not None:
-        if not (isinstance(given, list) and len(given) == 4 and all(isinstance(v, int) for v in given)):
-            raise UserError(f"{what}: crop must be [x, y, width, height] in whole pixels, got {given}")
+        if not (isinstance(given, list) and len(given) == 4 and all(type(v) is int for v in given)):
+            raise UserError(f"{what}: crop must be [x, y, width, height] in whole pixels, got {shown(given)}")
         x, y, w, h = given
         if x < 0 or y < 0 or min(w, h) < MIN_SIDE or x + w > width or y + h > height:
             raise UserError(f"{what}: crop {given} is not inside the image of {width} x {height}, or too small")
@@ -230,15 +253,20 @@ def _entries(place: Path) -> list[dict[str, Any]]:
     if place.is_file():
         return [{"file": place.name}]
     if (place / "artworks.json").exists():
-        return _listed(place / "artworks.json")
-    file = place / LABELS
-    labels = camera_labels(_json(file), str(file)) if file.exists() else {}
+        entries = _listed(place / "artworks.json")
+        with os_errors(place, "read"):
+            others = _files(place) - {entry["file"] for entry in entries}
+        say_left_out(pictures_among(sorted(others), place), place, "artworks.json does not list them")
+        return entries
     with os_errors(place, "read"):
-        names = sorted(p.name for p in place.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and p.name[0] != ".")
-    names = sorted(labels) if labels else names
+        names = pictures_among(sorted(_files(place)), place)
+    if (file := place / LABELS).exists():
+        labels = camera_labels(_json(file), str(file), lambda name: os.path.lexists(place / name))
+        say_left_out(sorted(set(names) - labels.keys()), place, f"{LABELS} does not list them")
+        return [{"file": name, "label": labels[name]} for name in sorted(labels)]
     if not names:
         raise UserError(f"no images found in {place} ({', '.join(sorted(IMAGE_SUFFIXES))})")
-    return [{"file": name, "label": labels.get(name)} for name in names]
+    return [{"file": name} for name in names]
 
 
 def _files(place: Path) -> set[str]:
@@ -247,8 +275,7 @@ def _files(place: Path) -> set[str]:
 
 
 def _json(file: Path) -> Any:
-    with os_errors(file, "read"):
-        return parse_json(file.read_bytes(), str(file))
+    return parse_json(read_bytes(file, MOST_JSON_BYTES), str(file))
 
 
 def _listed(file: Path) -> list[dict[str, Any]]:
@@ -269,7 +296,11 @@ def _listed(file: Path) -> list[dict[str, Any]]:
             raise UserError(f"{file}: item {i} has no file")
         for key, value in entry.items():
             if key not in kinds:
-                raise UserError(f"{file}: item {i} has the unknown key {key!r}, known are: {', '.join(kinds)}")
+                raise UserError(f"{file}: item {i} has the unknown key {shown(key)}, known are: {', '.join(kinds)}")
             if not isinstance(value, kinds[key]) or isinstance(value, bool):
-                raise UserError(f"{file}: item {i}: {key} is {value!r}, which has the wrong type")
+                raise UserError(f"{file}: item {i}: {key} is {shown(value)}, which has the wrong type")
+        name = spelled(entry["file"], lambda name: os.path.lexists(file.parent / name))
+        if name is None:
+            raise UserError(f"{file}: item {i}: {shown(entry['file'])} is not a file in its folder")
+        entry["file"] = name
     return entries

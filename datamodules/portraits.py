@@ -21,7 +21,8 @@ from models.camera import Camera
 from models.documents import MOST_JSON_BYTES, parse_json
 from models.errors import UserError, one_line
 from models.files import os_errors, read_bytes, resolve
-from models.image import IMAGE_SUFFIXES, MAX_BYTES, decode_image, pictures_among
+from models.image_io import IMAGE_SUFFIXES, MAX_BYTES, decode_image, pictures_among, say_left_out
+from models.names import COMMON_SUFFIXES, item_id
 
 Portrait = dict[str, Any]
 _STEP = 1 << 6  # bytes of a member that are unpacked at once where the method sets no bound: they may become millions

@@ -19,7 +19,7 @@ IMAGE_SUFFIXES = COMMON_SUFFIXES | frozenset(
     ".apng .avif .avifs .dib .icb .j2c .j2k .jfif .jp2 .jpc .jpe .jpf .jpx .mpo .pbm .pcx .pgm .pnm .ppm .psd .qoi "
     ".ras .sgi .tga .vda .vst".split()
 )
-"""Of the files in a folder that are read as pictures, see :mod:`models.image`."""
+"""Of the files in a folder that are read as pictures, see :mod:`models.image_io`."""
 
 
 def is_plain(name: object, most: int = _MOST_BYTES) -> bool:

@@ -17,15 +17,12 @@ from models.artifact import load
 from models.camera import Camera
 from models.errors import UserError
 from models.files import atomic_write
-from models.generators.baked import BakedHead, head_of
-from models.generators.base import Generator
-from models.heads.detailed import DetailedGenerator
-from models.heads.layers import layers_of
-from models.heads.subjects import Subject, Subjects, look
-from models.image import write_image, write_video
-from models.rendering.layers import write_layers
+from models.generators.base import Generator, Rendering
+from models.generators.detailed import DetailedGenerator
+from models.image_io import write_image, write_video
+from models.rendering.baked import BakedHead, head_of
+from models.rendering.layers import layers_of, write_layers
 from models.rendering.mesh import Mesh, fuse, mesh_cameras, write_mesh
-from models.rendering.output import Rendering
 from models.rendering.raster import draw
 from models.rendering.sheets import (
     depth_colours,
@@ -36,8 +33,9 @@ from models.rendering.sheets import (
     sheet,
     stacked_lines,
 )
-from stages.base.stage import ArtifactRef, Stage
-from stages.gallery.page import Card, Figure, packed_mesh, page
+from models.subjects import Subject, Subjects, look
+from stages.base import ArtifactRef, Stage
+from stages.gallery import Card, Figure, packed_mesh, page
 
 log = logging.getLogger(__name__)
 

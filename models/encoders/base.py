@@ -7,7 +7,7 @@ from abc import abstractmethod
 from torch import Tensor
 
 from models.configurable import Configurable
-from models.latents import Latents
+from models.generators.base import Latents
 
 
 class Encoder(Configurable):

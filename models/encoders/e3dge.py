@@ -20,8 +20,7 @@ from models.configurable import Configurable
 from models.encoders.base import Encoder
 from models.encoders.irse import DEPTHS, REDUCTION, WIDTHS, IRTrunk
 from models.encoders.pyramid import MapToStyle, upsample_add
-from models.latents import Latents
-from models.rendering.output import Edit
+from models.generators.base import Edit, Latents
 
 NORMS = ("group", "batch")
 

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 from models.camera import Camera
 from models.generators.backbone import StyleBackbone
-from models.generators.base import ParameterGroup
+from models.generators.base import Edit, FieldSample, Latents, Rendering
 from models.generators.fields import FrontalChart, HeadChart, TextureStack
 from models.generators.painted import PaintedGenerator, Painting, over_chart
+from models.generators.pointwise import in_chunks
 from models.generators.triplane import TriPlaneField
-from models.latents import Latents
 from models.rendering.atlas import Atlas, Chart, flatten
 from models.rendering.compositing import composite_layers, density_alpha, depth_normals
 from models.rendering.manifolds import (
@@ -29,8 +29,6 @@ from models.rendering.manifolds import (
     first_crossings,
     upsample_crossings,
 )
-from models.rendering.output import Edit, FieldSample, Rendering
-from models.rendering.pointwise import in_chunks
 
 FIELDS = ("textures", "triplane")
 FLATTENINGS = ("head", "frontal")
@@ -118,14 +116,6 @@ class ManifoldGenerator(PaintedGenerator):
         if self.expressions:
             width = planes.features if planes else stack.channels
             self.ambient_out = nn.Linear(self.expression_field.ambient.out_channels, width, bias=False)
-
-    def parameter_groups(self) -> dict[str, ParameterGroup]:
-        """As :meth:`PaintedGenerator.parameter_groups`, and "predictor" unless it is baked (rates of A.4)."""
-        groups = super().parameter_groups()
-        manifolds = list(self.predictor.parameters())
-        apart = {id(p) for p in manifolds}
-        groups["main"] = ParameterGroup([p for p in groups["main"].parameters if id(p) not in apart])
-        return groups if self.bake_predictor else {**groups, "predictor": ParameterGroup(manifolds, 2e-5 / 2.5e-3)}
 
     # -- the field -----------------------------------------------------------------------------------------------
 

@@ -24,9 +24,8 @@ from models.camera import Camera
 from models.configurable import build
 from models.encoders.detail import DetailReconstructor
 from models.files import ROOT
-from models.generators.baked import bake
-from models.latents import Latents
-from models.rendering.output import Edit
+from models.generators.base import Edit, Latents
+from models.rendering.baked import bake
 from tests.benchmarks.official import Run
 from tests.benchmarks.zoo import Cost, Request, Worker, alternate, line
 

@@ -20,7 +20,7 @@ from callbacks.progress import batches_done
 from datamodules.mannequins import MannequinDataModule
 from models.errors import UserError
 from stages import cli
-from stages.base.ranks import IndependentRanks
+from stages.base import IndependentRanks
 from tests.stages import tiny
 from tests.stages.test_prior import DATA, stage
 from tests.stages.toy import ToyData, ToyTraining

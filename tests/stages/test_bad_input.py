@@ -474,7 +474,7 @@ def test_what_nobody_has_thought_of(here, monkeypatch):
     def broken(_):
         raise ZeroDivisionError("a number\x1b[31m\nis zero")
 
-    monkeypatch.setattr("stages.commands.world.main", broken)
+    monkeypatch.setattr("stages.world.main", broken)
     code, text = galatea(here, "world")
     assert code == 1 and text == ("galatea: error: ZeroDivisionError: a number\\x1b[31m is zero; --debug shows where\n")
     for arguments in (("--debug", "world"), ("world", "--debug")):

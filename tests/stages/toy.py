@@ -14,12 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from datamodules.artworks import Artwork
-from datamodules.items import ItemsDataModule
 from datamodules.resumable import ResumableLoader
 from models.files import atomic_write
-from stages.base.per_item import GroupState, PerItemStage
-from stages.base.seeds import item_generator
-from stages.base.stage import Stage
+from stages.base import GroupState, PerArtworkStage, Stage, clip_per_item, item_generator
 
 
 class Rows(nn.Module):
@@ -30,7 +27,7 @@ class Rows(nn.Module):
         self.rows = nn.Parameter(torch.randn(count, 5))
 
 
-class ToyPerArtwork(PerItemStage[Artwork, GroupState[Artwork]]):
+class ToyPerArtwork(PerArtworkStage[GroupState]):
     """Follows a random target per item and step.
 
     Args:
@@ -45,11 +42,11 @@ class ToyPerArtwork(PerItemStage[Artwork, GroupState[Artwork]]):
         self.kill_at = kill_at
         self.weight = weight
 
-    def start_group(self, items: Sequence[Artwork]) -> GroupState[Artwork]:
+    def start_group(self, items: Sequence[Artwork]) -> GroupState:
         module = Rows(len(items))
-        return GroupState(items, module, {"rows": torch.optim.Adam(module.parameters(), 0.05)})
+        return GroupState(items, module, torch.optim.Adam(module.parameters(), 0.05))
 
-    def optimise(self, state: GroupState[Artwork], step: int) -> dict[str, Tensor]:
+    def optimise(self, state: GroupState, step: int) -> dict[str, Tensor]:
         if self.kill_at == f"{state.items[0].id}:{step}":
             os.kill(os.getpid(), signal.SIGKILL)
         targets = [torch.randn(5, generator=item_generator(self.seed, item.id, step)) for item in state.items]
@@ -57,11 +54,10 @@ class ToyPerArtwork(PerItemStage[Artwork, GroupState[Artwork]]):
         distance = (state.module.rows - torch.stack(targets)).square().sum(1)  # type: ignore[operator]
         return {"loss": distance * self.weight * (1 + stray), "distance": distance}
 
-    def before_step(self, state: GroupState[Artwork]) -> None:
-        (gradient,) = (p.grad for p in state.module.parameters())
-        gradient.div_(gradient.norm(dim=1, keepdim=True).clamp(min=1))  # each item's by itself
+    def before_step(self, state: GroupState) -> None:
+        clip_per_item(list(state.module.parameters()), 1.0)
 
-    def finish_group(self, state: GroupState[Artwork]) -> None:
+    def finish_group(self, state: GroupState) -> None:
         for item, row in zip(state.items, state.module.rows, strict=True):  # type: ignore[arg-type]
             with atomic_write(self.item_dir(item.id) / "result.safetensors") as file:
                 file.write_bytes(safetensors.torch.save({"row": row.detach().clone()}))
@@ -69,20 +65,21 @@ class ToyPerArtwork(PerItemStage[Artwork, GroupState[Artwork]]):
     def export(self) -> dict[str, Any]:
         rows = {
             item.id: safetensors.torch.load_file(self.item_dir(item.id) / "result.safetensors")["row"].tolist()
-            for item in self.items
+            for item in self.trainer.datamodule.items  # type: ignore[attr-defined]
         }
         return {"extra": {"rows": rows}, "metrics": {"items": len(rows)}}
 
 
-class ToyArtworks(ItemsDataModule[Artwork]):
+class ToyArtworks(pl.LightningDataModule):
     """``count`` artworks without files, in an order that is not theirs."""
 
     def __init__(self, count: int = 5) -> None:
         super().__init__()
-        self.count = count
+        self.items = [Artwork(f"i{k}", torch.full((3, 4, 4), k / 10)) for k in reversed(range(count))]
+        self.steps: Sequence[int] = ()
 
-    def read_items(self) -> list[Artwork]:
-        return [Artwork(f"i{k}", torch.full((3, 4, 4), k / 10)) for k in reversed(range(self.count))]
+    def train_dataloader(self) -> Sequence[int]:
+        return self.steps
 
 
 class ToyTraining(Stage):

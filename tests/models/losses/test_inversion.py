@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch.autograd import gradcheck
 
-from models.generators.base import Generator
-from models.latents import Latents
+from models.generators.base import Generator, Latents, Rendering
 from models.losses.inversion import (
     ReconstructionLoss,
     delta_regulariser,
@@ -15,7 +14,6 @@ from models.losses.inversion import (
     latent_pull,
     locality,
 )
-from models.rendering.output import Rendering
 
 
 def seeded(*shape, seed=0):

@@ -1,1 +1,0 @@
-"""What stages are made of."""

@@ -1,1 +1,0 @@
-"""Pipelines: steps in order, here or on a cluster."""
