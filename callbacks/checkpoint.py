@@ -10,8 +10,6 @@ import os
 import pickle
 import re
 import shutil
-import zipfile
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +21,7 @@ from torch import Tensor
 
 from callbacks.progress import batches_done
 from models.errors import UserError, one_line
-from models.files import atomic_write, os_errors
+from models.files import atomic_write, is_intact, os_errors
 
 log = logging.getLogger(__name__)
 
@@ -214,7 +212,7 @@ def checkpoint_to_read(path: Path) -> Path:
     for file in found or [path]:
         if not file.exists():
             raise UserError(f"there is no checkpoint {file}")
-        if is_intact(file):
+        if is_intact(file):  # torch.load does not check
             if damaged:
                 names = f"{' and '.join(damaged)} {'is' if len(damaged) == 1 else 'are'}"
                 rank_zero_only(log.warning)(
@@ -227,15 +225,6 @@ def checkpoint_to_read(path: Path) -> Path:
             f"no checkpoint in {path.parent} can be read ({', '.join(damaged)}): remove the folder to start again"
         )
     raise UserError(f"{path} is not a checkpoint, or damaged")
-
-
-def is_intact(file: Path) -> bool:
-    """Whether a file is a zip, as ``torch.save`` writes, whose checksums hold; ``torch.load`` does not check them."""
-    try:
-        with zipfile.ZipFile(file) as content:
-            return content.testzip() is None
-    except (OSError, EOFError, ValueError, NotImplementedError, zipfile.BadZipFile, zlib.error):
-        return False
 
 
 def _bytes(trainer: pl.Trainer) -> int:

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import logging
 import math
-import zipfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +23,7 @@ from datamodules.mannequins.scene import IDENTITY, SPLITS, WORLD_VERSION, Z_DIM,
 from datamodules.mannequins.styles import ART_STYLES, HELD_OUT_STYLE, PLAIN, STYLES
 from datamodules.resumable import ResumableLoader, evaluation_loader
 from models.errors import UserError
-from models.files import atomic_write
+from models.files import atomic_write, is_intact
 
 log = logging.getLogger(__name__)
 
@@ -141,7 +139,7 @@ class FeaturePairs(pl.LightningDataModule):
 
     def prepare_data(self) -> None:
         for split in self.counts:
-            if self.file(split).exists() and _is_damaged(self.file(split)):
+            if self.file(split).exists() and not is_intact(self.file(split)):
                 log.warning("%s is damaged: its pictures are drawn again", self.file(split))
                 self.file(split).unlink()
             if not self.file(split).exists():
@@ -170,12 +168,3 @@ class FeaturePairs(pl.LightningDataModule):
 
     def _evaluation(self, split: str) -> DataLoader[dict[str, Tensor]]:
         return evaluation_loader(self.dataset(split), self.batch_size, trainer=self.trainer)
-
-
-def _is_damaged(file: Path) -> bool:
-    """Whether a file is no whole archive of arrays: its checksums are read."""
-    try:
-        with zipfile.ZipFile(file) as archive:
-            return archive.testzip() is not None or "image.npy" not in archive.namelist()
-    except (OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error):
-        return True

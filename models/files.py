@@ -6,6 +6,8 @@ import hashlib
 import os
 import re
 import shutil
+import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -47,6 +49,15 @@ def sha256(path: Path) -> str:
     """Hexadecimal SHA-256 of a file's content."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def is_intact(file: Path) -> bool:
+    """Whether a file is a zip whose checksums hold, as torch and NumPy write their archives."""
+    try:
+        with zipfile.ZipFile(file) as content:
+            return content.testzip() is None
+    except (OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error):
+        return False
 
 
 @contextmanager

@@ -14,11 +14,12 @@ import pytorch_lightning as pl
 import torch
 from torch import nn
 
-from callbacks.checkpoint import LAST, LastCheckpoint, checkpoint_to_read, checkpoints, is_intact, step_of
+from callbacks.checkpoint import LAST, LastCheckpoint, checkpoint_to_read, checkpoints, step_of
 from callbacks.guard import FiniteGuard
 from callbacks.progress import batches_done
 from datamodules.mannequins import MannequinDataModule
 from models.errors import UserError
+from models.files import is_intact
 from stages import cli
 from stages.base import IndependentRanks
 from tests.stages import tiny
