@@ -10,7 +10,7 @@ from torch import Tensor
 
 from callbacks.dashboard import Dashboard
 from callbacks.progress import batches_done
-from models.image_io import write_image, write_video
+from models.image import write_image, write_video
 
 
 class MediaPanels(pl.Callback):

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
-import pytorch_lightning as pl
-
 from datamodules.artworks import Artwork
+from datamodules.items import ItemsDataModule
 from models import artifact
-from models.anchors import AnchorSet
 from models.errors import UserError
-from models.image_io import read_image
+from models.heads.codes import HeadCodes
+from models.image import read_image
 
 
-class AnchoredArtworks(pl.LightningDataModule):
-    """Artworks as the anchor stage framed and placed them, as ``items``.
+class AnchoredArtworks(ItemsDataModule[Artwork]):
+    """Artworks as the anchor stage framed and placed them.
 
     Args:
         path: the anchor artifact, or a folder that holds it as ``artifact/``.
@@ -24,35 +22,23 @@ class AnchoredArtworks(pl.LightningDataModule):
     def __init__(self, path: str) -> None:
         super().__init__()
         self.path = path
-        self.steps: Iterable[int] = ()  # of a per-artwork stage, which sets them when its fit starts
-        self._items: list[Artwork] | None = None
 
-    @property
-    def items(self) -> list[Artwork]:
-        """The artworks, sorted by id."""
-        if self._items is None:
-            source = artifact.load(self.path)
-            anchors = source.module("anchors")
-            if not isinstance(anchors, AnchorSet):
-                raise UserError(f"{self.path} is not the result of galatea anchor")
-            styles = _styles(source.extra.get("items"))
-            self._items = [
-                Artwork(
-                    id=identity,
-                    image=(image := read_image(source.media(f"reference_{identity}.png"))[0]),
-                    label=None if (label := anchors[identity].label) is None else label[0],
-                    original_size=(image.shape[1], image.shape[2]),
-                    style=styles.get(identity),
-                )
-                for identity in anchors.ids
-            ]
-        return self._items
-
-    def setup(self, stage: str) -> None:
-        _ = self.items  # mistakes show before anything is computed
-
-    def train_dataloader(self) -> Iterable[int]:
-        return self.steps
+    def read_items(self) -> list[Artwork]:
+        source = artifact.load(self.path)
+        anchors = source.module("anchors")
+        if not isinstance(anchors, HeadCodes):
+            raise UserError(f"{self.path} is not the result of galatea anchor")
+        styles = _styles(source.extra.get("items"))
+        return [
+            Artwork(
+                id=identity,
+                image=(image := read_image(source.media(f"reference_{identity}.png"))[0]),
+                label=None if (label := anchors[identity].label) is None else label[0],
+                original_size=(image.shape[1], image.shape[2]),
+                style=styles.get(identity),
+            )
+            for identity in anchors.ids
+        ]
 
 
 def _styles(entries: Any) -> dict[str, str | None]:

@@ -5,23 +5,21 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import pytorch_lightning as pl
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.data import DataLoader
 
+from datamodules.items import ItemsDataModule
 from datamodules.labels import LABELS, camera_labels, spelled
-from datamodules.resumable import evaluation_loader
-from models.camera import Camera, Rig
+from models.camera import Camera
 from models.documents import MOST_JSON_BYTES, parse_json
 from models.errors import UserError, shown
 from models.files import os_errors, read_bytes, resolve
-from models.image_io import IMAGE_SUFFIXES, MIN_SIDE, pictures_among, read_image, say_left_out, to_uint8
+from models.image import IMAGE_SUFFIXES, MIN_SIDE, pictures_among, read_image, say_left_out, to_uint8
 from models.names import item_id
 
 log = logging.getLogger(__name__)
@@ -68,8 +66,8 @@ class Artwork:
         return resized[0].clamp(-1, 1)
 
 
-class ArtworkDataModule(pl.LightningDataModule):
-    """Artworks for the per-artwork stages, as ``items``.
+class ArtworkDataModule(ItemsDataModule[Artwork]):
+    """Artworks given as files.
 
     A folder may hold ``artworks.json``: {"items": [{"file", "yaw_deg", "pitch_deg", "crop": [x, y, w, h],
     "style", "seed"}]}, all but ``file`` optional; or EG3D's ``dataset.json``: {"labels": [[name, [25 floats]]]}.
@@ -81,7 +79,6 @@ class ArtworkDataModule(pl.LightningDataModule):
         crop: "auto" looks for a face in images larger than ``size`` and frames it as the rig frames heads, "face" does
             so too and refuses images that do not show exactly one;
             "centre" takes the largest centred square; "none" expects a square image that is framed already.
-        rig: gives the limits of the angles.
     """
 
     def __init__(
@@ -91,7 +88,6 @@ class ArtworkDataModule(pl.LightningDataModule):
         pitch_deg: float | None = None,
         size: int = 128,
         crop: Crop = "auto",
-        rig: Rig = Rig(),  # noqa: B008 - frozen
     ) -> None:
         super().__init__()
         if size < MIN_SIDE:
@@ -101,27 +97,9 @@ class ArtworkDataModule(pl.LightningDataModule):
         self.pitch_deg = pitch_deg
         self.size = size
         self.crop: Crop = crop
-        self.rig = rig
-        self.steps: Iterable[int] = ()  # of a per-artwork stage, which sets them when its fit starts
-        self._items: list[Artwork] | None = None
 
-    @property
-    def items(self) -> list[Artwork]:
-        """The artworks, sorted by id."""
-        if self._items is None:
-            self._items = read_artworks(self.path, self.yaw_deg, self.pitch_deg, self.size, self.crop, self.rig)
-        return self._items
-
-    def setup(self, stage: str) -> None:
-        _ = self.items  # all are read before anything is computed: mistakes show at once
-
-    def train_dataloader(self) -> Iterable[int]:
-        return self.steps
-
-    def _loader(self) -> DataLoader[Artwork]:
-        return evaluation_loader(self.items, 1, trainer=self.trainer, collate_fn=list)  # type: ignore[arg-type]
-
-    test_dataloader = predict_dataloader = _loader
+    def read_items(self) -> list[Artwork]:
+        return read_artworks(self.path, self.yaw_deg, self.pitch_deg, self.size, self.crop)
 
 
 def read_artworks(
@@ -130,7 +108,6 @@ def read_artworks(
     pitch_deg: float | None = None,
     size: int = 128,
     crop: Crop = "auto",
-    rig: Rig = Rig(),  # noqa: B008 - frozen
 ) -> list[Artwork]:
     """Read, check and frame the artworks of ``path``, sorted by id; arguments as :class:`ArtworkDataModule`.
 
@@ -157,7 +134,7 @@ def read_artworks(
             id=identity,
             image=frame(image, size, _box(image, entry.get("crop"), crop, size, str(file))),
             label=label,
-            angles=None if label is not None else pose_angles(given["yaw_deg"], given["pitch_deg"], rig, str(file)),
+            angles=None if label is not None else pose_angles(given["yaw_deg"], given["pitch_deg"], str(file)),
             original_size=(height, width),
             style=entry.get("style"),
             seed=entry.get("seed"),
@@ -165,19 +142,21 @@ def read_artworks(
     return [artworks[identity] for identity in sorted(artworks)]
 
 
-def pose_angles(yaw_deg: float | None, pitch_deg: float | None, rig: Rig, what: str) -> tuple[float, float] | None:
+def pose_angles(yaw_deg: float | None, pitch_deg: float | None, what: str) -> tuple[float, float] | None:
     """Yaw and pitch in radians of a pose in degrees, ``None`` when both are; one missing angle is 0.
 
+    What a generator was trained for is for :func:`datamodules.poses.check_camera` to know.
+
     Raises:
-        UserError: when an angle is outside the rig's range; ``what`` names the artwork.
+        UserError: when an angle is none; ``what`` names the artwork.
     """
     if yaw_deg is None and pitch_deg is None:
         return None
     angles = []
-    for name, value, limit in (("yaw_deg", yaw_deg, rig.yaw_max), ("pitch_deg", pitch_deg, rig.pitch_max)):
+    for name, value, limit in (("yaw_deg", yaw_deg, 180), ("pitch_deg", pitch_deg, 90)):
         value = 0.0 if value is None else value
-        if not abs(value) <= math.degrees(limit) + 1e-6:
-            raise UserError(f"{what}: {name} is {value:g}, it must be between +-{math.degrees(limit):g} degrees")
+        if not abs(value) <= limit:
+            raise UserError(f"{what}: {name} is {value:g}, it must be between +-{limit} degrees")
         angles.append(math.radians(value))
     return angles[0], angles[1]
 

@@ -11,25 +11,23 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import pytorch_lightning as pl
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from datamodules.artworks import Artwork
+from datamodules.items import ItemsDataModule
 from datamodules.mannequins.dataset import SPLITS
 from datamodules.mannequins.render import RIG, Truth, render
 from datamodules.mannequins.scene import EXPRESSIONS, Scene, subject_z
 from datamodules.mannequins.styles import ART_STYLES, STYLES
-from datamodules.resumable import evaluation_loader
 from models.camera import Camera
 from models.errors import UserError
 from models.files import atomic_write
-from models.image_io import write_image
+from models.image import write_image
 
 _VIEW_SEED = 40_000_003
 
@@ -99,9 +97,13 @@ class PortraitTruth:
     faces: Truth
     subject: str
 
+    def to(self, device: torch.device) -> PortraitTruth:
+        """On another device."""
+        return PortraitTruth(self.input.to(device), self.views.to(device), self.faces.to(device), self.subject)
 
-class MannequinArtworks(pl.LightningDataModule):
-    """Subjects x styles of the embedded world, each seen from one view, as ``items``; ids are ``STYLE-SEED``.
+
+class MannequinArtworks(ItemsDataModule[Artwork]):
+    """Subjects x styles of the embedded world, each seen from one view; ids are ``STYLE-SEED``.
 
     Args:
         split: of the subjects: tune on "val", report on "test".
@@ -142,26 +144,20 @@ class MannequinArtworks(pl.LightningDataModule):
             for style in styles
             for portrayal in [Portrayal.draw(number, style, yaw_max_deg, pitch_max_deg, seed)]
         }
-        self.steps: Iterable[int] = ()  # of a per-artwork stage, which sets them when its fit starts
-        self._items: list[Artwork] | None = None
 
-    @property
-    def items(self) -> list[Artwork]:
-        """The artworks, sorted by id."""
-        if self._items is None:
-            self._items = [
-                Artwork(
-                    id=identity,
-                    image=p.render(p.camera, self.size, self.supersample).image[0],
-                    label=p.camera.label()[0],
-                    original_size=(self.size, self.size),
-                    style=p.style,
-                )
-                for identity, p in sorted(self.portrayals.items())
-            ]
-        return self._items
+    def read_items(self) -> list[Artwork]:
+        return [
+            Artwork(
+                id=identity,
+                image=p.render(p.camera, self.size, self.supersample).image[0],
+                label=p.camera.label()[0],
+                original_size=(self.size, self.size),
+                style=p.style,
+            )
+            for identity, p in sorted(self.portrayals.items())
+        ]
 
-    def truth(self, identity: str) -> PortraitTruth:
+    def item_truth(self, identity: str) -> PortraitTruth:
         """The truth of one artwork; drawn at each call (a second or two at 64 px)."""
         portrayal = self.portrayals[identity]
         yaws = torch.linspace(-self.yaw_max, self.yaw_max, self.views)
@@ -173,16 +169,6 @@ class MannequinArtworks(pl.LightningDataModule):
             faces=portrayal.render(front, self.size, self.supersample, faces),
             subject=str(portrayal.seed),
         )
-
-    def setup(self, stage: str) -> None:
-        _ = self.items
-
-    def train_dataloader(self) -> Iterable[int]:
-        return self.steps
-
-    def test_dataloader(self) -> DataLoader[Artwork]:
-        """One artwork a batch."""
-        return evaluation_loader(self.items, 1, trainer=self.trainer, collate_fn=list)  # type: ignore[arg-type]
 
 
 def write_artworks(out: Path, portrayals: Sequence[Portrayal], size: int, supersample: int = 2) -> None:

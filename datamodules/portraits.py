@@ -21,7 +21,7 @@ from models.camera import Camera
 from models.documents import MOST_JSON_BYTES, parse_json
 from models.errors import UserError, one_line
 from models.files import os_errors, read_bytes, resolve
-from models.image_io import IMAGE_SUFFIXES, MAX_BYTES, decode_image, pictures_among, say_left_out
+from models.image import IMAGE_SUFFIXES, MAX_BYTES, decode_image, pictures_among, say_left_out
 from models.names import COMMON_SUFFIXES, item_id
 
 Portrait = dict[str, Any]

@@ -169,7 +169,7 @@ def save(
         metrics: final metrics.
         media: by file name, a file to copy or its content.
         licences: of weights imported here: ``{"name", "licence", "origin"}`` each.
-        step_hash: hash of everything the step depends on, see ``stages.hashing``.
+        step_hash: hash of everything the step depends on, see ``stages.pipeline.hashing``.
         extra: JSON values of the stage's own.
         dtype: by module, ``"float16"`` or ``"bfloat16"`` to store its floating-point tensors so.
         delta_of: by module, the artifact (and module, default the same name), or the name of another module saved

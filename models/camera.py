@@ -270,6 +270,11 @@ class Rig:
         """What a picture is wide at the pivot, world units."""
         return self.radius / self.focal
 
+    @property
+    def scale(self) -> float:
+        """World units that are as long beside the head as one is with the default rig."""
+        return self.frame / Rig().frame
+
     def random(self, count: int, generator: torch.Generator | None = None) -> Camera:
         """``count`` cameras from the training pose distribution, drawn on the CPU."""
         if self.distribution == "gaussian":

@@ -7,7 +7,6 @@ read weights from a path (CLIP, LPIPS, ArcFace) are named in configurations, by 
 BUILDABLE = frozenset(
     f"models.{name}"
     for name in (
-        "anchors.AnchorSet",
         "camera.Rig",
         "encoders.detail.DetailEncoder",
         "encoders.detail.DetailReconstructor",
@@ -25,7 +24,7 @@ BUILDABLE = frozenset(
         "features.embedded.EmbeddedPose",
         "features.embedded.EmbeddedStyle",
         "generators.anifacegan.AniFaceGANGenerator",
-        "generators.detailed.DetailedGenerator",
+        "generators.baked.BakedHead",
         "generators.discriminator.ImageDiscriminator",
         "generators.eg3d.EG3DGenerator",
         "generators.fields.FrontalChart",
@@ -39,12 +38,21 @@ BUILDABLE = frozenset(
         "generators.stylesdf.VolumeDiscriminator",
         "generators.triplane.TriPlaneField",
         "generators.volume.TriPlaneVolumeGenerator",
-        "photos.PhotoSet",
+        "heads.codes.HeadCodes",
+        "heads.detailed.DetailedGenerator",
+        "heads.photos.PhotoSet",
         "rendering.atlas.Chart",
-        "rendering.baked.BakedHead",
         "rendering.manifolds.ManifoldPredictor",
     )
 )
 
 FILES = ("weights",)
 """Arguments of these classes that name a file: a manifest leaves them null, as its own files hold the weights."""
+
+MOVED = {
+    "models.anchors.AnchorSet": "models.heads.codes.HeadCodes",
+    "models.generators.detailed.DetailedGenerator": "models.heads.detailed.DetailedGenerator",
+    "models.photos.PhotoSet": "models.heads.photos.PhotoSet",
+    "models.rendering.baked.BakedHead": "models.generators.baked.BakedHead",
+}
+"""Classes that artifacts of before call by another name."""

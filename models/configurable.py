@@ -154,6 +154,8 @@ def _plain(value: Any) -> Any:
 
 
 def _import(class_path: Any) -> type:
+    if isinstance(class_path, str):
+        class_path = classes.MOVED.get(class_path, class_path)
     if not isinstance(class_path, str) or class_path not in classes.BUILDABLE:
         raise ValueError(f"class_path {shown(class_path)} does not name a class that an artifact may hold")
     module_name, _, class_name = class_path.rpartition(".")

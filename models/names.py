@@ -14,12 +14,12 @@ MOST_ID_BYTES = 128  # in UTF-8, of an id: file systems take 255 bytes, and name
 _MOST_BYTES = 200
 _HASH_LETTERS = 8
 COMMON_SUFFIXES = frozenset(".bmp .gif .jpeg .jpg .png .tif .tiff .webp".split())
-"""Of pictures as they are mostly kept: see :func:`models.image_io.pictures_among`."""
+"""Of pictures as they are mostly kept: see :func:`models.image.pictures_among`."""
 IMAGE_SUFFIXES = COMMON_SUFFIXES | frozenset(
     ".apng .avif .avifs .dib .icb .j2c .j2k .jfif .jp2 .jpc .jpe .jpf .jpx .mpo .pbm .pcx .pgm .pnm .ppm .psd .qoi "
     ".ras .sgi .tga .vda .vst".split()
 )
-"""Of the files in a folder that are read as pictures, see :mod:`models.image_io`."""
+"""Of the files in a folder that are read as pictures, see :mod:`models.image`."""
 
 
 def is_plain(name: object, most: int = _MOST_BYTES) -> bool:

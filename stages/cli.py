@@ -37,9 +37,11 @@ from models.documents import MOST_BYTES, check_yaml, parse_yaml
 from models.errors import UserError, one_line, shown
 from models.files import ROOT, atomic_write, check_folder, read_bytes, sweep
 from models.version import VERSION
-from stages.base import IndependentRanks, PerArtworkStage, Stage
-from stages.hashing import step_hash
-from stages.jobs import PLAN
+from stages.base.per_item import PerItemStage
+from stages.base.ranks import IndependentRanks
+from stages.base.stage import Stage
+from stages.pipeline.hashing import step_hash
+from stages.pipeline.jobs import PLAN
 
 PRECISIONS = ("None", "32", "32-true", "bf16", "bf16-mixed", "16", "16-mixed")  # as Lightning spells the three
 
@@ -192,7 +194,7 @@ class GalateaCLI(LightningCLI):
         except (ValueError, MisconfigurationException) as error:
             raise _told(error) or UserError(one_line(error)) from error
         if (shard := self._option("shard")) is not None:
-            if not isinstance(self.model, PerArtworkStage) or self.subcommand != "fit":
+            if not isinstance(self.model, PerItemStage) or self.subcommand != "fit":
                 raise UserError(f"--shard is for fits of artworks, not for {self.name} {self.subcommand}")
             self.model.shard = _shard(shard)
         self.model.step_hash = step_hash(self.name, self.subcommand, self.config[self.subcommand].as_dict())
@@ -215,7 +217,7 @@ class GalateaCLI(LightningCLI):
         if SLURMEnvironment.detect() and not TorchElasticEnvironment.detect():
             # Its own handler saves in the middle of a step, callbacks.preemption between two.
             kwargs["plugins"] = [*_as_list(given["plugins"]), SLURMEnvironment(auto_requeue=False)]
-        if isinstance(self.model, PerArtworkStage) and self.subcommand == "fit":
+        if isinstance(self.model, PerItemStage) and self.subcommand == "fit":
             kwargs |= {"max_epochs": 1, "max_steps": -1, "enable_model_summary": False}
         if not self.model.wrapped and self.subcommand == "fit" and (given["num_nodes"] > 1 or _devices(given) > 1):
             kwargs["strategy"] = IndependentRanks()
@@ -264,7 +266,7 @@ class GalateaCLI(LightningCLI):
             raise UserError("--wandb needs the package wandb, which is not installed: pip install wandb")
         out = Path(self._option("out")).absolute()
         pipeline = out.parent.name if (out.parent / PLAN).exists() else None
-        resumes = self.subcommand == "fit" and (self._option("ckpt_path") or isinstance(self.model, PerArtworkStage))
+        resumes = self.subcommand == "fit" and (self._option("ckpt_path") or isinstance(self.model, PerItemStage))
         return Dashboard(
             place,
             project,
@@ -288,7 +290,7 @@ class GalateaCLI(LightningCLI):
             ours.append(Compile(modules))
         if self._option("shard") is None:
             ours += [ExportArtifact(), MediaPanels()]
-        if not isinstance(self.model, PerArtworkStage):
+        if not isinstance(self.model, PerItemStage):
             ours.append(LastCheckpoint())
         ours.append(Preemption())  # after all that save
         # A kind that the configuration names replaces ours.

@@ -12,26 +12,27 @@ import torch
 from torch import Tensor, nn
 
 from datamodules.artworks import Artwork
+from datamodules.items import ItemsDataModule
 from datamodules.poses import check_camera, find_camera
-from models.anchors import Anchor
+from models.augment.marks import random_marks
 from models.camera import Camera
 from models.checks import check_not_negative, check_positive
 from models.encoders.detail import DetailReconstructor
 from models.errors import UserError, one_line
 from models.features.base import Frozen
-from models.features.embedded import to_working_size
-from models.generators.base import Latents, Rendering
 from models.generators.manifold import ManifoldGenerator
-from models.image_io import write_image
+from models.heads.codes import HeadCode
+from models.heads.photos import PhotoSet
+from models.heads.subjects import invert, look
+from models.image import resized, write_image
+from models.latents import Latents
 from models.losses.detail import depth_loss, layer_normals, novel_view_loss, unseen
-from models.marks import random_marks
 from models.names import item_id
-from models.photos import PhotoSet
+from models.rendering.output import Rendering
 from models.rendering.sheets import pose_overlay, sheet
 from models.rendering.visibility import seen_from
-from models.subjects import invert, look
-from stages.base import ArtifactRef
-from stages.inversion import Batch, InversionStage, Renderer, Schedule, first_views, items_of
+from stages.base.inversion import Batch, InversionStage, Renderer, Schedule, first_views, items_of
+from stages.base.stage import ArtifactRef
 
 log = logging.getLogger(__name__)
 
@@ -83,15 +84,16 @@ class DetailStage(InversionStage):
 
     ``predict`` takes photos (:class:`datamodules.artworks.ArtworkDataModule`) to heads in one pass. It hands on the
     generator, the reconstructor and the photos with their codes and cameras, from which ``present`` and ``view`` make
-    :class:`models.generators.detailed.DetailedGenerator`.
+    :class:`models.heads.detailed.DetailedGenerator`.
 
     Args:
         inverter: artifact of ``tune``: generator, of surface manifolds, and encoder.
         detail: what to train.
         start: artifact of this stage whose reconstructor, of the same sizes, training starts from.
         regularisation: weights and kinds of the two terms beside L_r.
-        marks: share of the training photos on which a random mark is painted (:func:`models.marks.random_marks`), so
-            that what is painted on a photo is carried over too; beyond the paper.
+        marks: share of the training photos on which a random mark is painted
+            (:func:`models.augment.marks.random_marks`), so that what is painted on a photo is carried over too; beyond
+            the paper.
         pose: estimates the camera of photos that have none; null refuses such photos.
         options: of :class:`InversionStage`. The paper's learning rate is constant.
     """
@@ -159,7 +161,7 @@ class DetailStage(InversionStage):
             image = torch.stack([marks[row](photo) for row, photo in zip(rows.tolist(), image, strict=True)])
         coarse = self._coarse(image, camera, others)
         first = coarse.seen.image[::2].detach()
-        details = self.detail(to_working_size(image, self.detail.resolution), first, camera, generator)
+        details = self.detail(resized(image, self.detail.resolution), first, camera, generator)
         added: list[Tensor] = []
 
         def edit(points: Tensor, features: Tensor) -> Tensor:
@@ -236,12 +238,13 @@ class DetailStage(InversionStage):
         assert camera is not None
         ws, expression = self.invert(image)
         coarse = self.generator.synthesis(ws, camera, expression=expression).image
-        details = self.detail(to_working_size(image, self.detail.resolution), coarse, camera, self.generator)
+        details = self.detail(resized(image, self.detail.resolution), coarse, camera, self.generator)
         return partial(self.generator.synthesis, ws, expression=expression, edit=details.edit)
 
     def on_predict_start(self) -> None:
         super().on_predict_start()
-        for item in getattr(self.trainer.datamodule, "items", ()):  # type: ignore[attr-defined]
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        for item in data.items if isinstance(data, ItemsDataModule) else ():
             check_camera(item, self.generator.rig)  # before anything is computed
 
     @torch.no_grad()
@@ -282,7 +285,7 @@ class DetailStage(InversionStage):
         }
         for kind, picture in pictures.items():
             write_image(folder / f"{kind}.png", picture)
-        head = Anchor(subject.latents.to("cpu"), None, subject.expression.cpu(), camera.label().cpu())
+        head = HeadCode(subject.latents.to("cpu"), None, subject.expression.cpu(), camera.label().cpu())
         self._heads.append((name, head, photo.cpu()))
 
     def export_heads(self) -> dict[str, Any]:

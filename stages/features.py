@@ -16,18 +16,13 @@ from torch.nn import functional as F
 from models.checks import check_positive
 from models.errors import UserError
 from models.features.distortions import DISTORTIONS, affine_grid, appearance, distort, photometric
-from models.features.embedded import (
-    SEGMENTS,
-    EmbeddedIdentity,
-    EmbeddedLPIPS,
-    EmbeddedParser,
-    EmbeddedPose,
-    EmbeddedStyle,
-)
+from models.features.embedded import EmbeddedIdentity, EmbeddedLPIPS, EmbeddedParser, EmbeddedPose, EmbeddedStyle
 from models.features.evaluation import measure_features
 from models.losses.contrastive import ranking, supervised_contrastive
 from models.metrics.records import Record, write_records
-from stages.base import Stage, average_gradients, broadcast, gather
+from models.segments import SEGMENTS
+from stages.base.ranks import average_gradients, broadcast, gather
+from stages.base.stage import Stage
 
 # Classes whose mean colours the style embedding must hold: face, hair with beard, cloth, background.
 _COLOUR_GROUPS = ((1, 2, 3, 4, 5, 6), (7, 8), (9,), (0,))

@@ -15,8 +15,8 @@ from models.errors import UserError, one_line
 from models.features.identity import ArcFaceIdentity
 from models.generators.base import Generator
 from models.losses.inversion import delta_regulariser, latent_error, latent_pull
-from stages.base import ArtifactRef
-from stages.inversion import Batch, InversionStage, check_fit
+from stages.base.inversion import Batch, InversionStage, check_fit
+from stages.base.stage import ArtifactRef
 
 
 class InvertStage(InversionStage):

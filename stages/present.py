@@ -17,12 +17,15 @@ from models.artifact import load
 from models.camera import Camera
 from models.errors import UserError
 from models.files import atomic_write
-from models.generators.base import Generator, Rendering
-from models.generators.detailed import DetailedGenerator
-from models.image_io import write_image, write_video
-from models.rendering.baked import BakedHead, head_of
-from models.rendering.layers import layers_of, write_layers
+from models.generators.baked import BakedHead
+from models.generators.base import Generator
+from models.heads.detailed import DetailedGenerator
+from models.heads.layers import layers_of
+from models.heads.subjects import Subject, Subjects, look
+from models.image import write_image, write_video
+from models.rendering.layers import write_layers
 from models.rendering.mesh import Mesh, fuse, mesh_cameras, write_mesh
+from models.rendering.output import Rendering
 from models.rendering.raster import draw
 from models.rendering.sheets import (
     depth_colours,
@@ -33,9 +36,8 @@ from models.rendering.sheets import (
     sheet,
     stacked_lines,
 )
-from models.subjects import Subject, Subjects, look
-from stages.base import ArtifactRef, Stage
-from stages.gallery import Card, Figure, packed_mesh, page
+from stages.base.stage import ArtifactRef, Stage
+from stages.gallery.page import Card, Figure, packed_mesh, page
 
 log = logging.getLogger(__name__)
 
@@ -407,7 +409,7 @@ class _Show:
 
     def baked(self) -> BakedHead | None:
         """The head on its manifolds, as finely as it is rendered; ``None`` where it has none."""
-        return head_of(self.subject.generator, self.subject.latents, self.resolution, self.subject.expression)
+        return self.subject.baked(self.resolution)
 
     def __call__(
         self, camera: Camera | None, generator: Generator | None = None, expression: Tensor | None = None

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,23 +16,31 @@ import torch
 from torch import Tensor, nn
 
 from datamodules.artworks import Artwork
-from models.anchors import Anchor, AnchorSet
-from models.camera import Camera, Rig
+from datamodules.truth import KnowsItemTruth
+from models.artifact import load
+from models.augment.pairs import PairAugmentation
+from models.camera import Camera
 from models.checks import check_not_negative, check_positive
 from models.errors import UserError
 from models.features.base import Frozen, move_frozen
 from models.files import atomic_write
-from models.generators.base import Generator, Latents, Rendering
-from models.image_io import write_image
-from models.losses.augment import PairAugmentation
+from models.generators.base import Generator
+from models.heads.codes import HeadCode, HeadCodes
+from models.heads.subjects import Subjects, look
+from models.heads.tuning import TunedWeights, select_parameters, with_weights
+from models.image import write_image
+from models.latents import Latents
 from models.losses.direction import directional_l2, directional_loss, displacement
 from models.losses.inversion import locality
-from models.losses.views import PseudoView, carried, faced, mirrored
 from models.metrics.image import diversity
-from models.metrics.portrait import Score, score_head, strip
+from models.metrics.portrait import HeadTruth, Score, score_head, strip
 from models.metrics.records import Record, read_records, write_records
-from models.tuning import TunedWeights, part, with_weights
-from stages.base import ArtifactRef, GroupState, PerArtworkStage, item_generator
+from models.rendering.output import Rendering
+from models.rendering.reprojection import PseudoView, mirrored, reprojected, weighted_reference
+from models.schedule import Schedule, rate, set_rates
+from stages.base.per_item import GroupState, PerItemStage
+from stages.base.seeds import item_generator
+from stages.base.stage import ArtifactRef
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +50,7 @@ _ORBIT = 7
 
 
 @dataclass(frozen=True)
-class Recipe:
+class TuningConfig:
     """How a generator is tuned to an artwork. The defaults are the paper's.
 
     A 2D generator has one view, which is the artwork's and each random one. Terms that need more than a generator
@@ -51,7 +60,7 @@ class Recipe:
         steps: optimisation steps (the paper gives no number).
         learning_rate: of Adam. schedule: "constant", or "cosine" down to a twentieth.
         clip: largest norm of an item's gradient over all its parameters; 0 does not clip.
-        train, freeze: which parameters move, see :func:`models.tuning.part`.
+        train, freeze: which parameters move, see :func:`models.heads.tuning.select_parameters`.
         latent: "anchor", or "random": a fixed random code (the ablation of Sec. 4.5).
         direction: l3, weight of L_dir (Eq. 7). spatial: l4, weight of L_spa (LPIPS at the artwork's view).
         views: N random views a step.
@@ -74,7 +83,7 @@ class Recipe:
 
     steps: int = 500
     learning_rate: float = 1e-5
-    schedule: Literal["constant", "cosine"] = "constant"
+    schedule: Schedule = "constant"
     clip: float = 0.0
     train: str = "synthesis"
     freeze: str = "predictor"
@@ -112,23 +121,6 @@ class Recipe:
 
 
 @dataclass(frozen=True)
-class Variant:
-    """One row of the evaluation.
-
-    Attributes:
-        name: in the table.
-        anchor: "anchor", or "baseline" for the second anchor artifact (PTI's w inversion).
-        tune: false evaluates the anchor as it is.
-        recipe: fields of :class:`Recipe` that differ from the stage's.
-    """
-
-    name: str
-    anchor: Literal["anchor", "baseline"] = "anchor"
-    tune: bool = True
-    recipe: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
 class Target:
     """The constants of one item.
 
@@ -137,7 +129,7 @@ class Target:
         reference: the artwork, a batch of one, with what its pixels count. camera: its view, None in 2D.
         guide: (1, D), Eq. 4; None without a direction term.
         pool: the random views, None in 2D. views: of G_ori from there; the one there is in 2D.
-        behind: the mirrored artwork, or None. carried: for all of the pool, or None.
+        mirrored: the artwork as the mirrored camera sees it, or None. reprojected: for all of the pool, or None.
     """
 
     ws: Latents
@@ -148,8 +140,8 @@ class Target:
     guide: Tensor | None
     pool: Camera | None
     views: Rendering
-    behind: PseudoView | None
-    carried: PseudoView | None
+    mirrored: PseudoView | None
+    reprojected: PseudoView | None
 
 
 class ItemWeights(nn.Module):
@@ -163,43 +155,39 @@ class ItemWeights(nn.Module):
 
 
 @dataclass
-class StyleState(GroupState):
+class StyleState(GroupState[Artwork]):
     """The group.
 
     Attributes:
-        recipe: of this tuning. targets: by item.
-        active: by item, whether any term of the last step had a gradient.
+        recipe: what is possible of the stage's. targets: by item.
     """
 
-    recipe: Recipe
+    recipe: TuningConfig
     targets: list[Target]
-    active: list[bool] = field(default_factory=list)
 
     def item(self, index: int) -> ItemWeights:
         """What is tuned for one item."""
         return self.module[index]  # type: ignore[index,return-value]
 
 
-class StylizeStage(PerArtworkStage[StyleState]):
+class StylizeStage(PerItemStage[Artwork, StyleState]):
     """Tunes a copy of the generator per artwork: L_style = l3 L_dir + l4 L_spa (Eq. 4 to 7).
 
     The style's direction is measured at the artwork's view, between artwork and anchor, and asked for at random
     views. Beyond the paper, each with weight 0 by default: the pixels at the artwork's view, its mirror image,
     its colours carried along the anchor's depth, unchanged geometry, and PTI's locality.
 
-    ``test`` is the evaluation on the embedded world (``datamodules.mannequin_artworks``): each variant on each
-    artwork with each seed, one file a result; a rerun goes on where the last one ended.
+    ``test`` scores finished heads, of this stage or of any other, against data that know the truth
+    (:class:`datamodules.truth.KnowsItemTruth`), one file a head; a rerun goes on where the last one ended.
 
     Args:
-        anchor: artifact of the anchor stage; holds the generator and the anchors.
+        anchor: artifact of the anchor stage; holds the generator and the anchors. Not for test.
         perceptual: LPIPS of L_spa, and of the evaluation.
-        style: the image embedding E of L_dir.
+        style: the image embedding E of L_dir; null without that term.
         recipe: how to tune.
-        group_size, save_every, seed: as :class:`PerArtworkStage`.
-        baseline: second anchor artifact, for variants that name it.
+        group_size, save_every, seed: as :class:`PerItemStage`.
+        tested: the artifacts that test scores, by their name in the table.
         identity: identity embedding of the evaluation; null leaves its metrics out.
-        variants: of the evaluation; by default the recipe alone.
-        seeds: of the evaluation.
         network: name of the evaluation's networks in the table.
     """
 
@@ -207,65 +195,56 @@ class StylizeStage(PerArtworkStage[StyleState]):
 
     def __init__(
         self,
-        anchor: ArtifactRef,
+        anchor: ArtifactRef | None,
         perceptual: nn.Module,
-        style: nn.Module,
-        recipe: Recipe = Recipe(),
+        style: nn.Module | None = None,
+        recipe: TuningConfig = TuningConfig(),
         group_size: int = 1,
         save_every: int = 100,
         seed: int = 0,
-        baseline: ArtifactRef | None = None,
+        tested: dict[str, str] | None = None,
         identity: nn.Module | None = None,
-        variants: list[Variant] | None = None,
-        seeds: list[int] | None = None,
         network: str = "embedded",
     ) -> None:
         super().__init__(steps=recipe.steps, group_size=group_size, save_every=save_every, seed=seed)
-        self.recipe = recipe
-        self.refs = {"anchor": anchor} | ({"baseline": baseline} if baseline is not None else {})
-        self.perceptual, self.style = Frozen(perceptual), Frozen(style)
+        self.anchor, self.recipe, self.tested, self.network = anchor, recipe, tested or {}, network
+        self.perceptual = Frozen(perceptual)
+        self.style = None if style is None else Frozen(style)
         self.identity = None if identity is None else Frozen(identity)
-        self.variants = variants or [Variant("full")]
-        self.seeds = seeds or [0]
-        self.network = network
-        self.anchors: dict[str, AnchorSet] = {}
         self._strips: dict[str, Tensor] = {}
         self._said = False  # once for all groups
-        for variant in self.variants:
-            if variant.tune:
-                self._recipe_of(variant)  # mistakes show at once
-            if variant.anchor not in self.refs:
-                raise UserError(f"variant {variant.name} needs --model.baseline.path, an anchor artifact")
 
     def build_model(self) -> None:
-        for role, ref in self.refs.items():
-            generator = self.take(role, dataclasses.replace(ref, module="generator"))
-            anchors = self.take(role, dataclasses.replace(ref, module="anchors"))
-            if not isinstance(generator, Generator) or not isinstance(anchors, AnchorSet):
-                raise UserError(f"{ref.path} is not the result of galatea anchor")
-            self.anchors[role] = anchors
-            if role == "anchor":
-                self.generator = generator.requires_grad_(False)
+        if self.tested:
+            self.inputs |= {name: load(path) for name, path in self.tested.items()}
+            self.heads = {name: Subjects(self.inputs[name]) for name in self.tested}
+            return
+        if self.anchor is None:
+            raise UserError("give what to stylise as --model.anchor.path, or for test what to score as --model.tested")
+        if self.recipe.direction and self.style is None:
+            raise UserError("recipe.direction has a weight, and there is no embedding to measure it: see --model.style")
+        generator, anchors = (self.take("anchor", ArtifactRef(self.anchor.path, m)) for m in ("generator", "anchors"))
+        if not isinstance(generator, Generator) or not isinstance(anchors, HeadCodes):
+            raise UserError(f"{self.anchor.path} is not the result of galatea anchor")
+        self.generator, self.anchors = generator.requires_grad_(False), anchors
 
     # -- one group --------------------------------------------------------------------------------
 
     def start_group(self, items: Sequence[Artwork]) -> StyleState:
-        return self.start(items, self.recipe, self.seed)
-
-    def start(self, items: Sequence[Artwork], recipe: Recipe, seed: int, anchor: str = "anchor") -> StyleState:
-        """Fresh weights for ``items``, tuned from the anchors of that role."""
         move_frozen(self, self.device)
-        recipe = self._possible(recipe)
-        names = part(self.generator, recipe.train, recipe.freeze)
-        targets = [self._target(item, recipe, seed, self._anchor(item, anchor)) for item in items]
-        modules = [ItemWeights(TunedWeights(self.generator, names), recipe.steps) for _ in items]
+        recipe = self._possible(self.recipe)
+        try:
+            names = select_parameters(self.generator, recipe.train, recipe.freeze)
+        except UserError as error:
+            raise UserError(f"recipe.train, recipe.freeze: {error}") from error
+        targets = [self._target(item, recipe) for item in items]
+        modules = [ItemWeights(TunedWeights(self.generator, names), self.steps) for _ in items]
         module = nn.ModuleList(modules).to(self.device)
-        # A zero gradient must not count as a step: parameters without one are left alone, moments included.
         optimizer = torch.optim.Adam(module.parameters(), recipe.learning_rate, betas=(0.9, 0.99))
-        return StyleState(items, module, optimizer, recipe, targets)
+        return StyleState(items, module, {"weights": optimizer}, recipe, targets)
 
     @torch.no_grad()
-    def _possible(self, recipe: Recipe) -> Recipe:
+    def _possible(self, recipe: TuningConfig) -> TuningConfig:
         """The recipe without the terms that need more than the generator renders."""
         needs = {"rim": 1.0, "carry": 0.0, "geometry": 0.0}
         if recipe.mirror_hidden or not self.generator.is_3d:
@@ -286,39 +265,40 @@ class StylizeStage(PerArtworkStage[StyleState]):
             self._said = True
         return dataclasses.replace(recipe, **without)
 
-    def _anchor(self, item: Artwork, role: str) -> Anchor:
-        anchors = self.anchors[role]
-        if item.id not in anchors:
-            raise UserError(
-                f"{self.refs[role].path} has no anchor of the artwork {item.id}, it has: {', '.join(anchors.ids)}"
-            )
-        return anchors[item.id]
+    def _code(self, identity: str, draws: torch.Generator) -> HeadCode:
+        """Where an artwork lies in the generator: what is tuned."""
+        assert self.anchor is not None
+        if identity not in self.anchors:
+            known = ", ".join(self.anchors.ids)
+            raise UserError(f"{self.anchor.path} has no anchor of the artwork {identity}, it has: {known}")
+        if self.recipe.latent == "anchor":
+            return self.anchors[identity]
+        z = self.generator.sample_z(1, draws).to(self.device)
+        return dataclasses.replace(self.anchors[identity], z=z, latents=self.generator.mapping(z))
 
     @torch.no_grad()
-    def _target(self, item: Artwork, recipe: Recipe, seed: int, anchor: Anchor) -> Target:
-        generator, draws = self.generator, item_generator(seed, item.id, -1)
+    def _target(self, item: Artwork, recipe: TuningConfig) -> Target:
+        generator, draws = self.generator, item_generator(self.seed, item.id, -1)
+        anchor = self._code(item.id, draws)
         reference = item.at(generator.resolution)[None].to(self.device)
         camera = None if anchor.camera is None else anchor.camera.to(self.device)
         ws, z = anchor.latents.to(self.device), None if anchor.z is None else anchor.z.to(self.device)
-        if recipe.latent == "random":
-            z = generator.sample_z(1, draws).to(self.device)
-            ws = generator.mapping(z)
         expression = None if anchor.neutral else anchor.expression.to(self.device)
         pool = None if camera is None else self._pool(recipe, draws).to(self.device)
-        views, seen = self._original(ws, pool, expression), self._original(ws, camera, expression)
+        views, seen = (look(generator, ws, c, expression, chunk=_CHUNK) for c in (pool, camera))
         guide = None
-        if recipe.direction:
+        if recipe.direction and self.style is not None:
             guide = displacement(self.style(reference), self.style(seen.image), recipe.normalize_embedding)  # Eq. 4
-        behind = along = None
+        opposite = elsewhere = None
         face = PseudoView(reference, torch.ones_like(reference[:, :1]))
         if camera is not None and pool is not None:
-            unit = generator.rig.frame / Rig().frame
-            face = faced(reference, camera, seen, recipe.rim)
+            unit = generator.rig.scale
+            face = weighted_reference(reference, camera, seen, recipe.rim)
             if recipe.mirror:
-                other = self._original(ws, camera.mirror(), expression)
-                behind = mirrored(reference, camera, seen, other, recipe.mirror_hidden, unit)
+                other = look(generator, ws, camera.mirror(), expression)
+                opposite = mirrored(reference, camera, seen, other, recipe.mirror_hidden, unit)
             if recipe.carry:
-                along = carried(reference, camera, seen, pool, views, recipe.carry_fill, unit)
+                elsewhere = reprojected(reference, camera, seen, pool, views, recipe.carry_fill, unit)
         return Target(
             ws=ws,
             z=z,
@@ -328,11 +308,11 @@ class StylizeStage(PerArtworkStage[StyleState]):
             guide=guide,
             pool=pool,
             views=views,
-            behind=behind,
-            carried=along,
+            mirrored=opposite,
+            reprojected=elsewhere,
         )
 
-    def _pool(self, recipe: Recipe, draws: torch.Generator) -> Camera:
+    def _pool(self, recipe: TuningConfig, draws: torch.Generator) -> Camera:
         rig = self.generator.rig
         if recipe.yaw_max_deg is None and recipe.pitch_max_deg is None:
             return rig.random(recipe.pool, draws)  # the training pose distribution
@@ -343,54 +323,26 @@ class StylizeStage(PerArtworkStage[StyleState]):
         ]
         return rig.camera(rig.yaw_mean + yaw * limits[0], rig.pitch_mean + pitch * limits[1])
 
-    def _original(self, ws: Latents, cameras: Camera | None, expression: Tensor | None) -> Rendering:
-        """G_ori from all cameras, a few at a time."""
-        if cameras is None:
-            return self.generator.synthesis(ws, expression=expression)
-        parts = []
-        for start in range(0, len(cameras), _CHUNK):
-            chunk = cameras[slice(start, start + _CHUNK)]
-            parts.append(self.generator.synthesis(ws, chunk, expression=expression))
-
-        def join(name: str) -> Tensor | None:
-            found = [getattr(p, name) for p in parts]
-            return None if found[0] is None else torch.cat(found)
-
-        image = join("image")
-        assert image is not None
-        return Rendering(image=image, depth=join("depth"), alpha=join("alpha"), normals=join("normals"))
-
     # -- one step ---------------------------------------------------------------------------------
 
     def optimise(self, state: StyleState, step: int) -> dict[str, Tensor]:
-        return self.advance(state, step, self.seed)
-
-    def advance(self, state: StyleState, step: int, seed: int) -> dict[str, Tensor]:
-        """Losses (n,) of ``state`` at ``step``."""
-        recipe = state.recipe
-        for group in state.optimizer.param_groups:
-            fade = (
-                1.0 if recipe.schedule == "constant" else 0.05 + 0.475 * (1 + math.cos(math.pi * step / recipe.steps))
-            )
-            group["lr"] = recipe.learning_rate * fade
-        rows = []
-        state.active = []
+        recipe, rows = state.recipe, []
+        set_rates(state.optimizers.values(), rate(recipe.schedule, step, self.steps))
         for index, (item, target) in enumerate(zip(state.items, state.targets, strict=True)):
-            draws = item_generator(seed, item.id, step)
-            terms, active = self._terms(state.item(index).tuned, target, recipe, draws)
-            state.active.append(active)
+            draws = item_generator(self.seed, item.id, step)
+            terms = self._terms(state.item(index).tuned, target, recipe, draws)
             state.item(index).curve[step] = terms["loss"].detach().float()
             rows.append(terms)
         return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
 
     def _terms(
-        self, tuned: TunedWeights, target: Target, recipe: Recipe, draws: torch.Generator
-    ) -> tuple[dict[str, Tensor], bool]:
-        """The terms of one item, each a scalar, with their weighted sum as ``loss``; and whether that can move it."""
+        self, tuned: TunedWeights, target: Target, recipe: TuningConfig, draws: torch.Generator
+    ) -> dict[str, Tensor]:
+        """The terms of one item, each a scalar, with their weighted sum as ``loss``."""
         chosen = torch.randint(len(target.views.image), (recipe.views,), generator=draws).to(self.device)
         cameras, first = None, 0
         if target.camera is not None and target.pool is not None:
-            given = [target.camera] + ([target.camera.mirror()] if target.behind is not None else [])
+            given = [target.camera] + ([target.camera.mirror()] if target.mirrored is not None else [])
             cameras, first = Camera.cat([*given, target.pool[chosen]]), len(given)
         ws = target.ws
         if recipe.train == "all" and target.z is not None:
@@ -407,12 +359,12 @@ class StylizeStage(PerArtworkStage[StyleState]):
             terms["spatial"] = self.perceptual(own, target.reference.completed(own)).mean()  # L_spa
         if recipe.pixel:
             terms["pixel"] = target.reference.error(own).mean()
-        if target.behind is not None:
-            seen, pseudo = target.behind.sized(out.image[1:2]), target.behind
+        if target.mirrored is not None:
+            seen, pseudo = target.mirrored.sized(out.image[1:2]), target.mirrored
             distance = self.perceptual(seen, pseudo.completed(seen)) if recipe.spatial else 0.0
             terms["mirror"] = (pseudo.error(seen) + distance).mean()
-        if target.carried is not None:
-            pseudo = target.carried[chosen]
+        if target.reprojected is not None:
+            pseudo = target.reprojected[chosen]
             seen = pseudo.sized(random_views)
             distance = self.perceptual(seen, pseudo.completed(seen)) if recipe.spatial else 0.0
             terms["carry"] = (pseudo.error(seen) + distance).mean()
@@ -421,8 +373,7 @@ class StylizeStage(PerArtworkStage[StyleState]):
             assert out.depth is not None and target.views.depth is not None
             alpha, deeper = target.views.alpha[chosen], out.depth[first:] - target.views.depth[chosen]
             both = (alpha > 0.5) & (out.alpha[first:] > 0.5)
-            unit = self.generator.rig.frame / Rig().frame
-            change = (out.alpha[first:] - alpha).square() + both * (deeper / unit).square()
+            change = (out.alpha[first:] - alpha).square() + both * (deeper / self.generator.rig.scale).square()
             terms["geometry"] = change.mean()
         if recipe.locality:
             terms["locality"] = self._locality(tuned, target, recipe, draws)
@@ -434,12 +385,10 @@ class StylizeStage(PerArtworkStage[StyleState]):
             # Nothing else would ever leave the original: start along the guide.
             total = total + recipe.direction * (value if pull is None or terms else pull)
             terms["direction"] = value
-        active = total.requires_grad
-        loss = total if active else 0 * own.sum()  # backward needs a graph
-        return {"loss": loss, **{name: value.detach() for name, value in terms.items()}}, active
+        return {"loss": total, **{name: value.detach() for name, value in terms.items()}}
 
     def _direction(
-        self, tuned: Tensor, original: Tensor, guide: Tensor, recipe: Recipe, draws: torch.Generator
+        self, tuned: Tensor, original: Tensor, guide: Tensor, recipe: TuningConfig, draws: torch.Generator
     ) -> tuple[Tensor, Tensor | None]:
         """L_dir (Eq. 5 to 7), a mean over the views instead of their sum; and what to minimise while it is undefined.
 
@@ -447,6 +396,7 @@ class StylizeStage(PerArtworkStage[StyleState]):
         huge: Adam's second moment would remember it for long. Up to ``direction_floor`` a view is left out.
         The second result is minus the part of the change along the guide when all are left out, else ``None``.
         """
+        assert self.style is not None
         tuned, original = recipe.augment(tuned, original, draws)
         with torch.no_grad():
             before = self.style(original)
@@ -460,20 +410,16 @@ class StylizeStage(PerArtworkStage[StyleState]):
             return views.mean(), None
         return delta.new_zeros(()), -(delta @ guide[0]).mean() / square.clamp(min=1e-8)
 
-    def _locality(self, tuned: TunedWeights, target: Target, recipe: Recipe, draws: torch.Generator) -> Tensor:
+    def _locality(self, tuned: TunedWeights, target: Target, recipe: TuningConfig, draws: torch.Generator) -> Tensor:
         """PTI's regularisation at a code near the pivot, from the artwork's view."""
         z = self.generator.sample_z(1, draws).to(self.device)
         distance = recipe.locality_distance
         return locality(tuned, self.generator, target.ws, z, target.camera, self.perceptual, distance).mean()
 
     def before_step(self, state: StyleState) -> None:
-        for index, active in enumerate(state.active):
-            parameters = list(state.item(index).parameters())
-            if not active:
-                for parameter in parameters:
-                    parameter.grad = None
-            elif state.recipe.clip:
-                torch.nn.utils.clip_grad_norm_(parameters, state.recipe.clip)
+        if state.recipe.clip:
+            for index in range(len(state.items)):
+                torch.nn.utils.clip_grad_norm_(state.item(index).parameters(), state.recipe.clip)
 
     # -- results ----------------------------------------------------------------------------------
 
@@ -491,7 +437,7 @@ class StylizeStage(PerArtworkStage[StyleState]):
             if target.camera is not None:
                 _, pitch = self.generator.rig.angles(target.camera)
                 orbit = self.generator.rig.orbit(_ORBIT, pitch=float(pitch)).to(self.device)
-            before = self._original(target.ws, orbit, target.expression).image
+            before = look(self.generator, target.ws, orbit, target.expression, chunk=_CHUNK).image
             after = weights.tuned.synthesis(target.ws, orbit, expression=target.expression).image
             picture = strip(before, after).cpu()
             self._strips[item.id] = picture
@@ -500,8 +446,11 @@ class StylizeStage(PerArtworkStage[StyleState]):
             write_image(folder / "stylised.png", own)
 
     def export(self) -> dict[str, Any]:
-        source, anchors = self.inputs["anchor"], self.anchors["anchor"]
-        ids = sorted(item.id for item in self.trainer.datamodule.items)  # type: ignore[attr-defined]
+        source = self.inputs["anchor"]
+        anchors, ids = self.anchors, [item.id for item in self.items]
+        if self.recipe.latent == "random":
+            codes = {identity: self._code(identity, item_generator(self.seed, identity, -1)) for identity in ids}
+            anchors = HeadCodes.pack(codes, self.generator)
         modules: dict[str, nn.Module] = {"generator": self.generator, "anchors": anchors}
         media: dict[str, Path] = {}
         for identity in ids:
@@ -518,7 +467,7 @@ class StylizeStage(PerArtworkStage[StyleState]):
             "media": media,
             "dtype": dict.fromkeys(deltas, "float16"),
             "delta_of": dict.fromkeys(deltas, "generator"),
-            "extra": {"items": items, "recipe": dataclasses.asdict(self.recipe)},
+            "extra": {"items": items, "recipe": dataclasses.asdict(self.recipe), "seed": self.seed},
         }
 
     def panels(self) -> dict[str, Tensor]:
@@ -526,91 +475,70 @@ class StylizeStage(PerArtworkStage[StyleState]):
 
     # -- evaluation -------------------------------------------------------------------------------
 
-    def _recipe_of(self, variant: Variant) -> Recipe:
-        try:
-            nested = {k: v for k, v in variant.recipe.items() if isinstance(v, dict)}
-            parts = {name: dataclasses.replace(getattr(self.recipe, name), **values) for name, values in nested.items()}
-            return dataclasses.replace(self.recipe, **variant.recipe | parts)
-        except (AttributeError, TypeError) as error:
-            raise UserError(f"variant {variant.name}: {error}") from error
-
     def setup(self, stage: str) -> None:
-        if stage == "test" and not hasattr(self.trainer.datamodule, "truth"):  # type: ignore[attr-defined]
+        if stage != "test":
+            if self.tested:
+                raise UserError("model.tested is for test")
+            return
+        if not self.tested:
+            raise UserError("test scores finished heads: name their artifacts as --model.tested.NAME PATH")
+        if not isinstance(self.trainer.datamodule, KnowsItemTruth):  # type: ignore[attr-defined]
             raise UserError(
                 "test needs artworks whose truth is known: datamodules.mannequin_artworks.MannequinArtworks"
             )
 
     def on_test_start(self) -> None:
-        if not self.generator.is_3d:
-            raise UserError(f"test compares views, and {self.refs['anchor'].path} holds a 2D generator")
+        for heads in self.heads.values():
+            if not heads.generator.is_3d:
+                raise UserError(f"test compares views, and {heads.artifact.path} holds a 2D generator")
 
+    @torch.no_grad()
     def test_step(self, batch: Sequence[Artwork], batch_idx: int) -> None:
+        data: KnowsItemTruth = self.trainer.datamodule  # type: ignore[attr-defined]
         for item in batch:
-            todo = [
-                (variant, seed)
-                for variant in self.variants
-                for seed in self.seeds
-                if not self._result(variant.name, item.id, seed).exists()
-            ]
-            if not todo:
-                continue
-            truth = self.trainer.datamodule.truth(item.id)  # type: ignore[attr-defined]
-            for variant, seed in todo:
-                renderer, ws, expression = self._tuned(variant, item, seed)
-                with torch.no_grad():
-                    scores, pictures = score_head(
-                        renderer, ws, expression, truth, self.perceptual, self.identity, self.generator.expressions
-                    )
-                    ratio = self._diversity(renderer) / self._diversity(self.generator)
-                scores.append(Score("", "diversity_ratio", True, ratio))
-                self._write_result(variant, item, seed, scores, truth.subject)
-                write_image(self.out / "strips" / variant.name / f"{item.id}_{seed}.png", pictures)
-                shown = {s.metric: s.value for s in scores if s.view == "input"}
-                log.info("%s, %s, seed %d: input view %.2f dB", item.id, variant.name, seed, shown["psnr"])
+            todo = [name for name in self.heads if not self._result(name, item.id).exists()]
+            truth = data.item_truth(item.id).to(self.device) if todo else None
+            for name in todo:
+                assert truth is not None
+                self._score(name, self.heads[name], item.id, truth, data.split)
 
-    def _result(self, variant: str, item: str, seed: int) -> Path:
-        return self.out / "results" / variant / f"{item}_{seed}.csv"
-
-    def _tuned(self, variant: Variant, item: Artwork, seed: int) -> tuple[Any, Latents, Tensor | None]:
-        """What renders as a variant does, with its codes and expression."""
-        recipe = self._recipe_of(variant)
-        if not variant.tune:
-            recipe = dataclasses.replace(self._possible(recipe), pool=1)
-            target = self._target(item, recipe, seed, self._anchor(item, variant.anchor))
-            return self.generator, target.ws, target.expression
-        with torch.enable_grad():
-            self._seed([item], -1)
-            state = self.start([item], recipe, seed, variant.anchor)
-            for step in range(recipe.steps):
-                loss = self.advance(state, step, seed)["loss"].float().sum()
-                state.optimizer.zero_grad(set_to_none=True)
-                with torch.autocast(self.device.type, enabled=False):
-                    loss.backward()
-                self.before_step(state)
-                state.optimizer.step()
-        return state.item(0).tuned, state.targets[0].ws, state.targets[0].expression
-
-    def _diversity(self, renderer: Any, count: int = 12) -> float:
-        """Mean perceptual distance between pictures of the same random codes and views (Sec. 4.4)."""
-        draws = torch.Generator().manual_seed(self.seed)
-        ws = self.generator.mapping(self.generator.sample_z(count, draws).to(self.device))
-        cameras = self.generator.rig.random(count, draws).to(self.device)
-        return float(diversity(self.perceptual, renderer.synthesis(ws, cameras).image))
-
-    def _write_result(self, variant: Variant, item: Artwork, seed: int, scores: Sequence[Score], subject: str) -> None:
-        split = self.trainer.datamodule.split  # type: ignore[attr-defined]
+    def _score(self, name: str, heads: Subjects, identity: str, truth: HeadTruth, split: str) -> None:
+        head = heads[identity]
+        generator, codes = head.generator.to(self.device), head.latents.to(self.device)
+        expression = head.expression.to(self.device) if head.expression.any() else None
+        scores, pictures = score_head(
+            generator, codes, expression, truth, self.perceptual, self.identity, generator.expressions
+        )
+        original = (head.original or head.generator).to(self.device)
+        ratio = self._diversity(generator, original) / self._diversity(original, original)
+        scores.append(Score("", "diversity_ratio", True, ratio))
+        seed = int(heads.artifact.extra.get("seed", 0))
         records = [
             Record(
-                PROTOCOL, PROTOCOL_VERSION, split, item.id, score.view, seed, variant.name,
-                self.network if score.network else "", score.metric, score.value, subject,
+                PROTOCOL, PROTOCOL_VERSION, split, identity, score.view, seed, name,
+                self.network if score.network else "", score.metric, score.value, truth.subject,
             )
             for score in scores
         ]  # fmt: skip
-        write_records(self._result(variant.name, item.id, seed), records)
+        write_records(self._result(name, identity), records)
+        write_image(self.out / "strips" / name / f"{identity}.png", pictures)
+        shown = {score.metric: score.value for score in scores if score.view == "input"}
+        log.info("%s, %s: input view %.2f dB", identity, name, shown["psnr"])
+
+    def _result(self, name: str, identity: str) -> Path:
+        """Where a head's scores are: what they depend on is part of the place."""
+        key = hashlib.sha256(f"{self.heads[name].artifact.id} {self.step_hash}".encode()).hexdigest()[:12]
+        return self.out / "results" / name / key / f"{identity}.csv"
+
+    def _diversity(self, renderer: Generator, original: Generator, count: int = 12) -> float:
+        """Mean perceptual distance between pictures of the same random codes and views (Sec. 4.4)."""
+        draws = torch.Generator().manual_seed(self.seed)
+        ws = original.mapping(original.sample_z(count, draws).to(self.device))
+        cameras = original.rig.random(count, draws).to(self.device)
+        return float(diversity(self.perceptual, renderer.synthesis(ws, cameras).image))
 
     def on_test_end(self) -> None:
         self.trainer.strategy.barrier("all results")
         if self.trainer.is_global_zero:
-            items = sorted(item.id for item in self.trainer.datamodule.items)  # type: ignore[attr-defined]
-            files = [self._result(v.name, i, s) for v in self.variants for i in items for s in self.seeds]
-            write_records(self.out / "metrics.csv", [r for file in files for r in read_records(file)])
+            files = [self._result(name, item.id) for name in self.heads for item in self.items]
+            write_records(self.out / "metrics.csv", [record for file in files for record in read_records(file)])

@@ -12,12 +12,12 @@ STAGES = {
 }
 
 VERBS = {
-    "run": ("stages.orchestrator:main", "run a pipeline: galatea run configs/pipelines/artform.yaml"),
-    "status": ("stages.status:main", "what each step of a pipeline is doing, here or on a cluster"),
-    "step": ("stages.slurm:step", "one step of a pipeline, as batch scripts run it"),
-    "lineage": ("stages.lineage:main", "from an artifact back to everything it was made of"),
-    "view": ("stages.view:main", "look at an artifact live in the browser"),
-    "table": ("stages.results:main", "join metrics.csv files: means, paired differences, intervals"),
-    "zoo": ("stages.zoo:main", "official checkpoint files to artifacts and back"),
-    "world": ("stages.world:main", "render samples of the embedded world"),
+    "run": ("stages.pipeline.run:main", "run a pipeline: galatea run configs/pipelines/artform.yaml"),
+    "status": ("stages.commands.status:main", "what each step of a pipeline is doing, here or on a cluster"),
+    "step": ("stages.pipeline.slurm:step", "one step of a pipeline, as batch scripts run it"),
+    "lineage": ("stages.commands.lineage:main", "from an artifact back to everything it was made of"),
+    "view": ("stages.commands.view:main", "look at an artifact live in the browser"),
+    "table": ("stages.commands.table:main", "join metrics.csv files: means, paired differences, intervals"),
+    "zoo": ("stages.commands.zoo:main", "official checkpoint files to artifacts and back"),
+    "world": ("stages.commands.world:main", "render samples of the embedded world"),
 }

@@ -11,10 +11,10 @@ from models.camera import Camera
 from models.checks import check_not_negative, check_positive
 from models.features.base import Frozen
 from models.generators.base import Generator
+from models.heads.tuning import select_parameters
 from models.losses.inversion import locality
-from models.tuning import part
-from stages.base import ArtifactRef
-from stages.inversion import Batch, InversionStage
+from stages.base.inversion import Batch, InversionStage
+from stages.base.stage import ArtifactRef
 
 
 class TuneStage(InversionStage):
@@ -22,8 +22,8 @@ class TuneStage(InversionStage):
 
     Args:
         inverter: artifact of ``invert`` (or of this stage): generator and encoder.
-        train, freeze: which parameters of the generator move, see :func:`models.tuning.part`; the manifold predictor
-            stays (A.4).
+        train, freeze: which parameters of the generator move, see :func:`models.heads.tuning.select_parameters`; the
+            manifold predictor stays (A.4).
         locality_weight: of L_R, which keeps the generator like the original near the pivots.
         locality_samples: pictures of a batch whose pivots it looks at.
         locality_distance: from the pivots, Euclidean over all of a code's numbers.
@@ -52,7 +52,7 @@ class TuneStage(InversionStage):
 
     def build_networks(self) -> None:
         self.take_networks("inverter", self.inverter.path)
-        chosen = set(part(self.generator, self.tuned, self.kept))
+        chosen = set(select_parameters(self.generator, self.tuned, self.kept))
         for name, parameter in self.generator.named_parameters():
             parameter.requires_grad_(name in chosen)
         original = self.take("inverter", ArtifactRef(self.inverter.path))

@@ -68,7 +68,7 @@ EXTRA = {
     "galatea world --out runs/world.png": ["--size", "16"],
     "galatea features fit --out runs/features": None,  # tests/stages/test_features.py trains a few steps
     "galatea prior fit --out runs/prior": [
-        *TOY_WORLD, "--model.total_images", "8", "--model.adversarial_from", "4", "--model.fit_manifolds", "false",
+        *TOY_WORLD, "--model.total_images", "8", "--model.adversarial.start", "4", "--model.fit_manifolds", "false",
     ],
     "galatea prior test --model.tested.path assets/prior --out runs/prior_test": [
         *TOY_WORLD, "--model.fit_subjects", "0",

@@ -33,7 +33,7 @@ from datamodules.mannequins.scene import (
     subject_z,
 )
 from datamodules.mannequins.styles import ART_STYLES, HELD_OUT_STYLE, PLAIN, STYLES
-from models.features.embedded import SEGMENTS
+from models.segments import SEGMENTS
 
 if TYPE_CHECKING:
     from datamodules.mannequins.datamodule import MannequinDataModule

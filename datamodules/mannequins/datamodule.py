@@ -94,12 +94,17 @@ class MannequinDataModule(SplitDataModule):
         """Samples of the field whose level sets suit these heads, see :func:`envelope_field`."""
         return envelope_field()
 
-    def truth(self, sample: Sample, camera: Camera) -> Truth:
+    def view_truth(self, sample: Sample, camera: Camera) -> Truth:
         """What the first view of one test subject shows, expression and style included, from other cameras."""
         config = self.configs["test"]
         scene = Scene.from_z(sample["z"][None].cpu(), sample["expression"][:1].cpu()).repeat_interleave(len(camera))
         style = STYLES[int(sample["style"][0])]
         return render(scene, camera.to("cpu"), config.size, style, config.supersample, self.compiled)
+
+    def subject_truth(self, z: Tensor, camera: Camera, size: int, expression: Tensor | None = None) -> Truth:
+        """What the subject z (1, Z_DIM) shows to B cameras: plain, neutral but for an expression (1, E)."""
+        scene = Scene.from_z(z.cpu(), None if expression is None else expression.cpu())
+        return render(scene.repeat_interleave(len(camera)), camera.to("cpu"), size)
 
     def _folder(self, split: str) -> Path:
         return build_cache(self.configs[split], self.cache_dir, self.draw_workers, self.compiled)

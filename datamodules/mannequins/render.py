@@ -17,7 +17,7 @@ from datamodules.mannequins.scene import Palette, Scene, harmonics
 from datamodules.mannequins.styles import PLAIN, Style, Surface, get_style
 from datamodules.mannequins.textures import paint_head
 from models.camera import Camera, Rig
-from models.features.embedded import SEGMENTS
+from models.segments import SEGMENTS
 
 RIG = Rig()  # radius 7, field of view 23.5 degrees, looking at (0, -0.06, 0)
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from datamodules.mannequins.render import RIG, Truth, render
 from datamodules.mannequins.scene import EXAGGERATIONS, EXPRESSIONS, SPLITS, Scene, subject_z
 from datamodules.mannequins.styles import STYLES
-from models.features.embedded import SEGMENTS
+from models.segments import SEGMENTS
 
 # One colour for each segment, easy to tell apart.
 _SEGMENT_COLOURS = (

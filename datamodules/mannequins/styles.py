@@ -31,7 +31,7 @@ class Surface:
         normals: (N, 3) unit.
         view: (N, 3) unit, towards the camera.
         material: (N,) int64 indices into ``shapes.MATERIALS``.
-        segment: (N,) int64 indices into ``models.features.embedded.SEGMENTS``.
+        segment: (N,) int64 indices into ``models.segments.SEGMENTS``.
         albedo: (N, 3) RGB in [0, 1].
         irradiance: (N, 3) RGB light received, about 1 where well lit.
         occlusion: (N,) 1 = open, 0 = buried.

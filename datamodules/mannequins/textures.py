@@ -13,7 +13,7 @@ from torch import Tensor
 
 from datamodules.mannequins.scene import Palette
 from datamodules.mannequins.shapes import EYE_HEIGHT, Knobs, head_space, mouth, smooth_step
-from models.features.embedded import SEGMENTS
+from models.segments import SEGMENTS
 
 SEGMENT = {name: index for index, name in enumerate(SEGMENTS)}
 _MATERIAL_SEGMENTS = tuple(SEGMENT[name] for name in ("skin", "hair", "cloth", "glasses"))

@@ -7,7 +7,7 @@ from abc import abstractmethod
 from torch import Tensor
 
 from models.configurable import Configurable
-from models.generators.base import Latents
+from models.latents import Latents
 
 
 class Encoder(Configurable):

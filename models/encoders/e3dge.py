@@ -20,7 +20,8 @@ from models.configurable import Configurable
 from models.encoders.base import Encoder
 from models.encoders.irse import DEPTHS, REDUCTION, WIDTHS, IRTrunk
 from models.encoders.pyramid import MapToStyle, upsample_add
-from models.generators.base import Edit, Latents
+from models.latents import Latents
+from models.rendering.output import Edit
 
 NORMS = ("group", "batch")
 

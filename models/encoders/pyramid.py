@@ -14,8 +14,8 @@ from torch.nn import functional as F
 
 from models.encoders.base import Encoder
 from models.encoders.irse import DEPTHS, REDUCTION, WIDTHS, IRTrunk
-from models.generators.base import Latents
 from models.generators.layers import EqualLinear
+from models.latents import Latents
 
 MEDIUM, FINE = 3, 7  # first style codes that look at the second and at the third level of the pyramid
 

@@ -18,32 +18,13 @@ from torch.nn import functional as F
 
 from models.configurable import Configurable
 from models.features.weights import load_weights
+from models.image import resized
+from models.segments import SEGMENTS
 
 WORKING_SIZE = 64
 """Side in pixels at which the embedded networks look at an image."""
 WIDTHS = (8, 24, 48, 96, 160)
 """Channels of the trunk at 64, 32, 16, 8 and 4 pixels."""
-SEGMENTS = (
-    "background",
-    "skin",
-    "eye_white",
-    "iris",
-    "lips",
-    "mouth",
-    "brow",
-    "beard",
-    "hair",
-    "cloth",
-    "glasses",
-)
-"""Parts of a head, as the embedded world labels them."""
-
-
-def to_working_size(image: Tensor, size: int = WORKING_SIZE) -> Tensor:
-    """Resize (B, 3, H, W) to (B, 3, size, size), antialiased and differentiable; a no-op at that size."""
-    if image.shape[-2:] == (size, size):
-        return image
-    return F.interpolate(image, (size, size), mode="bilinear", align_corners=False, antialias=True)
 
 
 class Residual(nn.Module):
@@ -147,7 +128,7 @@ class EmbeddedStyle(EmbeddedFeature):
         self._finish(weights)
 
     def forward(self, image: Tensor) -> Tensor:
-        return F.normalize(self.head(self.trunk(to_working_size(image))), dim=1)
+        return F.normalize(self.head(self.trunk(resized(image, WORKING_SIZE))), dim=1)
 
 
 class EmbeddedIdentity(EmbeddedFeature):
@@ -163,7 +144,7 @@ class EmbeddedIdentity(EmbeddedFeature):
         self._finish(weights)
 
     def forward(self, image: Tensor) -> Tensor:
-        return F.normalize(self.head(self.trunk(to_working_size(image))[-1]), dim=1)
+        return F.normalize(self.head(self.trunk(resized(image, WORKING_SIZE))[-1]), dim=1)
 
 
 class EmbeddedPose(EmbeddedFeature):
@@ -182,7 +163,7 @@ class EmbeddedPose(EmbeddedFeature):
         self._finish(weights)
 
     def forward(self, image: Tensor) -> Tensor:
-        return self.limit * torch.tanh(self.head(self.trunk(to_working_size(image))[-1]))
+        return self.limit * torch.tanh(self.head(self.trunk(resized(image, WORKING_SIZE))[-1]))
 
 
 class ParserHead(nn.Module):
@@ -222,7 +203,7 @@ class EmbeddedParser(EmbeddedFeature):
         self._finish(weights)
 
     def forward(self, image: Tensor) -> Tensor:
-        logits = self.head(self.trunk(to_working_size(image)))
+        logits = self.head(self.trunk(resized(image, WORKING_SIZE)))
         if logits.shape[-2:] == image.shape[-2:]:
             return logits
         return F.interpolate(logits, image.shape[-2:], mode="bilinear", align_corners=False)
@@ -286,7 +267,7 @@ class EmbeddedLPIPS(EmbeddedFeature):
         if a.shape != b.shape:
             raise ValueError(f"images differ in shape: {tuple(a.shape)} and {tuple(b.shape)}")
         if self.size is not None:
-            a, b = to_working_size(a, self.size), to_working_size(b, self.size)
+            a, b = resized(a, self.size), resized(b, self.size)
         features = self.trunk(torch.cat([a, b]))
         first, second = zip(*(f.chunk(2) for f in features), strict=True)
         return self.head(list(first), list(second))

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.camera import Camera
-from models.generators.base import Latents
 from models.generators.gram import (
     BOX,
     PLANE,
@@ -25,8 +24,9 @@ from models.generators.gram import (
     siren_init,
     unit_rays,
 )
-from models.generators.pointwise import affine, in_chunks
+from models.latents import Latents
 from models.rendering.manifolds import Brackets, first_brackets
+from models.rendering.pointwise import affine, in_chunks
 
 BEYOND = 10.0  # distance of surfaces that are not there: behind all others
 ROUNDING = 1e-5  # world units: points so near the background plane are its own, which is not deformed

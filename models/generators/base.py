@@ -3,135 +3,34 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from models.camera import Camera, Rig
 from models.configurable import Configurable
 from models.errors import shown
+from models.latents import Latents
+from models.rendering.output import Edit, FieldSample, Rendering
 
-Edit = Callable[[Tensor, Tensor], Tensor]
-"""(points (B, P, 3), features (B, P, C)) -> features (B, P, C), differentiable."""
+if TYPE_CHECKING:
+    from models.generators.baked import BakedHead
 
 
 @dataclass(frozen=True)
-class Latents:
-    """Ordered named groups of style codes.
+class ParameterGroup:
+    """Parameters that learn at a rate of their own.
 
     Attributes:
-        groups: name -> (B, num_ws, w_dim). Most generators have one group, "ws".
+        parameters: the members.
+        lr_scale: their usual learning rate, relative to that of the whole.
     """
 
-    groups: dict[str, Tensor]
-
-    def __len__(self) -> int:
-        return len(next(iter(self.groups.values())))
-
-    def __getitem__(self, index: int | slice | Tensor) -> Latents:
-        if isinstance(index, int):
-            index = slice(index, index + 1) if index != -1 else slice(-1, None)
-        return self.map(lambda t: t[index])
-
-    @property
-    def ws(self) -> Tensor:
-        """(B, num_ws, w_dim) of a generator with a single group.
-
-        Raises:
-            ValueError: when there are several groups.
-        """
-        if len(self.groups) != 1:
-            raise ValueError(f"these latents have the groups {list(self.groups)}; name one")
-        return next(iter(self.groups.values()))
-
-    def map(self, function: Callable[[Tensor], Tensor]) -> Latents:
-        """Apply a function to every group."""
-        return Latents({name: function(t) for name, t in self.groups.items()})
-
-    def _zip(self, other: Latents, function: Callable[[Tensor, Tensor], Tensor]) -> Latents:
-        if list(self.groups) != list(other.groups):
-            raise ValueError(f"latent groups differ: {list(self.groups)} and {list(other.groups)}")
-        return Latents({name: function(t, other.groups[name]) for name, t in self.groups.items()})
-
-    def lerp(self, other: Latents, amount: float | Tensor) -> Latents:
-        """self + amount * (other - self), group by group."""
-        return self._zip(other, lambda a, b: a + amount * (b - a))
-
-    def mix(self, other: Latents, layer: int) -> Latents:
-        """Style mixing: codes before ``layer`` from self, from ``layer`` on from ``other``.
-
-        Layers are counted through the groups in order.
-        """
-        mixed, start = {}, 0
-        for name, ours in self.groups.items():
-            theirs = other.groups[name]
-            keep = min(max(layer - start, 0), ours.shape[1])
-            mixed[name] = torch.cat([ours[:, :keep], theirs[:, keep:]], 1)
-            start += ours.shape[1]
-        return Latents(mixed)
-
-    def mean(self) -> Latents:
-        """The mean code of the batch, as a batch of one."""
-        return self.map(lambda t: t.mean(0, keepdim=True))
-
-    def truncate(self, centre: Latents, psi: float, cutoff: int | None = None) -> Latents:
-        """Truncation trick: codes before layer ``cutoff`` (all by default) pulled to ``centre`` by ``psi``."""
-        truncated = centre.lerp(self, psi)
-        return truncated if cutoff is None else truncated.mix(self, cutoff)
-
-    def repeat_interleave(self, repeats: int) -> Latents:
-        """Repeat each item ``repeats`` times in place."""
-        return self.map(lambda t: t.repeat_interleave(repeats, 0))
-
-    def detach(self) -> Latents:
-        """Detached from the graph."""
-        return self.map(Tensor.detach)
-
-    def to(self, *args: object, **kwargs: object) -> Latents:
-        """Move or cast every group, as ``Tensor.to``."""
-        return self.map(lambda t: t.to(*args, **kwargs))  # type: ignore[arg-type]
-
-
-@dataclass(frozen=True)
-class Rendering:
-    """What a synthesis returns. Fields a generator cannot give are None."""
-
-    image: Tensor
-    """(B, 3, H, W) RGB in [-1, 1]."""
-    raw: Tensor | None = None
-    """(B, 3, h, w) image before super-resolution."""
-    depth: Tensor | None = None
-    """(B, 1, h, w) expected camera-z of the subject where alpha > 0, world units; background excluded."""
-    alpha: Tensor | None = None
-    """(B, 1, h, w) coverage of the subject in [0, 1]."""
-    spread: Tensor | None = None
-    """(B, 1, h, w) variance of the visible depth, squared world units: 0 for a crisp surface, more for fog."""
-    normals: Tensor | None = None
-    """(B, 3, h, w) unit normals on world axes, facing the camera; 0 where alpha = 0."""
-    features: Tensor | None = None
-    """(B, C, h, w) rendered features, where the generator has them."""
-    taps: dict[str, Tensor] = field(default_factory=dict)
-    """Requested block outputs by name."""
-
-    def replace(self, **changes: object) -> Rendering:
-        """A copy with some fields changed."""
-        return replace(self, **changes)  # type: ignore[arg-type]
-
-
-@dataclass(frozen=True)
-class FieldSample:
-    """Radiance at points."""
-
-    colour: Tensor
-    """(B, P, 3) RGB in [-1, 1]."""
-    density: Tensor | None = None
-    """(B, P, 1) volume density, 1 / world unit."""
-    sdf: Tensor | None = None
-    """(B, P, 1) signed distance, world units, negative inside."""
-    occupancy: Tensor | None = None
-    """(B, P, 1) opacity of one surface layer, in [0, 1]."""
+    parameters: list[nn.Parameter]
+    lr_scale: float = 1.0
 
 
 class Generator(Configurable):
@@ -209,6 +108,35 @@ class Generator(Configurable):
     def mean_latents(self) -> Latents:
         """The mean style code, a batch of one."""
 
+    def update_mean(self, count: int = 10_000, seed: int = 0) -> None:
+        """Set ``mean_latents`` from ``count`` random z; nothing where it is not such a mean."""
+
+    def parameter_groups(self) -> dict[str, ParameterGroup]:
+        """What is trained, by name; parameters of no group are not."""
+        return {"main": ParameterGroup(list(self.parameters()))}
+
+    def bake(
+        self,
+        ws: Latents,
+        size: int,
+        *,
+        expression: Tensor | None = None,
+        edit: Edit | None = None,
+        stride: int = 4,
+    ) -> BakedHead | None:
+        """One head's radiance laid down on its surfaces, to be seen without a network; None where it has none.
+
+        Args:
+            ws: a batch of one.
+            size: side of a texture, pixels.
+            expression: (1, E). edit: as of ``synthesis``.
+            stride: of :class:`models.generators.baked.BakedHead`.
+
+        Raises:
+            ValueError: for several codes.
+        """
+        return None
+
     @property
     def tap_names(self) -> tuple[str, ...]:
         """Names that ``synthesis(taps=...)`` accepts."""
@@ -277,7 +205,7 @@ class RadianceGenerator(Generator):
 
 
 @dataclass(frozen=True)
-class Verdict:
+class DiscriminatorOutput:
     """A discriminator's answer."""
 
     logits: Tensor
@@ -289,10 +217,16 @@ class Verdict:
 
 
 class Discriminator(Configurable):
-    """``(image, camera=None) -> Verdict``."""
+    """``(image, camera=None) -> DiscriminatorOutput``.
+
+    Attributes:
+        resolution: side of the images, pixels.
+        camera_conditioned: whether it judges an image together with its camera; otherwise it takes none.
+    """
 
     resolution: int
+    camera_conditioned: bool = False
 
     @abstractmethod
-    def forward(self, image: Tensor, camera: Camera | None = None) -> Verdict:
+    def forward(self, image: Tensor, camera: Camera | None = None) -> DiscriminatorOutput:
         """Judge images (B, 3, H, W) in [-1, 1]."""

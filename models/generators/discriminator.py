@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.camera import LABEL_SIZE, Camera
-from models.generators.base import Discriminator, Verdict
+from models.generators.base import Discriminator, DiscriminatorOutput
 from models.generators.layers import EqualConv2d, EqualLinear, leaky
 
 POSES = ("none", "regress", "condition")
@@ -82,6 +82,7 @@ class ImageDiscriminator(Discriminator):
             raise ValueError(f"pose must be one of {POSES}, got {pose!r}")
         self.resolution = 4 * 2 ** (len(channels) - 1)
         self.minibatch_group, self.pose = minibatch_group, pose
+        self.camera_conditioned = pose == "condition"
         width = channels[-1]
         self.stem = EqualConv2d(3, channels[0], 1)
         self.blocks = nn.ModuleList(ResidualBlock(a, b) for a, b in pairwise(channels))
@@ -91,7 +92,7 @@ class ImageDiscriminator(Discriminator):
         self.angles = EqualLinear(width, 2) if pose == "regress" else None
         self.embed = EqualLinear(LABEL_SIZE, width) if pose == "condition" else None
 
-    def forward(self, image: Tensor, camera: Camera | None = None) -> Verdict:
+    def forward(self, image: Tensor, camera: Camera | None = None) -> DiscriminatorOutput:
         """Judge images (B, 3, resolution, resolution) in [-1, 1].
 
         Raises:
@@ -99,7 +100,7 @@ class ImageDiscriminator(Discriminator):
         """
         if image.shape[1:] != (3, self.resolution, self.resolution):
             raise ValueError(f"images must be (B, 3, {self.resolution}, {self.resolution}), got {tuple(image.shape)}")
-        if (camera is None) == (self.pose == "condition"):
+        if (camera is None) == self.camera_conditioned:
             need = "needs a" if camera is None else "takes no"
             raise ValueError(f"a discriminator with pose={self.pose!r} {need} camera")
         x = leaky(self.stem(image))
@@ -114,4 +115,4 @@ class ImageDiscriminator(Discriminator):
         if camera is not None and self.embed is not None:
             label = F.normalize(self.embed(camera.label()).float(), dim=1)
             logits = (logits * label).sum(1, keepdim=True)
-        return Verdict(logits, None if self.angles is None else self.angles(x).float(), tuple(features))
+        return DiscriminatorOutput(logits, None if self.angles is None else self.angles(x).float(), tuple(features))

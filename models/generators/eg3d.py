@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.camera import LABEL_SIZE, Camera, Rig
-from models.generators.base import Edit, FieldSample, Latents, RadianceGenerator, Rendering
+from models.generators.base import RadianceGenerator
 from models.generators.fir import fir_kernel
 from models.generators.layers import EqualLinear, MappingNetwork
 from models.generators.stylegan2 import Noise, SynthesisBlock, SynthesisNetwork, full_precision
 from models.generators.triplane import Axes, sample_planes
+from models.latents import Latents
 from models.rendering.compositing import (
     EMPTY,
     Randomness,
@@ -30,6 +31,7 @@ from models.rendering.compositing import (
     uniform,
     widen,
 )
+from models.rendering.output import Edit, FieldSample, Rendering
 
 RELEASED: Axes = ((0, 1), (0, 2), (2, 0))
 """xy, xz, zx: no plane holds yz. The official weights were trained with this slip and depend on it."""

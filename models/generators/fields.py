@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from models.configurable import Configurable
-from models.generators.base import FieldSample
 from models.rendering.atlas import Chart
+from models.rendering.output import FieldSample
 
 
 class HeadChart(Chart):

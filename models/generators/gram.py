@@ -17,10 +17,12 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from models.camera import Camera, Rig
-from models.generators.base import Edit, FieldSample, Latents, RadianceGenerator, Rendering
-from models.generators.pointwise import affine, in_chunks
+from models.generators.base import RadianceGenerator
+from models.latents import Latents
 from models.rendering.compositing import EMPTY, density_alpha, depth_normals, layer_weights
 from models.rendering.manifolds import CrossingCache, first_crossings, weights_version
+from models.rendering.output import Edit, FieldSample, Rendering
+from models.rendering.pointwise import affine, in_chunks
 
 BOX = 0.24  # side of the cube, world units, that the scalar field and the deformation see as [-1, 1]
 PLANE = -0.12  # z of the background plane, world units

@@ -15,12 +15,13 @@ from torch import Tensor, nn
 
 from models.camera import Camera
 from models.generators.backbone import StyleBackbone
-from models.generators.base import Edit, FieldSample, Latents, Rendering
+from models.generators.baked import BakedHead, grow
+from models.generators.base import ParameterGroup
 from models.generators.fields import FrontalChart, HeadChart, TextureStack
 from models.generators.painted import PaintedGenerator, Painting, over_chart
-from models.generators.pointwise import in_chunks
 from models.generators.triplane import TriPlaneField
-from models.rendering.atlas import Atlas, Chart, flatten
+from models.latents import Latents
+from models.rendering.atlas import Atlas, Chart, flatten, texel_centres
 from models.rendering.compositing import composite_layers, density_alpha, depth_normals
 from models.rendering.manifolds import (
     CrossingCache,
@@ -29,7 +30,10 @@ from models.rendering.manifolds import (
     first_crossings,
     upsample_crossings,
 )
+from models.rendering.output import Edit, FieldSample, Rendering
+from models.rendering.pointwise import in_chunks
 
+BAKED_POINTS = 2**19  # of the field, asked at once: bounds memory
 FIELDS = ("textures", "triplane")
 FLATTENINGS = ("head", "frontal")
 
@@ -117,6 +121,14 @@ class ManifoldGenerator(PaintedGenerator):
             width = planes.features if planes else stack.channels
             self.ambient_out = nn.Linear(self.expression_field.ambient.out_channels, width, bias=False)
 
+    def parameter_groups(self) -> dict[str, ParameterGroup]:
+        """As :meth:`PaintedGenerator.parameter_groups`, and "predictor" unless it is baked (rates of A.4)."""
+        groups = super().parameter_groups()
+        manifolds = list(self.predictor.parameters())
+        apart = {id(p) for p in manifolds}
+        groups["main"] = ParameterGroup([p for p in groups["main"].parameters if id(p) not in apart])
+        return groups if self.bake_predictor else {**groups, "predictor": ParameterGroup(manifolds, 2e-5 / 2.5e-3)}
+
     # -- the field -----------------------------------------------------------------------------------------------
 
     def paint(self, ws: Latents, expression: Tensor | None = None) -> Painting:
@@ -190,6 +202,46 @@ class ManifoldGenerator(PaintedGenerator):
         """
         index = self._layer_index(self.predictor.baked()(points.detach()))
         return torch.cat([self.layout(points), ((2 * index + 1) / len(self.levels) - 1)[..., None]], -1)
+
+    @torch.no_grad()
+    def bake(
+        self,
+        ws: Latents,
+        size: int,
+        *,
+        expression: Tensor | None = None,
+        edit: Edit | None = None,
+        stride: int = 4,
+    ) -> BakedHead:
+        if len(ws) != 1:
+            raise ValueError(f"one head at a time is baked, got {len(ws)} codes")
+        atlas = self.atlas(size)
+        radiance = []
+        for points in atlas.points[atlas.valid].split(BAKED_POINTS):
+            features = self.features(ws, points[None], expression)
+            sample = self.decode(features if edit is None else edit(points[None], features))
+            assert sample.occupancy is not None
+            radiance.append(torch.cat([sample.colour, sample.occupancy], -1)[0].float())
+        plane = None
+        if self.planes is not None and self.shared:  # the background is the back of the planes' cube
+            x, y, z = self.middle.tolist()
+            plane = [x, y, z - self.planes.extent, self.planes.extent]
+        head = BakedHead(
+            self.predictor, self.layout, self.levels.tolist(), size, self.rig, self.resolution, stride, self.samples,
+            plane,
+        )  # fmt: skip
+        textures = head.textures.to(atlas.points.device).movedim(1, -1)
+        textures[atlas.valid] = torch.cat(radiance)
+        head.textures = grow(textures.movedim(-1, 1), atlas.valid[:, None].float())
+        if plane is None:
+            head.backdrop = self.backdrop(ws, size).float()
+        else:
+            x, y, z, reach = plane
+            u, v = (reach * texel_centres(size, size, atlas.points.device)).flatten(0, 1).unbind(-1)
+            points = torch.stack([x + u, y - v, torch.full_like(u, z)], -1)[None]
+            colour = self.decode(self.features(ws, points, expression)).colour
+            head.backdrop = colour.float().mT.reshape(1, 3, size, size)
+        return head.to(atlas.points.device).eval()
 
     # -- rendering -----------------------------------------------------------------------------------------------
 

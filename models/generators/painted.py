@@ -6,18 +6,21 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.camera import Camera, Rig
 from models.generators.backbone import StyleBackbone, StyleGAN2Backbone
-from models.generators.base import Latents, RadianceGenerator
+from models.generators.base import ParameterGroup, RadianceGenerator
 from models.generators.deformation import ExpressionField
 from models.generators.fields import HeadChart
 from models.generators.layers import MappingNetwork
+from models.latents import Latents
 
 BACKBONES = ("light", "stylegan2")
 BACKGROUNDS = ("separate", "none")
+
+_STYLE_PARTS = ("map_network", "affine", "outs", "details")  # of parameter names; see parameter_groups
 
 
 class Painting(NamedTuple):
@@ -137,6 +140,17 @@ class PaintedGenerator(RadianceGenerator):
         w = self.map_network(z)
         latents = Latents({"ws": w if w.ndim == 3 else w[:, None].expand(-1, self.num_ws, -1)})
         return latents if truncation == 1 else latents.truncate(self.mean_latents, truncation, cutoff)
+
+    def parameter_groups(self) -> dict[str, ParameterGroup]:
+        """``main`` and ``style``: mapping network, style affines, outputs and detail maps.
+
+        The latter are what limits regression where learning rates are equalised.
+        """
+        main: list[nn.Parameter] = []
+        style: list[nn.Parameter] = []
+        for name, parameter in self.named_parameters():
+            (style if any(part in _STYLE_PARTS for part in name.split(".")) else main).append(parameter)
+        return {"main": ParameterGroup(main), "style": ParameterGroup(style)}
 
     @property
     def tap_names(self) -> tuple[str, ...]:

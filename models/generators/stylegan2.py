@@ -18,10 +18,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.camera import Camera, Rig
-from models.generators.base import Discriminator, Edit, Generator, Latents, Rendering, Verdict
+from models.generators.base import Discriminator, DiscriminatorOutput, Generator
 from models.generators.discriminator import minibatch_std
 from models.generators.fir import blur, downsample2x, fir_kernel, up_conv, upfirdn2d, upsample2x
 from models.generators.layers import LEAKY_GAIN, LEAKY_SLOPE, EqualConv2d, EqualLinear, MappingNetwork, leaky
+from models.latents import Latents
+from models.rendering.output import Edit, Rendering
 
 LayerNoise = torch.Generator | Tensor | Literal["const", "none"]
 """A layer's per-pixel noise: drawn anew, a map (B or 1, 1, side, side), the stored map, or left out."""
@@ -389,7 +391,7 @@ class StyleGAN2Discriminator(Discriminator):
         self.logit = EqualLinear(width, 1)
         self.register_buffer("kernel", fir_kernel(taps), persistent=False)
 
-    def forward(self, image: Tensor, camera: Camera | None = None) -> Verdict:
+    def forward(self, image: Tensor, camera: Camera | None = None) -> DiscriminatorOutput:
         """Judge images (B, 3, resolution, resolution) in [-1, 1].
 
         Raises:
@@ -406,4 +408,6 @@ class StyleGAN2Discriminator(Discriminator):
             features.append(x)
         x = F.leaky_relu_(self.conv(minibatch_std(x, self.minibatch_group)), LEAKY_SLOPE)
         logits = self.logit(leaky(self.dense(x.flatten(1))))
-        return Verdict(logits.to(torch.promote_types(logits.dtype, torch.float32)), features=tuple(features))
+        return DiscriminatorOutput(
+            logits.to(torch.promote_types(logits.dtype, torch.float32)), features=tuple(features)
+        )

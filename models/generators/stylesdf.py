@@ -17,12 +17,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.camera import Camera, Rig
-from models.generators.base import Discriminator, Edit, FieldSample, Latents, RadianceGenerator, Rendering, Verdict
+from models.generators.base import Discriminator, DiscriminatorOutput, RadianceGenerator
 from models.generators.fir import fir_kernel
 from models.generators.layers import LEAKY_SLOPE, MappingNetwork
-from models.generators.pointwise import IMAGES, affine
 from models.generators.stylegan2 import Noise, SynthesisBlock, SynthesisLayer, ToImage
+from models.latents import Latents
 from models.rendering.compositing import EMPTY, Randomness, field_gradient, uniform
+from models.rendering.output import Edit, FieldSample, Rendering
+from models.rendering.pointwise import IMAGES, affine
 
 GAMMA, GAMMA_SCALE, BETA_SCALE = 30.0, 15.0, 0.25  # frequencies near 30, as SIREN's first layer
 PORTION = {"cpu": 2**13}  # points shaded at once: activations that stay in the cache; elsewhere 2^20
@@ -552,7 +554,7 @@ class VolumeDiscriminator(Discriminator):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, a=LEAKY_SLOPE)
 
-    def forward(self, image: Tensor, camera: Camera | None = None) -> Verdict:
+    def forward(self, image: Tensor, camera: Camera | None = None) -> DiscriminatorOutput:
         """Judge images (B, 3, resolution, resolution) in [-1, 1].
 
         Raises:
@@ -568,4 +570,4 @@ class VolumeDiscriminator(Discriminator):
             x = block(x)
             features.append(x)
         found = self.out(x).flatten(1).float()
-        return Verdict(found[:, :1], found[:, 1:] if found.shape[1] == 3 else None, tuple(features))
+        return DiscriminatorOutput(found[:, :1], found[:, 1:] if found.shape[1] == 3 else None, tuple(features))

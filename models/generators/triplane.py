@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from models.configurable import Configurable
-from models.generators.base import FieldSample
 from models.generators.layers import EqualLinear
+from models.rendering.output import FieldSample
 
 Axes = tuple[tuple[int, int], ...]
 """Which axes of a point run along the columns and the rows of each plane."""

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from models.camera import Camera
-from models.generators.base import Edit, FieldSample, Latents, Rendering
 from models.generators.painted import PaintedGenerator, Painting, over_chart
 from models.generators.triplane import TriPlaneField
+from models.latents import Latents
 from models.rendering.compositing import (
     composite_layers,
     density_alpha,
@@ -26,6 +26,7 @@ from models.rendering.compositing import (
     uniform,
     widen,
 )
+from models.rendering.output import Edit, FieldSample, Rendering
 
 
 class TriPlaneVolumeGenerator(PaintedGenerator):

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from models.latents import Latents
+
 
 def generator_nonsaturating(fake: Tensor) -> Tensor:
     """Mean of -log D(G(z)) (Goodfellow et al. 2014, Sec. 3), D = sigmoid of ``fake`` logits of any shape."""
@@ -24,7 +26,7 @@ def discriminator_nonsaturating(real: Tensor, fake: Tensor) -> Tensor:
     return F.softplus(-real.float()).mean() + F.softplus(fake.float()).mean()
 
 
-def _differentiable_twice() -> AbstractContextManager[None]:
+def differentiable_twice() -> AbstractContextManager[None]:
     """What torch.compile has made can be differentiated once only: in here it runs as it was."""
     compiling = "torch._dynamo" in sys.modules  # importing it takes seconds
     return torch.compiler.set_stance("force_eager") if compiling else nullcontext()
@@ -41,7 +43,7 @@ def r1_penalty(logits_of: Callable[[Tensor], Tensor], real: Tensor) -> tuple[Ten
         (B,) squared norms of the logit's gradient with respect to each image, differentiable in the
         discriminator's weights; and the logits.
     """
-    with torch.autocast(real.device.type, enabled=False), torch.enable_grad(), _differentiable_twice():
+    with torch.autocast(real.device.type, enabled=False), torch.enable_grad(), differentiable_twice():
         image = real.detach().float().requires_grad_()
         logits = logits_of(image)
         (gradient,) = torch.autograd.grad(logits.sum(), image, create_graph=True)
@@ -49,13 +51,13 @@ def r1_penalty(logits_of: Callable[[Tensor], Tensor], real: Tensor) -> tuple[Ten
 
 
 def path_length_penalty(
-    image: Tensor, ws: Tensor, mean: Tensor, noise: Tensor, decay: float = 0.01
+    image: Tensor, ws: Latents, mean: Tensor, noise: Tensor, decay: float = 0.01
 ) -> tuple[Tensor, Tensor]:
     """Path length regularisation (Karras et al. 2020, Eq. 4).
 
     Args:
-        image: (B, 3, H, W), a float32 function of ``ws``.
-        ws: (B, n, w) codes that require grad.
+        image: (B, 3, H, W), a function of ``ws``, in float32 or better, that can be differentiated twice.
+        ws: B codes that require grad.
         mean: scalar, the running mean length a.
         noise: like ``image``, standard normal.
         decay: share of the new lengths in the mean.
@@ -65,7 +67,9 @@ def path_length_penalty(
     """
     with torch.autocast(image.device.type, enabled=False):
         scaled = noise / (image.shape[2] * image.shape[3]) ** 0.5
-        (gradient,) = torch.autograd.grad((image.float() * scaled).sum(), ws, create_graph=True)
-        length = gradient.square().sum(2).mean(1).sqrt()  # |J_w^T y|
+        image = image.to(torch.promote_types(image.dtype, torch.float32))
+        gradients = torch.autograd.grad((image * scaled).sum(), list(ws.groups.values()), create_graph=True)
+        # |J_w^T y|: a root mean square over the codes of all groups, as the authors' code has it.
+        length = torch.cat([gradient.square().sum(2) for gradient in gradients], 1).mean(1).sqrt()
         mean = mean + decay * (length.detach().mean() - mean)
         return (length - mean).square(), mean

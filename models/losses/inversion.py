@@ -11,9 +11,10 @@ from torch import Tensor
 from models.camera import Camera
 from models.checks import check_not_negative
 from models.features.base import PerceptualDistance
-from models.generators.base import Generator, Latents
+from models.generators.base import Generator
+from models.heads.tuning import TunedWeights
+from models.latents import Latents
 from models.losses.image import locality_codes, locality_loss, pixel_mse
-from models.tuning import TunedWeights
 
 
 @dataclass(frozen=True)

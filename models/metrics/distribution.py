@@ -13,9 +13,10 @@ from torchmetrics.image.kid import KernelInceptionDistance
 
 from models.errors import UserError, one_line
 from models.features.base import Frozen
-from models.features.embedded import EmbeddedStyle, to_working_size
+from models.features.embedded import WORKING_SIZE, EmbeddedStyle
 from models.features.weights import MissingWeightsError, read_state
 from models.files import resolve
+from models.image import resized
 
 
 class Distribution(nn.Module):
@@ -39,7 +40,7 @@ class EmbeddedDistribution(Distribution):
     @torch.no_grad()
     def forward(self, image: Tensor) -> Tensor:
         network = self.style.module
-        return network.head.statistics(network.trunk(to_working_size(image)))
+        return network.head.statistics(network.trunk(resized(image, WORKING_SIZE)))
 
 
 class InceptionDistribution(Distribution):

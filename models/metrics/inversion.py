@@ -21,7 +21,6 @@ from torchmetrics.utilities import dim_zero_cat
 from models.camera import Camera, Rig
 from models.errors import UserError
 from models.features.base import Frozen, move_frozen
-from models.generators.base import Rendering
 from models.metrics.consistency import SurfaceRecipe, carried, stacked_line, surface_consistency
 from models.metrics.distribution import Distribution, Precomputed, fid, kid
 from models.metrics.geometry import depth_mae, eroded, normal_error
@@ -29,6 +28,7 @@ from models.metrics.image import high_frequency, identity_similarity, masked_dis
 from models.metrics.parallax import Mark, choose_mark, locate, parallax, shows
 from models.metrics.portrait import ViewTruth
 from models.metrics.records import Record
+from models.rendering.output import Rendering
 from models.rendering.visibility import seen_from
 
 PROTOCOL, VERSION = "inversion", "1"

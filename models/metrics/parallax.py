@@ -16,8 +16,8 @@ from torch import Generator, Tensor
 from torch.nn import functional as F
 
 from models.camera import Camera
-from models.features.embedded import SEGMENTS
 from models.rendering.visibility import seen_from
+from models.segments import SEGMENTS
 
 COLOUR = (-0.8, -0.5, 0.9)  # blue: no skin, brow or lip has it
 _REACH = 2.5  # standard deviations of the spot around its peak that its centroid is taken over

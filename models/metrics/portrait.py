@@ -9,11 +9,12 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from models.camera import Camera
 from models.features.base import PerceptualDistance
-from models.features.embedded import SEGMENTS
-from models.generators.base import Generator, Latents, Rendering
+from models.generators.base import Generator
+from models.latents import Latents
 from models.metrics.geometry import depth_mae, eroded, normal_error
 from models.metrics.image import (
     change_correlation,
@@ -24,8 +25,9 @@ from models.metrics.image import (
     psnr,
     ssim,
 )
+from models.rendering.output import Rendering
 from models.rendering.visibility import seen_from
-from models.tuning import TunedWeights
+from models.segments import SEGMENTS
 
 FACE = tuple(SEGMENTS.index(name) for name in ("skin", "eye_white", "iris", "lips", "mouth", "brow", "beard"))
 
@@ -42,11 +44,16 @@ class ViewTruth(Protocol):
 
 
 class HeadTruth(Protocol):
-    """A head at the artwork's own view, from other views, and with every expression, neutral first."""
+    """A head at the artwork's own view, from other views, and with every expression, neutral first; and whose it is."""
 
     input: ViewTruth
     views: ViewTruth
     faces: ExpressionTruth
+    subject: str
+
+    def to(self, device: torch.device) -> HeadTruth:
+        """On another device."""
+        ...
 
 
 class ExpressionTruth(ViewTruth, Protocol):
@@ -145,7 +152,7 @@ def compare_expressions(found: Tensor, truth: Tensor, names: Sequence[str]) -> l
 
 
 def score_head(
-    renderer: Generator | TunedWeights,
+    generator: Generator,
     ws: Latents,
     expression: Tensor | None,
     truth: HeadTruth,
@@ -156,22 +163,24 @@ def score_head(
     """All scores of one head, and truth and rendering as rows of one picture (3, H', W').
 
     Args:
-        renderer: shows codes ``ws`` of one item, with the resting ``expression`` (1, E) or None.
+        generator: shows codes ``ws`` of one item, with the resting ``expression`` (1, E) or None.
         expressions: names of the coefficients; compared when the truth has as many.
     """
-    found = renderer.synthesis(ws, truth.views.camera, expression=expression)
+    found = generator.synthesis(ws, truth.views.camera, expression=expression)
     scores = compare_views(found, truth.views, truth.input, perceptual, identity)
-    own = renderer.synthesis(ws, truth.input.camera, expression=expression)
+    own = generator.synthesis(ws, truth.input.camera, expression=expression)
     scores += compare_input(own, truth.input, perceptual)
     pictures = [truth.views.image, found.image]
     if expressions and len(expressions) == truth.faces.expression.shape[1]:
         codes = truth.faces.expression + (0 if expression is None else expression)
-        faces = renderer.synthesis(ws, truth.faces.camera, expression=codes).image
+        faces = generator.synthesis(ws, truth.faces.camera, expression=codes).image
         scores += compare_expressions(faces, truth.faces.image, expressions)
         pictures += [truth.faces.image, faces]
     return scores, strip(*pictures)
 
 
 def strip(truth: Tensor, *rows: Tensor) -> Tensor:
-    """(B, 3, H, W) each, below each other: (3, rows * H, B * W)."""
-    return torch.cat([torch.cat(list(row), 2) for row in (truth, *rows)], 1).clamp(-1, 1)
+    """Rows of pictures (B, 3, H, W), below each other: (3, rows * H, W'); black where one is shorter."""
+    lines = [torch.cat(list(row), 2) for row in (truth, *rows)]
+    width = max(line.shape[2] for line in lines)
+    return torch.cat([F.pad(line, (0, width - line.shape[2]), value=-1.0) for line in lines], 1).clamp(-1, 1)

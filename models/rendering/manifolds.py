@@ -18,7 +18,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from models.camera import Camera
 from models.configurable import Configurable
-from models.generators.pointwise import affine, in_chunks
+from models.rendering.pointwise import affine, in_chunks
 
 Item = TypeVar("Item")
 

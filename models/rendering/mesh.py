@@ -23,8 +23,8 @@ from torch.nn import functional as F
 from models.camera import Camera, Rig
 from models.errors import UserError
 from models.files import atomic_write
-from models.generators.base import Rendering
 from models.rendering.compositing import depth_normals
+from models.rendering.output import Rendering
 
 if TYPE_CHECKING:
     from trimesh import Trimesh

@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from models.camera import Camera
-from models.generators.base import Rendering
 from models.rendering.layers import Layer
 from models.rendering.mesh import Mesh
+from models.rendering.output import Rendering
 
 CLAY = (0.55, 0.48, 0.42)  # RGB in [-1, 1] of an uncoloured mesh
 MAX_FACE_PIXELS = 64  # a face may reach over this many pixels along a side

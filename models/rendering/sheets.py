@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from models.camera import Camera, Rig
-from models.image_io import to_uint8
+from models.image import to_uint8
 
 PAPER = (250, 249, 246)
 INK = (58, 56, 52)

@@ -12,8 +12,8 @@ from torch.nn import functional as F
 from models.camera import Camera
 from models.configurable import Configurable
 from models.generators.anifacegan import AniFaceGANGenerator, CoefficientVAE
-from models.generators.base import Latents
 from models.generators.gram import BOX, PLANE, sphere_camera, unit_rays
+from models.latents import Latents
 from models.zoo import gram
 from models.zoo.family import Converted, Family, Official, State, ZooError, choose, fill, shape_of, take
 from models.zoo.parity import Fixture, repositories

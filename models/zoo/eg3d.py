@@ -19,9 +19,9 @@ from torch.nn import functional as F
 from models.camera import Camera, Rig
 from models.configurable import Configurable
 from models.errors import one_line, shown
-from models.generators.base import Latents
 from models.generators.eg3d import RELEASED, EG3DGenerator
 from models.generators.triplane import PLANES, Axes, sample_planes
+from models.latents import Latents
 from models.zoo.family import Converted, Family, Official, State, ZooError, choose, fill, take
 from models.zoo.parity import Fixture
 

@@ -12,10 +12,10 @@ from torch import Tensor
 from models.camera import Camera
 from models.configurable import Configurable
 from models.errors import one_line
-from models.generators.base import Latents
 from models.generators.gram import FLAT, GRAMGenerator, sphere_camera, unit_rays
-from models.generators.pointwise import affine
+from models.latents import Latents
 from models.rendering.manifolds import first_brackets
+from models.rendering.pointwise import affine
 from models.zoo.family import Converted, Family, Official, State, ZooError, choose, fill, shape_of, take
 from models.zoo.parity import Fixture, repositories
 

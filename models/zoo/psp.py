@@ -13,8 +13,8 @@ from torch import Tensor
 from models.configurable import Configurable
 from models.encoders.pyramid import Encoder4Editing, GradualStyleEncoder
 from models.errors import one_line, shown
-from models.generators.base import Latents
 from models.generators.stylegan2 import StyleGAN2Generator
+from models.latents import Latents
 from models.zoo import irse50, stylegan2
 from models.zoo.family import Converted, Family, Official, State, ZooError, refuse_settings, shape_of
 from models.zoo.parity import Fixture

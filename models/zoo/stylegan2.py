@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.configurable import Configurable
-from models.generators.base import Latents
 from models.generators.stylegan2 import StyleGAN2Discriminator, StyleGAN2Generator
+from models.latents import Latents
 from models.zoo.family import Converted, Family, Official, State, ZooError, check_numbers, choose, shape_of
 from models.zoo.parity import Fixture, repositories
 

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from models.camera import Camera, Rig
 from models.configurable import Configurable
-from models.generators.base import Latents
 from models.generators.stylegan2 import StyleGAN2Discriminator
 from models.generators.stylesdf import StyleSDF, VolumeDiscriminator, camera_directions
+from models.latents import Latents
 from models.rendering.compositing import field_gradient
 from models.zoo import stylegan2
 from models.zoo.family import Converted, Family, Official, State, ZooError, choose, shape_of

@@ -24,8 +24,8 @@ from models.camera import Camera
 from models.configurable import build
 from models.encoders.detail import DetailReconstructor
 from models.files import ROOT
-from models.generators.base import Edit, Latents
-from models.rendering.baked import bake
+from models.latents import Latents
+from models.rendering.output import Edit
 from tests.benchmarks.official import Run
 from tests.benchmarks.zoo import Cost, Request, Worker, alternate, line
 
@@ -79,7 +79,7 @@ def paper(way: str) -> tuple[nn.Module, Run]:
         edit = details(ws)
         if way == "synthesis":
             return generator, lambda _: generator.synthesis(ws, camera(), edit=edit).image
-        head = bake(generator, ws, 256, edit=edit)
+        head = generator.bake(ws, 256, edit=edit)
     return head, lambda _: head.show(camera()).image
 
 
@@ -89,7 +89,7 @@ def embedded(side: int, way: str) -> tuple[nn.Module, Run]:
     camera, ws = turning(generator), generator.mapping(torch.zeros(1, generator.z_dim))  # type: ignore[operator, arg-type]
     if way == "synthesis":
         return generator, lambda _: generator.synthesis(ws, camera(), resolution=side).image  # type: ignore[operator]
-    head = bake(generator, ws, side, stride=4 if side >= 256 else 2)  # type: ignore[arg-type]
+    head = generator.bake(ws, side, stride=4 if side >= 256 else 2)  # type: ignore[arg-type]
     return head, lambda _: head.show(camera(), side).image
 
 

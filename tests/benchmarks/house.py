@@ -33,7 +33,7 @@ def one_photo() -> float:
     from datamodules.artworks import read_artworks
     from datamodules.poses import find_camera
     from models.features.embedded import EmbeddedPose
-    from models.subjects import invert, look
+    from models.heads.subjects import invert, look
 
     photo = sorted((ROOT / "assets" / "artworks").glob("*.png"))[0]
     begin = time.perf_counter()
@@ -52,7 +52,7 @@ def main() -> None:
     table = Table("operation", "seconds", title=f"torch {torch.__version__}, {torch.get_num_threads()} threads")
     command = [sys.executable, "-m", "stages", "--help"]
     table.add_row("galatea --help", f"{seconds(lambda: subprocess.run(command, cwd=ROOT, capture_output=True)):.3f}")
-    cold = "from tests.benchmarks.house import *; import models.subjects, datamodules.poses; print(one_photo())"
+    cold = "from tests.benchmarks.house import *; import models.heads.subjects, datamodules.poses; print(one_photo())"
     times = [float(subprocess.check_output([sys.executable, "-c", cold], cwd=ROOT)) for _ in range(3)]
     table.add_row("one photo to a head, networks loaded for it", f"{sorted(times)[1]:.3f}")
     prior = ROOT / "assets" / "prior"

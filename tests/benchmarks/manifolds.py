@@ -23,12 +23,12 @@ from datamodules.mannequins import RIG, SPLITS, Scene, render, subject_z
 from models.camera import Camera
 from models.configurable import build
 from models.files import ROOT
-from models.generators import pointwise
 from models.generators.base import Generator
 from models.generators.gram import BOX, GRAMGenerator
 from models.generators.manifold import ManifoldGenerator
 from models.metrics.consistency import carried
 from models.metrics.image import psnr
+from models.rendering import pointwise
 from models.rendering.manifolds import fit_predictor
 from stages.prior import PriorStage
 from tests.benchmarks.official import TURN, Run

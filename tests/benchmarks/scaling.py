@@ -15,7 +15,7 @@ from rich.table import Table
 
 from callbacks.progress import batches_done
 from stages import cli, invert, prior  # noqa: F401  # once here, and not in every process
-from stages.base import gather
+from stages.base.ranks import gather
 from tests.stages.processes import galatea
 
 STAGES = ("prior", "invert")

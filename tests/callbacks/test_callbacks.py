@@ -8,7 +8,7 @@ import torch
 
 from callbacks.media import write_panel
 from callbacks.progress import Bars, Lines, progress
-from models.image_io import read_image
+from models.image import read_image
 
 
 def test_panels_are_images_or_videos(tmp_path):

@@ -21,7 +21,7 @@ from datamodules.mannequins import MannequinDataModule
 from models.errors import UserError
 from models.files import is_intact
 from stages import cli
-from stages.base import IndependentRanks
+from stages.base.ranks import IndependentRanks
 from tests.stages import tiny
 from tests.stages.test_prior import DATA, stage
 from tests.stages.toy import ToyData, ToyTraining

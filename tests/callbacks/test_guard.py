@@ -8,7 +8,7 @@ from callbacks.checkpoint import LastCheckpoint, checkpoints
 from callbacks.guard import FiniteGuard, not_finite
 from callbacks.progress import batches_done
 from models.errors import UserError
-from stages.base import IndependentRanks
+from stages.base.ranks import IndependentRanks
 from tests.stages import tiny
 from tests.stages.processes import HalfOnCpu
 from tests.stages.toy import ToyData, ToyTraining

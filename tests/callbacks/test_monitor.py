@@ -11,7 +11,7 @@ from pytorch_lightning.loggers import CSVLogger
 
 from callbacks.monitor import Monitor
 from datamodules.resumable import ResumableLoader
-from stages.base import Stage
+from stages.base.stage import Stage
 from tests.stages.toy import ToyArtworks, ToyPerArtwork
 
 BATCH, WAIT_S = 4, 0.05

@@ -14,8 +14,9 @@ from callbacks.checkpoint import LastCheckpoint
 from callbacks.preemption import PREEMPTED, Preemption
 from callbacks.progress import batches_done
 from models.errors import UserError
-from stages import cli, steps
-from stages.base import IndependentRanks
+from stages import cli
+from stages.base.ranks import IndependentRanks
+from stages.pipeline import steps
 from tests.stages.toy import ToyArtworks, ToyData, ToyPerArtwork, ToyTraining
 
 

@@ -77,8 +77,8 @@ def test_centre_crop_is_the_middle():
 @pytest.mark.parametrize(
     ("items", "match"),
     [
-        ([{"file": "b.png", "yaw_deg": 61}], "yaw_deg is 61, it must be between"),
-        ([{"file": "b.png", "pitch_deg": -26}], "pitch_deg is -26"),
+        ([{"file": "b.png", "yaw_deg": 181}], "yaw_deg is 181, it must be between"),
+        ([{"file": "b.png", "pitch_deg": -91}], "pitch_deg is -91"),
         ([{"file": "b.png", "yaw_deg": float("nan")}], "yaw_deg is nan"),
         ([{"file": "none.png"}], "none.png does not exist"),
         ([{"file": "b.png"}, {"file": "b.png"}], "two artworks with the id 'b'"),

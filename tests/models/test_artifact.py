@@ -16,12 +16,12 @@ import torch
 
 import models
 from models import artifact, classes
-from models.anchors import AnchorSet
 from models.artifact import ArtifactError, load, save
 from models.camera import Rig
 from models.configurable import Configurable, build, spec
 from models.errors import UserError
 from models.files import sha256
+from models.heads.codes import HeadCodes
 
 
 @pytest.fixture
@@ -100,7 +100,7 @@ class TestConfigurable:
             "models..toy.Inner",
             "models/toy.Inner",
             "models.toy.Inner\n",
-            "stages.base.Stage",
+            "stages.base.stage.Stage",
             7,
         ],
     )
@@ -382,9 +382,9 @@ class TestStrangers:
     )
     def test_ids_that_are_paths(self, identity):
         with pytest.raises(ValueError, match="cannot name a file"):
-            AnchorSet([identity], [("ws", 2, 4)])
+            HeadCodes([identity], [("ws", 2, 4)])
         with pytest.raises(ValueError, match="the same id"):
-            AnchorSet(["a", "a"], [("ws", 2, 4)])
+            HeadCodes(["a", "a"], [("ws", 2, 4)])
 
     @pytest.mark.parametrize(
         ("change", "message"),

@@ -12,8 +12,9 @@ import yaml
 
 from models import artifact
 from models.errors import UserError
-from stages import orchestrator, status
-from stages.jobs import query, read_plan
+from stages.commands import status
+from stages.pipeline import run as orchestrator
+from stages.pipeline.jobs import query, read_plan
 from tests.stages import small
 from tests.stages.processes import galatea
 

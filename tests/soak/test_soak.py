@@ -23,7 +23,7 @@ from models import artifact
 from models.errors import UserError
 from models.files import is_temporary
 from stages import __main__
-from stages.steps import locked
+from stages.pipeline.steps import locked
 from tests.stages import inversions, small
 from tests.stages.processes import galatea
 from tests.stages.test_killed import PIPELINE, check_complete, resume

@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 
 from models import artifact
-from models.anchors import Anchor, AnchorSet
 from models.artifact import Artifact
-from models.image_io import write_image
+from models.heads.codes import HeadCode, HeadCodes
+from models.image import write_image
 from tests.stages import tiny
 
 LICENCE = {"name": "<b>odd</b>", "licence": "CC-BY-NC-4.0", "origin": "https://example.org/weights"}
@@ -25,7 +25,7 @@ def stylised(folder: Path, ids: tuple[str, ...] = ("ann", "bob")) -> Artifact:
         z = generator.sample_z(1, torch.Generator().manual_seed(i))
         camera = generator.rig.camera(0.3 * i - 0.1)
         latents = generator.mapping(z).detach()
-        anchors[identity] = Anchor(latents, z, torch.zeros(1, len(generator.expressions)), camera.label())
+        anchors[identity] = HeadCode(latents, z, torch.zeros(1, len(generator.expressions)), camera.label())
         with torch.no_grad():
             write_image(folder / f"{identity}.png", generator.synthesis(latents, camera).image)
         media[f"reference_{identity}.png"] = folder / f"{identity}.png"
@@ -33,7 +33,7 @@ def stylised(folder: Path, ids: tuple[str, ...] = ("ann", "bob")) -> Artifact:
         with torch.no_grad():
             changed.backbone.out_bias[:3] += i + 1.0
         modules[f"stylised.{identity}"] = changed
-    modules |= {"generator": generator, "anchors": AnchorSet.pack(anchors, generator)}
+    modules |= {"generator": generator, "anchors": HeadCodes.pack(anchors, generator)}
     return artifact.save(
         folder / "stylize",
         stage="stylize",

@@ -11,8 +11,8 @@ import yaml
 
 from models import artifact
 from models.generators.base import Generator
-from models.image_io import write_image
-from stages.base import ArtifactRef
+from models.image import write_image
+from stages.base.stage import ArtifactRef
 from tests.stages import small, tiny
 
 COUNT = 12

@@ -92,9 +92,8 @@ def _prior(folder: Path) -> dict[str, Any]:
             "init_args": {"channels": [8, 12, 16]},
         },
         "total_images": 32,
-        "adversarial_from": 16,
-        "r1_every": 2,
-        "warmup_images": 1,
+        "adversarial": {"start": 16, "r1_every": 2},
+        "optimization": {"warmup_images": 1},
         "fit_manifolds": False,
     }
     data = {

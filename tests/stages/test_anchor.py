@@ -8,14 +8,15 @@ import safetensors.torch
 import torch
 
 from models import artifact
-from models.anchors import AnchorSet
 from models.camera import Camera
 from models.errors import UserError
-from stages.anchor import AnchorStage, Search
-from stages.base import ArtifactRef, IndependentRanks
+from models.heads.codes import HeadCodes
+from stages.anchor import AnchorSearch, AnchorStage
+from stages.base.ranks import IndependentRanks
+from stages.base.stage import ArtifactRef
 from tests.stages.tiny import Portraits, fit, killed, network, prior, psnr, ranks
 
-QUICK = Search(restarts=2, candidates=4, prune=0.5, refine=0.25, learning_rate=0.1)
+QUICK = AnchorSearch(restarts=2, candidates=4, prune=0.5, refine=0.25, learning_rate=0.1)
 
 
 @pytest.fixture(scope="module")
@@ -43,13 +44,13 @@ def reference(source, tmp_path_factory):
 
 class TestSearch:
     def test_recovers_a_sample_of_the_generator(self, source, tmp_path):
-        search = Search(restarts=3, candidates=24, prune=0.3, refine=0.3, learning_rate=0.1, schedule="cosine")
+        search = AnchorSearch(restarts=3, candidates=24, prune=0.3, refine=0.3, learning_rate=0.1, schedule="cosine")
         data = Portraits(source)
         found = fit(stage(source, search, steps=50), data, tmp_path)
         losses = curve(tmp_path)
         assert len(losses) == 50 and losses[-1] < 0.1 * losses[0]
         anchors, generator = found.module("anchors"), found.module("generator")
-        assert isinstance(anchors, AnchorSet) and anchors.ids == ("p0",)
+        assert isinstance(anchors, HeadCodes) and anchors.ids == ("p0",)
         anchor = anchors["p0"]
         with torch.no_grad():
             image = generator.synthesis(anchor.latents, anchor.camera).image
@@ -59,11 +60,11 @@ class TestSearch:
     @pytest.mark.parametrize(
         "search",
         [
-            Search(),
-            Search(space="w", start="mean"),
-            Search(space="w+", restarts=2, candidates=4, schedule="cosine"),
-            Search(prior=0.1, perceptual=0),
-            Search(refine=0.5, pixel=0),
+            AnchorSearch(),
+            AnchorSearch(space="w", start="mean"),
+            AnchorSearch(space="w+", restarts=2, candidates=4, schedule="cosine"),
+            AnchorSearch(prior=0.1, perceptual=0),
+            AnchorSearch(refine=0.5, pixel=0),
         ],
     )
     def test_every_way_descends(self, source, tmp_path, search):
@@ -73,7 +74,7 @@ class TestSearch:
         assert (found.module("anchors")["p0"].z is None) == (search.space != "z")
 
     def test_expression_is_fitted_and_kept(self, source, tmp_path):
-        search = Search(optimize_expression=True, expression_prior=1e-3, expression_learning_rate=0.1)
+        search = AnchorSearch(optimize_expression=True, expression_prior=1e-3, expression_learning_rate=0.1)
         found = fit(stage(source, search), Portraits(source), tmp_path)
         assert found.module("anchors")["p0"].expression.abs().max() > 0.05
 
@@ -82,13 +83,13 @@ class TestSearch:
         truth = float(data.items[0].camera.yaw)
         generator = artifact.load(source).module("generator")
         data.items[0].label = generator.rig.camera(truth + 0.15).label()[0]
-        search = Search(optimize_pose=True, candidates=24, learning_rate=0.1, pose_learning_rate=0.02)
+        search = AnchorSearch(optimize_pose=True, candidates=24, learning_rate=0.1, pose_learning_rate=0.02)
         found = fit(stage(source, search, steps=40), data, tmp_path)
         assert abs(float(found.module("anchors")["p0"].camera.yaw) - truth) < 0.08
         assert found.extra["items"][0]["pose"] == "optimised"
 
     def test_a_plateau_ends_the_group(self, source, tmp_path):
-        search = Search(learning_rate=1e-6, patience=2)
+        search = AnchorSearch(learning_rate=1e-6, patience=2)
         fit(stage(source, search, steps=20, group_size=2), Portraits(source, 3), tmp_path)
         assert {len(curve(tmp_path, item)) for item in ("p0", "p1", "p2")} == {4}
 
@@ -103,7 +104,7 @@ class TestSearch:
     )
     def test_contradictions(self, options, match):
         with pytest.raises(UserError, match=match):
-            Search(**options)
+            AnchorSearch(**options)
 
 
 class TestCamera:
@@ -161,14 +162,14 @@ class TestRuns:
         artifact.save(tmp_path / "a", stage="s")
         with pytest.raises(UserError, match="has no module 'generator', it has: none"):
             stage(str(tmp_path / "a")).build_model()
-        anchors = AnchorSet(["x"], [("ws", 2, 3)])
+        anchors = HeadCodes(["x"], [("ws", 2, 3)])
         artifact.save(tmp_path / "b", stage="s", modules={"generator": anchors})
         with pytest.raises(UserError, match="'generator' is not a generator"):
             stage(str(tmp_path / "b")).build_model()
 
 
 def test_anchor_sets_round_trip(tmp_path):
-    anchors = AnchorSet(["b", "a"], [("renderer", 9, 4), ("decoder", 10, 5)], z_dim=3, expressions=["smile"])
+    anchors = HeadCodes(["b", "a"], [("renderer", 9, 4), ("decoder", 10, 5)], z_dim=3, expressions=["smile"])
     for buffer in anchors.buffers():
         buffer.normal_()
     anchors.label.copy_(torch.cat([torch.eye(4).flatten(), torch.eye(3).flatten()]).expand(2, -1))

@@ -417,12 +417,12 @@ def test_trainer_options(training, here, option, message):
 @pytest.mark.parametrize(
     ("stage", "option", "message"),
     [
-        ("prior", "--model.learning_rate=-1", "learning_rate is -1"),
-        ("prior", "--model.learning_rate=.nan", "learning_rate is nan"),
-        ("prior", "--model.discriminator_lr=0", "discriminator_lr is 0"),
-        ("prior", "--model.r1_weight=-5", "r1_weight is -5"),
+        ("prior", "--model.optimization.learning_rate=-1", "learning_rate is -1"),
+        ("prior", "--model.optimization.learning_rate=.nan", "learning_rate is nan"),
+        ("prior", "--model.optimization.discriminator_lr=0", "discriminator_lr is 0"),
+        ("prior", "--model.adversarial.r1_weight=-5", "r1_weight is -5"),
         ("prior", "--model.total_images=0", "total_images is 0"),
-        ("prior", "--model.ema_images=.inf", "ema_images is inf"),
+        ("prior", "--model.optimization.ema_images=.inf", "ema_images is inf"),
         ("prior", "--data.batch_size=0", "batch_size is 0"),
         ("prior", "--data.size=0", "size is 0"),
         ("prior", "--threads=0", "--threads is 0: it must be at least 1"),
@@ -474,7 +474,7 @@ def test_what_nobody_has_thought_of(here, monkeypatch):
     def broken(_):
         raise ZeroDivisionError("a number\x1b[31m\nis zero")
 
-    monkeypatch.setattr("stages.world.main", broken)
+    monkeypatch.setattr("stages.commands.world.main", broken)
     code, text = galatea(here, "world")
     assert code == 1 and text == ("galatea: error: ZeroDivisionError: a number\\x1b[31m is zero; --debug shows where\n")
     for arguments in (("--debug", "world"), ("world", "--debug")):

@@ -21,16 +21,16 @@ from models.camera import Camera
 from models.encoders.detail import DetailReconstructor
 from models.encoders.pyramid import Encoder4Editing
 from models.errors import UserError
-from models.generators.detailed import DetailedGenerator
-from models.image_io import read_image, write_image
+from models.heads.detailed import DetailedGenerator
+from models.heads.photos import PhotoSet
+from models.heads.subjects import Subjects, look
+from models.image import read_image, write_image
 from models.metrics.distribution import EmbeddedDistribution
 from models.metrics.inversion import InversionProtocol
 from models.metrics.records import read_records
-from models.photos import PhotoSet
-from models.subjects import Subjects, look
-from stages.base import ArtifactRef
+from stages.base.inversion import Schedule
+from stages.base.stage import ArtifactRef
 from stages.detail import DetailStage, Regularisation, depth_change
-from stages.inversion import Schedule
 from tests.stages import tiny
 from tests.stages.processes import InStep
 
@@ -228,7 +228,7 @@ def test_painted_marks_are_part_of_what_is_recovered(inverter):
 
 
 def test_depth_change_is_measured_where_both_are_solid():
-    from models.generators.base import Rendering
+    from models.rendering.output import Rendering
 
     shape = (2, 1, 2, 2)
     alpha = torch.tensor([1.0, 1.0, 0.2, 1.0]).reshape(1, 1, 2, 2).expand(shape)

@@ -45,13 +45,13 @@ _PRIOR = {
     # Of the minibatch standard deviation each rank has its own, as in StyleGAN.
     "model.discriminator.init_args.minibatch_group": 0,
 }
-_GAN = {"model.reconstruction_weight": 0, "model.adversarial_from": 0}
+_GAN = {"model.reconstruction.weight": 0, "model.adversarial.start": 0}
 _SCORES = {"model.fit_subjects": 2, "model.neighbours": 2, "model.kid_features": "EmbeddedDistribution"}
 CASES = {
     "anchor fit": Case(),
     "stylize fit": Case(("anchor fit",)),
     "present predict": Case(("stylize fit",)),
-    "prior fit": Case(batch=6, options={**_PRIOR, "model.adversarial_from": 24}, tolerance=5e-3),
+    "prior fit": Case(batch=6, options={**_PRIOR, "model.adversarial.start": 24}, tolerance=5e-3),
     "prior fit, plain GAN": Case(batch=6, options={**_PRIOR, **_GAN}, tolerance=5e-3),
     "prior test": Case(options={**_PRIOR, **_SCORES}),
     "invert fit": Case(batch=6, shared=("model.rendered",), options=_FIFTHS, tolerance=1e-4),

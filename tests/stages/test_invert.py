@@ -11,14 +11,14 @@ from models import artifact
 from models.encoders.irse import ArcFace
 from models.encoders.pyramid import Encoder4Editing
 from models.errors import UserError
-from models.generators.base import Latents
 from models.generators.stylegan2 import StyleGAN2Generator
 from models.generators.stylesdf import StyleSDF
-from models.image_io import read_image
+from models.heads.subjects import Subjects
+from models.image import read_image
+from models.latents import Latents
 from models.metrics.records import read_records
-from models.subjects import Subjects
 from stages import cli
-from stages.inversion import Schedule
+from stages.base.inversion import Schedule
 from stages.invert import InvertStage
 from tests.models.generators.protocol import awaken
 from tests.stages import inversions, tiny

@@ -14,7 +14,9 @@ from PIL import Image
 
 from models import artifact, files
 from models.errors import UserError
-from stages import __main__, orchestrator, steps
+from stages import __main__
+from stages.pipeline import run as orchestrator
+from stages.pipeline import steps
 from tests.stages import small
 from tests.stages.processes import Kill, galatea
 

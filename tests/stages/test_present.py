@@ -12,16 +12,15 @@ import trimesh
 from PIL import Image
 
 from models import artifact
-from models.anchors import Anchor, AnchorSet
 from models.errors import UserError
 from models.generators.manifold import ManifoldGenerator
 from models.generators.volume import TriPlaneVolumeGenerator
+from models.heads.codes import HeadCode, HeadCodes
+from models.heads.subjects import Subjects
 from models.rendering import sheets
-from models.rendering.baked import bake
-from models.subjects import Subjects
 from stages import cli
-from stages.base import ArtifactRef
-from stages.gallery import Card, page
+from stages.base.stage import ArtifactRef
+from stages.gallery.page import Card, page
 from stages.present import PresentStage
 from tests.stages import heads, tiny
 
@@ -185,7 +184,7 @@ class TestPrior:
 
     def test_a_baked_head(self, tmp_path):
         generator = tiny.prior(tmp_path / "prior").module("generator")
-        head = bake(generator, generator.mean_latents, 32)
+        head = generator.bake(generator.mean_latents, 32)
         artifact.save(tmp_path / "head", stage="present", modules={"generator": head})
         shown = present(tmp_path / "head", tmp_path / "out", samples=3)
         assert shown.extra["items"] == ["subject-1"] and shown.media("layers_subject-1.glb").exists()
@@ -201,8 +200,8 @@ class TestPrior:
 
     def test_an_anchor_without_style(self, tmp_path):
         generator = tiny.prior(tmp_path / "prior").module("generator")
-        anchor = Anchor(generator.mean_latents, None, torch.zeros(1, 2), generator.rig.camera(0.2).label())
-        modules = {"generator": generator, "anchors": AnchorSet.pack({"x": anchor}, generator)}
+        anchor = HeadCode(generator.mean_latents, None, torch.zeros(1, 2), generator.rig.camera(0.2).label())
+        modules = {"generator": generator, "anchors": HeadCodes.pack({"x": anchor}, generator)}
         artifact.save(tmp_path / "anchor", stage="anchor", modules=modules)
         shown = present(tmp_path / "anchor", tmp_path / "out", mesh_size=0)
         names = {p.name for p in (shown.path / "media").iterdir()}

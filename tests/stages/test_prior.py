@@ -13,13 +13,16 @@ from datamodules.mannequins import EXPRESSIONS, Z_DIM, MannequinDataModule
 from models import artifact
 from models.camera import Camera, Rig
 from models.errors import UserError
-from models.generators.base import Rendering
 from models.generators.discriminator import ImageDiscriminator
 from models.generators.manifold import ManifoldGenerator
-from models.inversion import fit_latents
-from models.metrics.distribution import EmbeddedDistribution
+from models.generators.stylegan2 import StyleGAN2Discriminator, StyleGAN2Generator
+from models.heads.projector import fit_latents
+from models.losses.rendering import RenderingLoss
+from models.metrics.distribution import Distribution, EmbeddedDistribution
 from models.metrics.image import psnr
 from models.metrics.records import read_records
+from models.rendering.output import Rendering
+from stages.base.adversarial import AdversarialLoss, Optimization
 from stages.prior import PriorStage
 
 SIZE = 16
@@ -39,7 +42,8 @@ def data(cache):
     return MannequinDataModule(**DATA, cache_dir=cache)
 
 
-def stage(**options):
+def stage(adversarial=None, optimization=None, **options):
+    """Options of the two dataclasses differ from the embedded world's."""
     torch.manual_seed(0)
     generator = ManifoldGenerator(
         Z_DIM, resolution=SIZE, w_dim=16, channels=[16, 12, 8], start=4, mapping_hidden=16, octaves=1,
@@ -47,8 +51,11 @@ def stage(**options):
         detail_maps=True, expressions=list(EXPRESSIONS),
     )  # fmt: skip
     discriminator = ImageDiscriminator([8, 12, 16])
-    options = {"total_images": 80, "adversarial_from": 16, "r1_every": 2, "warmup_images": 1} | options
-    return PriorStage(generator, discriminator, **options)
+    options = {"total_images": 80} | options
+    terms = AdversarialLoss(**{"weight": 0.02, "start": 16, "r1_every": 2} | (adversarial or {}))
+    training = {"learning_rate": 6e-3, "betas": (0.9, 0.99), "schedule": "cosine", "warmup_images": 1}
+    training = Optimization(**training | (optimization or {}))
+    return PriorStage(generator, discriminator, adversarial=terms, optimization=training, **options)
 
 
 def trainer(out, **options):
@@ -73,14 +80,14 @@ def quick_manifolds(monkeypatch):
 
 def test_reconstruction_falls_and_the_artifact_loads(tmp_path, data):
     torch.set_num_threads(1)
-    module = stage(total_images=240, adversarial_from=200, learning_rate=1e-2, style_lr_scale=4.0)
+    module = stage({"start": 200}, {"learning_rate": 1e-2, "lr_scales": {"style": 4.0}}, total_images=240)
     data.prepare_data()
     data.setup("fit")
     batch = torch.utils.data.default_collate([data.datasets["train"][i] for i in range(6)])
 
     def error() -> float:
         with torch.no_grad():
-            fake = module._render(batch, Camera.from_label(batch["label"].flatten(0, 1)))
+            fake = module.render(module.generator, batch).rendering
         return float(module.reconstruction(fake, batch)["reconstruction"])
 
     before = error()
@@ -92,7 +99,7 @@ def test_reconstruction_falls_and_the_artifact_loads(tmp_path, data):
     z = torch.randn(1, Z_DIM, generator=torch.Generator().manual_seed(0))
     camera = loaded.rig.camera(0.2)
     with torch.no_grad():
-        ours, theirs = (g.synthesis(g.mapping(z), camera).image for g in (module.average, loaded))
+        ours, theirs = (g.synthesis(g.mapping(z), camera).image for g in (module.average.module, loaded))
     assert (ours - theirs).abs().max() < 0.05  # stored in half precision
 
 
@@ -125,7 +132,7 @@ def test_depth_term_punishes_fog(data):
 
 
 def test_plain_gan_needs_no_latents(tmp_path, data):
-    module = stage(reconstruction_weight=0.0, adversarial_from=0, total_images=16)
+    module = stage({"start": 0}, reconstruction=RenderingLoss(weight=0.0), total_images=16)
     before = weights(module)
     trainer(tmp_path).fit(module, datamodule=data)
     assert weights(module).isfinite().all()
@@ -145,7 +152,7 @@ class Pictures(pl.LightningDataModule):
 
 
 def test_portraits_train_a_plain_gan(tmp_path):
-    module = stage(adversarial_from=0, total_images=8, views_per_step=2, fit_manifolds=False)
+    module = stage({"start": 0}, total_images=8, views_per_step=2, fit_manifolds=False)
     before = weights(module)
     trainer(tmp_path).fit(module, datamodule=Pictures())
     assert weights(module).isfinite().all() and not torch.equal(weights(module), before)
@@ -158,14 +165,73 @@ def test_portraits_are_measured_by_their_distribution(tmp_path):
     records = read_records(tmp_path / "metrics.csv")
     assert {(r.variant, r.metric) for r in records} == {("samples", "kid"), ("real halves", "kid")}
     labels = next(iter(Pictures().train_dataloader()))["label"][:2, 0]
-    z = module.average.sample_z(2, torch.Generator().manual_seed(module.seed))
+    average = module.average.module
+    z = average.sample_z(2, torch.Generator().manual_seed(module.seed))
     with torch.no_grad():
-        expected = module.average.synthesis(module.average.mapping(z), Camera.from_label(labels)).image.clamp(-1, 1)
+        expected = average.synthesis(average.mapping(z), Camera.from_label(labels)).image.clamp(-1, 1)
     torch.testing.assert_close(module._samples(labels), expected)
 
 
+class Counts(Distribution):
+    """A network with weights, as Inception has."""
+
+    num_features = 3
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.ones(3))
+
+    def forward(self, image):
+        return image.float().mean((2, 3)) * self.scale
+
+
+def test_the_measuring_network_is_no_part_of_checkpoints(tmp_path):
+    plain, module = stage(), stage(kid_features=Counts())
+    assert module.state_dict().keys() == plain.state_dict().keys()
+    assert len(list(module.parameters())) == len(list(plain.parameters()))
+    trainer(tmp_path).test(module, datamodule=Pictures(), verbose=False)
+    assert {r.metric for r in read_records(tmp_path / "metrics.csv")} == {"kid"}
+
+
+class Unlabelled(Pictures):
+    """Pictures alone."""
+
+    def train_dataloader(self):
+        (batch,) = super().train_dataloader()
+        return torch.utils.data.DataLoader([{"image": batch["image"]}], batch_size=None)
+
+    test_dataloader = val_dataloader = train_dataloader
+
+
+def test_a_2d_prior_needs_no_cameras(tmp_path):
+    generator = StyleGAN2Generator([8, 6, 4], style_dim=8, mapping_layers=2)
+    options = {"adversarial": AdversarialLoss(), "total_images": 8, "kid_features": Counts()}
+    module = PriorStage(generator, StyleGAN2Discriminator([4, 6, 8]), **options)
+    trainer(tmp_path, limit_val_batches=1).fit(module, datamodule=Unlabelled())
+    assert int(module.steps_done) == 2 and module.panels()["pairs"].shape == (3, SIZE + 2, 8 * (SIZE + 2))
+    trainer(tmp_path).test(module, datamodule=Unlabelled(), verbose=False)
+    assert {r.variant for r in read_records(tmp_path / "metrics.csv")} == {"samples", "real halves"}
+
+
+class Codes(Pictures):
+    """Pictures whose codes are known, and whose expressions are not."""
+
+    def train_dataloader(self):
+        (batch,) = super().train_dataloader()
+        batch["z"] = torch.randn(4, Z_DIM, generator=torch.Generator().manual_seed(1))
+        return torch.utils.data.DataLoader([batch], batch_size=None)
+
+
+def test_codes_without_expressions_are_neutral(tmp_path):
+    module = stage({"start": 8}, total_images=16, fit_manifolds=False)
+    assert module.generator.expressions
+    run = trainer(tmp_path, limit_val_batches=1)
+    run.fit(module, Codes().train_dataloader(), Codes().train_dataloader())
+    assert run.callback_metrics["val/psnr"].isfinite()
+
+
 def test_portraits_are_shown_beside_samples(tmp_path):
-    module = stage(adversarial_from=0, total_images=8, fit_manifolds=False)
+    module = stage({"start": 0}, total_images=8, fit_manifolds=False)
     trainer(tmp_path, limit_val_batches=1).fit(module, Pictures().train_dataloader(), Pictures().train_dataloader())
     picture = module.panels()["pairs"]
     assert picture.shape == (3, SIZE + 2, 8 * (SIZE + 2))
@@ -189,7 +255,7 @@ CLIP = 1e-3
 
 def clipped(tmp_path, weight=1.0, **options) -> tuple[PriorStage, float]:
     """A plain GAN, clipped at each of its steps, and the last norm that was logged."""
-    module = stage(adversarial_from=0, total_images=16, fit_manifolds=False, clip=CLIP, adversarial_weight=weight)
+    module = stage({"start": 0, "weight": weight}, {"clip": CLIP}, total_images=16, fit_manifolds=False)
     run = trainer(tmp_path, callbacks=[FiniteGuard(1)], **options)
     run.fit(module, datamodule=Pictures())
     return module, float(run.callback_metrics["prior/gradient_norm"])
@@ -213,28 +279,28 @@ def test_overflowing_gradients_are_left_out(tmp_path):
 
 @pytest.mark.parametrize(("schedule", "end"), [("constant", 1.0), ("cosine", 0.01)])
 def test_schedules(schedule, end):
-    module = stage(schedule=schedule, total_images=100, warmup_images=10)
+    module = stage(optimization={"schedule": schedule, "warmup_images": 10}, total_images=100)
     rates = [(module.images_seen.fill_(seen), module._schedule())[1] for seen in (0, 9, 100)]
     assert rates[0] == pytest.approx(0.1) and rates[1] > 0.95 and rates[2] == pytest.approx(end)
 
 
 def test_parts_learn_at_their_own_rates():
     generator = ManifoldGenerator(4, resolution=SIZE, channels=[8, 8, 8], start=4, bake_predictor=False)
-    optimizer, *_ = PriorStage(generator, learning_rate=2.5e-3, predictor_lr=2e-5).configure_optimizers()
+    optimizer, *_ = PriorStage(generator, optimization=Optimization(2.5e-3)).configure_optimizers()
     rates = {id(p): 2.5e-3 * group["scale"] for group in optimizer.param_groups for p in group["params"]}
     for name, parameter in generator.named_parameters():
         assert rates[id(parameter)] == pytest.approx(2e-5 if name.startswith("predictor.") else 2.5e-3)
 
 
 def test_r1_at_every_step_leaves_the_optimiser_as_it_is():
-    _, optimizer = stage(r1_every=1, discriminator_lr=1e-3).configure_optimizers()
+    _, optimizer = stage({"r1_every": 1}, {"discriminator_lr": 1e-3}).configure_optimizers()
     assert optimizer.defaults["lr"] == 1e-3 and optimizer.defaults["betas"] == (0.0, 0.99)
 
 
 def test_what_portraits_cannot_do_is_refused(tmp_path):
     with pytest.raises(UserError, match="fit_manifolds false"):
-        trainer(tmp_path).fit(stage(adversarial_from=0), datamodule=Pictures())
-    with pytest.raises(UserError, match="adversarial_from 0"):
+        trainer(tmp_path).fit(stage({"start": 0}), datamodule=Pictures())
+    with pytest.raises(UserError, match=r"adversarial\.start 0"):
         trainer(tmp_path).fit(stage(fit_manifolds=False), datamodule=Pictures())
     with pytest.raises(UserError, match="kid_features"):
         trainer(tmp_path).test(stage(), datamodule=Pictures(), verbose=False)

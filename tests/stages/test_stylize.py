@@ -10,16 +10,18 @@ from datamodules.anchored import AnchoredArtworks
 from datamodules.mannequin_artworks import MannequinArtworks
 from models import artifact
 from models.artifact import ArtifactError
+from models.augment.pairs import PairAugmentation
 from models.errors import UserError
-from models.losses.augment import PairAugmentation
+from models.heads.tuning import TunedWeights, select_parameters, with_weights
+from models.image import read_image
 from models.metrics.records import read_records
-from models.tuning import TunedWeights, part, with_weights
-from stages.anchor import AnchorStage, Search
-from stages.base import ArtifactRef, IndependentRanks
-from stages.stylize import Recipe, StylizeStage, Variant
+from stages.anchor import AnchorSearch, AnchorStage
+from stages.base.ranks import IndependentRanks
+from stages.base.stage import ArtifactRef
+from stages.stylize import StylizeStage, TuningConfig
 from tests.stages.tiny import Portraits, fit, killed, network, prior, psnr, ranks, trainer
 
-QUICK = Recipe(steps=8, learning_rate=3e-3, pool=3, clip=1.0)
+QUICK = TuningConfig(steps=8, learning_rate=3e-3, pool=3, clip=1.0)
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +32,9 @@ def source(tmp_path_factory):
 
 def anchored(source, data, out, **search):
     search = {"restarts": 1, "candidates": 8, "learning_rate": 0.1, **search}
-    return fit(AnchorStage(ArtifactRef(source), network("perceptual"), None, Search(**search), steps=8), data, out)
+    return fit(
+        AnchorStage(ArtifactRef(source), network("perceptual"), None, AnchorSearch(**search), steps=8), data, out
+    )
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +69,7 @@ def begun(anchors, recipe=QUICK, items=1):
 
 def advance(one, state, step):
     losses = one.optimise(state, step)
-    state.optimizer.zero_grad(set_to_none=True)
+    state.optimizers["weights"].zero_grad(set_to_none=True)
     losses["loss"].sum().backward()
     one.before_step(state)
     return losses
@@ -89,7 +93,7 @@ class TestFirstStep:
         values = []
         for step in range(4):
             values.append(float(advance(one, state, step)["direction"]))
-            state.optimizer.step()
+            state.optimizers["weights"].step()
         assert values[0] == 0 and values[-1] > 0
 
     def test_alone_it_starts_along_the_guide(self, anchors):
@@ -102,10 +106,12 @@ class TestFirstStep:
         one, state = begun(anchors, dataclasses.replace(QUICK, spatial=0.0), items=2)
         state.targets[0] = dataclasses.replace(state.targets[0], guide=None)
         losses = advance(one, state, 0)
-        state.optimizer.step()
-        assert float(losses["loss"][0]) == 0 and state.active == [False, True]
+        state.optimizers["weights"].step()
+        assert losses["loss"][0].item() == 0
         still, moving = (list(item.parameters()) for item in state.module)
-        assert all(not state.optimizer.state.get(p) for p in still) and all(state.optimizer.state[p] for p in moving)
+        assert all(p.grad is None for p in still) and all(p.grad is not None for p in moving)
+        moments = state.optimizers["weights"].state
+        assert all(not moments.get(p) for p in still) and all(moments[p] for p in moving)
 
 
 class TestSwitches:
@@ -138,25 +144,25 @@ class TestSwitches:
         before = {n: t.clone() for n, t in state.item(0).tuned.tensors().items()}
         for step in range(3):
             losses = advance(one, state, step)
-            state.optimizer.step()
+            state.optimizers["weights"].step()
         assert all(value.isfinite().all() for value in losses.values())
         after = state.item(0).tuned.tensors()
         assert any(not torch.equal(before[name], after[name]) for name in before)
 
     def test_what_moves(self, source):
         generator = artifact.load(source).module("generator")
-        parts = {name: set(part(generator, name)) for name in ("all", "synthesis", "late", "affines")}
+        parts = {name: set(select_parameters(generator, name)) for name in ("all", "synthesis", "late", "affines")}
         assert all(names <= parts["all"] for names in parts.values())
         assert parts["late"] < parts["synthesis"]
         assert not any(n.startswith(("map_network", "predictor", "expression")) for n in parts["synthesis"])
         assert any(n.startswith("background") for n in parts["synthesis"])
         assert parts["affines"] and all(".affine." in n for n in parts["affines"])
-        assert not any(n.startswith("predictor") for n in part(generator, "all", "predictor"))
+        assert not any(n.startswith("predictor") for n in select_parameters(generator, "all", "predictor"))
 
     @pytest.mark.parametrize(("train", "match"), [("nothing", "leaves no parameter"), ("(", "regular expression")])
     def test_a_wrong_part(self, source, train, match):
         with pytest.raises(UserError, match=match):
-            part(artifact.load(source).module("generator"), train)
+            select_parameters(artifact.load(source).module("generator"), train)
 
     @pytest.mark.parametrize(
         ("changes", "match"),
@@ -169,7 +175,7 @@ class TestSwitches:
     )
     def test_contradictions(self, changes, match):
         with pytest.raises(UserError, match=match):
-            Recipe(**changes)
+            TuningConfig(**changes)
 
 
 class TestResult:
@@ -189,7 +195,7 @@ class TestResult:
         one, state = begun(anchors)
         for step in range(3):
             advance(one, state, step)
-            state.optimizer.step()
+            state.optimizers["weights"].step()
         tuned = state.item(0).tuned
         halves = {n: t.half().float() for n, t in tuned.tensors().items()}
         changed = with_weights(one.generator, halves)
@@ -259,7 +265,7 @@ class TestResult:
 class TestTunedWeights:
     def test_leaves_the_original_alone(self, source):
         generator = artifact.load(source).module("generator").requires_grad_(False)
-        tuned = TunedWeights(generator, part(generator, "synthesis"))
+        tuned = TunedWeights(generator, select_parameters(generator, "synthesis"))
         with torch.no_grad():
             for weight in tuned.weights.values():
                 weight.add_(0.1)
@@ -281,45 +287,73 @@ def world_anchors(source, tmp_path_factory):
     return str(anchored(source, MannequinArtworks(**WORLD), tmp_path_factory.mktemp("world")).path)
 
 
+@pytest.fixture(scope="module")
+def tested(world_anchors, tmp_path_factory):
+    """Paths of what is scored: two recipes, and the anchors as they are."""
+    recipes = {"full": QUICK, "spatial": dataclasses.replace(QUICK, direction=0.0)}
+    folders = {name: tmp_path_factory.mktemp(name) for name in recipes}
+    for name, recipe in recipes.items():
+        one = stage(world_anchors, dataclasses.replace(recipe, steps=2), seed=3)
+        fit(one, MannequinArtworks(**WORLD), folders[name])
+    return {**{name: str(folder) for name, folder in folders.items()}, "anchor": world_anchors}
+
+
 class TestEvaluation:
-    def evaluate(self, anchors, out, **options):
-        variants = [Variant("full"), Variant("anchor", tune=False), Variant("spatial", recipe={"direction": 0.0})]
-        recipe = dataclasses.replace(QUICK, steps=2)
-        options = {"variants": variants, "identity": network("identity"), **options}
-        trainer(out).test(stage(anchors, recipe, **options), datamodule=MannequinArtworks(**WORLD), verbose=False)
+    def evaluate(self, tested, out):
+        one = StylizeStage(None, network("perceptual"), tested=tested, identity=network("identity"))
+        trainer(out).test(one, datamodule=MannequinArtworks(**WORLD), verbose=False)
         return read_records(out)
 
-    def test_rows_and_resume(self, world_anchors, tmp_path):
-        records = self.evaluate(world_anchors, tmp_path)
+    def test_rows_and_resume(self, tested, tmp_path):
+        records = self.evaluate(tested, tmp_path)
         assert {r.variant for r in records} == {"full", "anchor", "spatial"} and {r.split for r in records} == {"val"}
+        assert {(r.variant, r.seed) for r in records} == {("full", 3), ("spatial", 3), ("anchor", 0)}
         metrics = {r.metric for r in records}
         assert {"psnr", "ssim@face", "lpips", "identity", "depth_mae", "normal_error", "diversity_ratio"} <= metrics
         assert {r.view for r in records} >= {"input", "yaw=-36", "yaw=+0", "yaw=+36"}
         unchanged = [r.value for r in records if (r.variant, r.metric) == ("anchor", "diversity_ratio")]
         assert unchanged == [1.0]
-        results = sorted(tmp_path.glob("results/*/*.csv"))
+        results = sorted(tmp_path.glob("results/*/*/*.csv"))
         assert len(results) == 3 and len(list(tmp_path.glob("strips/*/*.png"))) == 3
         times = [path.stat().st_mtime_ns for path in results]
         results[0].unlink()
-        assert self.evaluate(world_anchors, tmp_path) == records
+        assert self.evaluate(tested, tmp_path) == records
         assert [path.stat().st_mtime_ns for path in results][1:] == times[1:]
 
-    def test_a_variant_may_change_part_of_the_augmentation(self, anchors):
-        variant = Variant("x", recipe={"augment": {"count": 3}})
-        recipe = stage(anchors, QUICK, variants=[variant])._recipe_of(variant)
-        assert recipe == dataclasses.replace(QUICK, augment=dataclasses.replace(QUICK.augment, count=3))
+    def test_results_are_of_the_artifact_that_was_given(self, tested, tmp_path):
+        def scores(path):
+            found = self.evaluate({"x": path}, tmp_path)
+            return [r.value for r in found if r.metric == "psnr"]
 
-    def test_refusals(self, anchors, tmp_path):
-        with pytest.raises(UserError, match=r"variant x: .*'copies'"):
-            stage(anchors, variants=[Variant("x", recipe={"augment": {"copies": 3}})])
-        with pytest.raises(UserError, match=r"variant x: .*unexpected keyword argument 'step'"):
-            stage(anchors, variants=[Variant("x", recipe={"step": 3})])
-        with pytest.raises(UserError, match=r"variant x needs --model\.baseline\.path"):
-            stage(anchors, variants=[Variant("x", anchor="baseline")])
+        full, anchor = scores(tested["full"]), scores(tested["anchor"])
+        assert full != anchor and scores(tested["full"]) == full
 
+    def test_a_random_latent_is_what_is_scored(self, world_anchors, tmp_path):
+        """The codes that were tuned are handed on."""
+        recipe = dataclasses.replace(QUICK, steps=1, latent="random", learning_rate=1e-6, pixel=1.0)
+        found = fit(stage(world_anchors, recipe), MannequinArtworks(**WORLD), tmp_path)
+        (identity,) = found.module("anchors").ids
+        shown, before = (found.module("anchors")[identity], artifact.load(world_anchors).module("anchors")[identity])
+        assert not torch.equal(shown.latents.ws, before.latents.ws) and torch.equal(shown.label, before.label)
+        with torch.no_grad():
+            image = found.module("generator").synthesis(shown.latents, shown.camera).image[0]
+        assert psnr(image, read_image(found.media(f"stylised_{identity}.png"))[0]) > 35
+
+    def test_refusals(self, anchors, tested, tmp_path):
         class Untrue(pl.LightningDataModule):
             def test_dataloader(self):
                 return [[None]]
 
         with pytest.raises(UserError, match="truth is known"):
-            trainer(tmp_path).test(stage(anchors), datamodule=Untrue(), verbose=False)
+            one = StylizeStage(None, network("perceptual"), tested=tested)
+            trainer(tmp_path).test(one, datamodule=Untrue(), verbose=False)
+        with pytest.raises(UserError, match=r"name their artifacts as --model\.tested\.NAME"):
+            trainer(tmp_path).test(stage(anchors), datamodule=MannequinArtworks(**WORLD), verbose=False)
+        with pytest.raises(UserError, match=r"model\.tested is for test"):
+            fit(StylizeStage(None, network("perceptual"), tested=tested), MannequinArtworks(**WORLD), tmp_path)
+        with pytest.raises(UserError, match=r"give what to stylise as --model\.anchor\.path"):
+            StylizeStage(None, network("perceptual")).build_model()
+        with pytest.raises(UserError, match=r"recipe\.direction has a weight, .* see --model\.style"):
+            StylizeStage(ArtifactRef(anchors), network("perceptual")).build_model()
+        with pytest.raises(UserError, match=r"recipe\.train, recipe\.freeze: 'nothing' leaves no parameter"):
+            begun(anchors, dataclasses.replace(QUICK, train="nothing"))

@@ -8,8 +8,8 @@ import torch
 
 from models import artifact
 from models.errors import UserError
+from models.heads.tuning import select_parameters
 from models.metrics.records import read_records
-from models.tuning import part
 from stages import cli
 from stages.tune import TuneStage
 from tests.stages import inversions, tiny
@@ -49,7 +49,7 @@ def test_only_the_synthesis_moves(work):
     before, after = (artifact.load(work / name) for name in ("invert", "tune"))
     old, new = (found.module("generator").state_dict() for found in (before, after))
     moved = {name for name, value in new.items() if not torch.equal(value, old[name])}
-    assert moved and moved == set(part(before.module("generator"), "synthesis", "predictor"))
+    assert moved and moved == set(select_parameters(before.module("generator"), "synthesis", "predictor"))
     assert not any(name.startswith(("predictor", "map_network", "w_mean")) for name in moved)
     encoders = [found.module("encoder").state_dict() for found in (before, after)]
     assert all(torch.equal(value, encoders[1][name]) for name, value in encoders[0].items())

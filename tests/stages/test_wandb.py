@@ -21,7 +21,7 @@ from models.errors import UserError
 from models.version import VERSION
 from stages import cli
 from stages.anchor import AnchorStage
-from stages.jobs import Entry, write_plan
+from stages.pipeline.jobs import Entry, write_plan
 from stages.present import PresentStage
 from tests.stages import heads, small
 from tests.stages.processes import galatea

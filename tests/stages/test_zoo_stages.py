@@ -16,10 +16,10 @@ from models.generators.eg3d import EG3DGenerator
 from models.generators.gram import GRAMGenerator
 from models.generators.stylegan2 import StyleGAN2Discriminator, StyleGAN2Generator
 from models.generators.stylesdf import StyleSDF, VolumeDiscriminator
-from models.subjects import Subjects
+from models.heads.subjects import Subjects
 from models.zoo import family
 from stages.__main__ import dispatch
-from stages.view import Pose, Settings, render
+from stages.commands.view import Pose, Settings, render
 from tests.models.generators.protocol import awaken
 from tests.models.generators.test_anifacegan import make as animated
 from tests.models.zoo.pickling import dumps, network

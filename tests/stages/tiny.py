@@ -7,7 +7,7 @@ import multiprocessing
 import os
 import signal
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import pytorch_lightning as pl
@@ -16,10 +16,12 @@ from torch import nn
 
 from callbacks.artifact import ExportArtifact
 from datamodules.artworks import Artwork
+from datamodules.items import ItemsDataModule
 from models import artifact
 from models.features.embedded import EmbeddedIdentity, EmbeddedLPIPS, EmbeddedPose, EmbeddedStyle
 from models.generators.manifold import ManifoldGenerator
-from stages.base import PerArtworkStage, Stage
+from stages.base.per_item import PerItemStage
+from stages.base.stage import Stage
 
 OPTIONS = {
     "z_dim": 6, "w_dim": 16, "resolution": 32, "channels": [24, 16, 12], "start": 8, "mapping_hidden": 16,
@@ -45,12 +47,11 @@ def network(kind: str) -> nn.Module:
     return kinds[kind](weights=None)
 
 
-class Portraits(pl.LightningDataModule):
+class Portraits(ItemsDataModule[Artwork]):
     """Samples of a prior at known codes and views; ``tint`` colours them, so that there is a style to carry over."""
 
     def __init__(self, path: str, count: int = 1, tint: float = 0.0, pose: bool = True) -> None:
         super().__init__()
-        self.steps: Sequence[int] = ()
         generator = artifact.load(path).module("generator")
         z = generator.sample_z(count, torch.Generator().manual_seed(7))
         camera = generator.rig.camera(torch.linspace(-0.3, 0.3, count + 2)[1:-1])
@@ -58,10 +59,10 @@ class Portraits(pl.LightningDataModule):
             image = generator.synthesis(generator.mapping(z), camera).image
         image = (image + tint * torch.tensor([1.0, -0.5, -1.0])[:, None, None]).clamp(-1, 1)
         labels = camera.label() if pose else [None] * count
-        self.items = [Artwork(f"p{k}", image[k], labels[k]) for k in reversed(range(count))]
+        self.portraits = [Artwork(f"p{k}", image[k], labels[k]) for k in reversed(range(count))]
 
-    def train_dataloader(self) -> Sequence[int]:
-        return self.steps
+    def read_items(self) -> list[Artwork]:
+        return self.portraits
 
 
 def trainer(out: Any, **options: Any) -> pl.Trainer:
@@ -107,7 +108,7 @@ def ranks(function: Callable[[int], None], world: int, kill: bool = False) -> No
     assert codes == [-signal.SIGKILL if kill else 0] * world
 
 
-def killed(stage: PerArtworkStage, item: str, step: int) -> PerArtworkStage:
+def killed(stage: PerItemStage[Any, Any], item: str, step: int) -> PerItemStage[Any, Any]:
     """The stage, whose process kills itself before this step of the group that begins with ``item``."""
     optimise = stage.optimise
 

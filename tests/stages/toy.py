@@ -14,9 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from datamodules.artworks import Artwork
+from datamodules.items import ItemsDataModule
 from datamodules.resumable import ResumableLoader
 from models.files import atomic_write
-from stages.base import GroupState, PerArtworkStage, Stage, clip_per_item, item_generator
+from stages.base.per_item import GroupState, PerItemStage
+from stages.base.seeds import item_generator
+from stages.base.stage import Stage
 
 
 class Rows(nn.Module):
@@ -27,7 +30,7 @@ class Rows(nn.Module):
         self.rows = nn.Parameter(torch.randn(count, 5))
 
 
-class ToyPerArtwork(PerArtworkStage[GroupState]):
+class ToyPerArtwork(PerItemStage[Artwork, GroupState[Artwork]]):
     """Follows a random target per item and step.
 
     Args:
@@ -42,11 +45,11 @@ class ToyPerArtwork(PerArtworkStage[GroupState]):
         self.kill_at = kill_at
         self.weight = weight
 
-    def start_group(self, items: Sequence[Artwork]) -> GroupState:
+    def start_group(self, items: Sequence[Artwork]) -> GroupState[Artwork]:
         module = Rows(len(items))
-        return GroupState(items, module, torch.optim.Adam(module.parameters(), 0.05))
+        return GroupState(items, module, {"rows": torch.optim.Adam(module.parameters(), 0.05)})
 
-    def optimise(self, state: GroupState, step: int) -> dict[str, Tensor]:
+    def optimise(self, state: GroupState[Artwork], step: int) -> dict[str, Tensor]:
         if self.kill_at == f"{state.items[0].id}:{step}":
             os.kill(os.getpid(), signal.SIGKILL)
         targets = [torch.randn(5, generator=item_generator(self.seed, item.id, step)) for item in state.items]
@@ -54,10 +57,11 @@ class ToyPerArtwork(PerArtworkStage[GroupState]):
         distance = (state.module.rows - torch.stack(targets)).square().sum(1)  # type: ignore[operator]
         return {"loss": distance * self.weight * (1 + stray), "distance": distance}
 
-    def before_step(self, state: GroupState) -> None:
-        clip_per_item(list(state.module.parameters()), 1.0)
+    def before_step(self, state: GroupState[Artwork]) -> None:
+        (gradient,) = (p.grad for p in state.module.parameters())
+        gradient.div_(gradient.norm(dim=1, keepdim=True).clamp(min=1))  # each item's by itself
 
-    def finish_group(self, state: GroupState) -> None:
+    def finish_group(self, state: GroupState[Artwork]) -> None:
         for item, row in zip(state.items, state.module.rows, strict=True):  # type: ignore[arg-type]
             with atomic_write(self.item_dir(item.id) / "result.safetensors") as file:
                 file.write_bytes(safetensors.torch.save({"row": row.detach().clone()}))
@@ -65,21 +69,20 @@ class ToyPerArtwork(PerArtworkStage[GroupState]):
     def export(self) -> dict[str, Any]:
         rows = {
             item.id: safetensors.torch.load_file(self.item_dir(item.id) / "result.safetensors")["row"].tolist()
-            for item in self.trainer.datamodule.items  # type: ignore[attr-defined]
+            for item in self.items
         }
         return {"extra": {"rows": rows}, "metrics": {"items": len(rows)}}
 
 
-class ToyArtworks(pl.LightningDataModule):
+class ToyArtworks(ItemsDataModule[Artwork]):
     """``count`` artworks without files, in an order that is not theirs."""
 
     def __init__(self, count: int = 5) -> None:
         super().__init__()
-        self.items = [Artwork(f"i{k}", torch.full((3, 4, 4), k / 10)) for k in reversed(range(count))]
-        self.steps: Sequence[int] = ()
+        self.count = count
 
-    def train_dataloader(self) -> Sequence[int]:
-        return self.steps
+    def read_items(self) -> list[Artwork]:
+        return [Artwork(f"i{k}", torch.full((3, 4, 4), k / 10)) for k in reversed(range(self.count))]
 
 
 class ToyTraining(Stage):

@@ -24,17 +24,17 @@ from PIL import Image
 from datamodules.artworks import read_artworks
 from datamodules.portraits import PortraitDataModule
 from models import artifact
-from models.anchors import Anchor, AnchorSet
 from models.camera import Rig
 from models.documents import parse_json, parse_yaml
 from models.errors import UserError, one_line
 from models.generators.stylegan2 import StyleGAN2Generator
-from models.image_io import read_image
+from models.heads.codes import HeadCode, HeadCodes
+from models.image import read_image
 from models.zoo import recognise
 from models.zoo.reading import read
 from models.zoo.stylegan2 import official_generator
-from stages.orchestrator import read_pipeline
-from stages.slurm import read_cluster
+from stages.pipeline.run import read_pipeline
+from stages.pipeline.slurm import read_cluster
 from tests.stages import tiny
 
 SEEDS = range(150)
@@ -96,8 +96,8 @@ def sound(tmp_path_factory):
     prior = tiny.prior(folder / "prior")
     generator = prior.module("generator")
     ws = generator.mapping(generator.sample_z(1, torch.Generator().manual_seed(0)))
-    head = Anchor(ws, None, torch.zeros(1, len(generator.expressions)), generator.rig.camera(0.0).label())
-    anchors = AnchorSet.pack({"ann": head}, generator)
+    head = HeadCode(ws, None, torch.zeros(1, len(generator.expressions)), generator.rig.camera(0.0).label())
+    anchors = HeadCodes.pack({"ann": head}, generator)
     artifact.save(folder / "anchored", stage="anchor", modules={"anchors": anchors}, parents={"prior": prior})
     torch.manual_seed(0)
     weights = official_generator(StyleGAN2Generator(channels=(8, 8), style_dim=8))

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from models import artifact
-from models.anchors import Anchor
 from models.camera import Camera, Rig
 from models.encoders.detail import DetailEncoder, DetailReconstructor, ManifoldUpsampler, trilinear
-from models.generators.detailed import DetailedGenerator
 from models.generators.manifold import ManifoldGenerator
-from models.photos import PhotoSet
+from models.heads.codes import HeadCode
+from models.heads.detailed import DetailedGenerator
+from models.heads.photos import PhotoSet
 from tests.models.generators.protocol import awaken, seeded
 
 ENCODER = {"resolution": 16, "voxel": (4, 8, 8), "features": 5, "widths": (6, 8), "unet": (4, 6), "blocks": 1}
@@ -43,7 +43,7 @@ def photos(generator, count=1):
         image = generator.synthesis(ws, camera).image + torch.tensor([0.3, 0.0, 0.0])[:, None, None]
     neutral = torch.zeros(1, len(generator.expressions))
     label = camera.label()
-    anchors = {f"p{i}": Anchor(ws[i], None, neutral, label[i : i + 1]) for i in range(count)}
+    anchors = {f"p{i}": HeadCode(ws[i], None, neutral, label[i : i + 1]) for i in range(count)}
     return PhotoSet.collect(anchors, {f"p{i}": image[i] for i in range(count)}, generator)
 
 

@@ -7,7 +7,7 @@ from torch.autograd import gradcheck, gradgradcheck
 from models import artifact
 from models.encoders.irse import ArcFace, Bottleneck, IRTrunk, crop_face
 from models.encoders.pyramid import Encoder4Editing, GradualStyleEncoder
-from models.generators.base import Latents
+from models.latents import Latents
 
 TINY = {"w_dim": 6, "resolution": 32, "widths": (4, 6, 8, 10), "depths": (1, 2, 1, 1), "reduction": 1}
 

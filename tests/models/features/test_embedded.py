@@ -9,14 +9,8 @@ from datamodules.mannequins.styles import HELD_OUT_STYLE, STYLES
 from models import artifact
 from models.errors import UserError
 from models.features import base, evaluation
-from models.features.embedded import (
-    SEGMENTS,
-    EmbeddedIdentity,
-    EmbeddedLPIPS,
-    EmbeddedParser,
-    EmbeddedPose,
-    EmbeddedStyle,
-)
+from models.features.embedded import EmbeddedIdentity, EmbeddedLPIPS, EmbeddedParser, EmbeddedPose, EmbeddedStyle
+from models.segments import SEGMENTS
 
 NETWORKS = {
     "perceptual": EmbeddedLPIPS,

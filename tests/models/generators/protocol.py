@@ -21,7 +21,9 @@ from torch.testing import assert_close
 from models import artifact
 from models.camera import Camera, Rig
 from models.configurable import build, spec
-from models.generators.base import Discriminator, Generator, Latents, RadianceGenerator, Rendering
+from models.generators.base import Discriminator, Generator, RadianceGenerator
+from models.latents import Latents
+from models.rendering.output import Rendering
 
 YAWS, PITCHES = (-0.35, 0.0, 0.15, 0.4), (0.1, 0.0, -0.12, 0.05)
 
@@ -107,8 +109,7 @@ class GeneratorContract:
     def generator(self) -> Iterator[Generator]:
         torch.manual_seed(0)
         generator = awaken(self.make()).eval()
-        if hasattr(generator, "update_mean"):
-            generator.update_mean(64)
+        generator.update_mean(64)
         yield generator  # type: ignore[misc]
 
     def latents(self, generator: Generator, count: int = 2, seed: int = 0) -> Latents:
@@ -297,6 +298,10 @@ class GeneratorContract:
             name: t.shape[1:] for name, t in ws.groups.items()
         }
         assert len(generator.mean_latents) == 1
+
+    def test_parameter_groups_share_nothing(self, generator: Generator) -> None:
+        grouped = [id(p) for group in generator.parameter_groups().values() for p in group.parameters]
+        assert len(grouped) == len(set(grouped)) and set(grouped) <= {id(p) for p in generator.parameters()}
 
     @torch.no_grad()
     def test_forward_is_mapping_then_synthesis(self, generator: Generator) -> None:
@@ -534,6 +539,7 @@ class DiscriminatorContract:
 
     def test_camera_is_used_or_refused(self, discriminator: Discriminator) -> None:
         images, camera = self.images(discriminator), Rig().camera(torch.tensor(YAWS), torch.tensor(PITCHES))
+        assert discriminator.camera_conditioned == self.conditional
         if not self.conditional:
             with pytest.raises(ValueError, match="camera"):
                 discriminator(images, camera)

@@ -6,8 +6,8 @@ import torch
 from torch.testing import assert_close
 
 from models.generators.anifacegan import AniFaceGANGenerator
-from models.generators.base import Latents
 from models.generators.gram import BOX, GRAMGenerator, unit_rays
+from models.latents import Latents
 from tests.models.generators.protocol import GeneratorContract, seeded
 
 TINY = {

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from models.generators.base import Latents
 from models.generators.eg3d import EG3DGenerator, Samples, SuperResolution, integrate, segment_weights
+from models.latents import Latents
 from tests.models.generators.protocol import GeneratorContract, awaken, seeded
 
 TINY = {

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from models.generators.base import Latents
 from models.generators.gram import GRAMGenerator, Surfaces, grid_focal, sphere_camera, unit_rays
+from models.latents import Latents
 from tests.models.generators.protocol import GeneratorContract, seeded
 
 TINY = {

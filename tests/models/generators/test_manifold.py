@@ -172,7 +172,7 @@ def test_contradictions_are_refused(options, match):
 def test_points_are_rendered_in_chunks_without_a_graph(monkeypatch):
     generator = ManifoldGenerator(**TINY | SPHERES | {"resolution": 32})
     ws, camera = generator.mapping(generator.sample_z(2)), generator.rig.camera(torch.tensor([0.1, 0.2]))
-    monkeypatch.setattr("models.generators.pointwise.CPU_NUMBERS", 2**12)
+    monkeypatch.setattr("models.rendering.pointwise.CPU_NUMBERS", 2**12)
     sizes = []
     edit = lambda points, features: sizes.append(points.shape[1]) or features  # noqa: E731
     chunked = generator.synthesis(ws, camera, edit=edit).image

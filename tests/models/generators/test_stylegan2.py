@@ -5,13 +5,13 @@ import torch
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from models.generators.base import Latents
 from models.generators.stylegan2 import (
     ResidualBlock,
     StyleGAN2Discriminator,
     StyleGAN2Generator,
     stylegan2_channels,
 )
+from models.latents import Latents
 from tests.models.generators.protocol import DiscriminatorContract, GeneratorContract, awaken, seeded
 
 

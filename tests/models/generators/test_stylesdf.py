@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from models.generators.base import Latents
 from models.generators.stylesdf import StyleSDF, VolumeDiscriminator, camera_directions
+from models.latents import Latents
 from models.rendering.compositing import field_gradient
 from tests.models.generators.protocol import DiscriminatorContract, GeneratorContract, awaken, seeded
 

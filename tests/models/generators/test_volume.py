@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from models.generators.base import FieldSample
 from models.generators.triplane import PLANES, TriPlaneField
 from models.generators.volume import TriPlaneVolumeGenerator
 from models.rendering.compositing import field_normals
+from models.rendering.output import FieldSample
 from tests.models.generators.protocol import GeneratorContract, seeded
 
 TINY = {

@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch import nn
 
+from models.generators.stylegan2 import StyleGAN2Generator
+from models.latents import Latents
 from models.losses.gan import (
     discriminator_nonsaturating,
     generator_nonsaturating,
@@ -76,9 +78,62 @@ def test_path_length_of_a_linear_generator():
     ws = torch.randn(2, 3, 5, generator=g).requires_grad_()
     image = (ws.sum(1) @ matrix.T).view(2, 3, 4, 4)
     noise = torch.randn(2, 3, 4, 4, generator=g)
-    penalty, mean = path_length_penalty(image, ws, torch.tensor(2.0), noise, decay=0.1)
+    penalty, mean = path_length_penalty(image, Latents({"ws": ws}), torch.tensor(2.0), noise, decay=0.1)
     length = ((noise.flatten(1) / 4) @ matrix).norm(dim=1)
     wanted = 2.0 + 0.1 * (length.mean() - 2.0)
     torch.testing.assert_close(mean, wanted)
     torch.testing.assert_close(penalty, (length - wanted).square())
     assert not mean.requires_grad
+
+
+def test_path_length_against_finite_differences():
+    """Eq. 4 on StyleGAN2 in float64: each number of each code is moved by itself, and so is a weight."""
+    torch.manual_seed(0)
+    generator = StyleGAN2Generator([6, 4], style_dim=3, mapping_layers=1).double()
+    g = torch.Generator().manual_seed(1)
+    ws = torch.randn(2, generator.num_ws, 3, generator=g, dtype=torch.float64)
+    noise = torch.randn(2, 3, 8, 8, generator=g, dtype=torch.float64)
+    weight = generator.backbone.blocks[1].conv1.weight
+    before, decay, h = 0.3, 0.25, 1e-5
+
+    def along(code: torch.Tensor, item: int) -> float:
+        image = generator.synthesis(Latents({"ws": code[None]})).image[0]
+        return sum((image * noise[item]).flatten().tolist()) / 8  # the root of 8 * 8 pixels
+
+    @torch.no_grad()
+    def lengths() -> list[float]:
+        found = []
+        for item, code in enumerate(ws):
+            squares = 0.0
+            for step in h * torch.eye(code.numel(), dtype=torch.float64).unflatten(1, code.shape):
+                squares += ((along(code + step, item) - along(code - step, item)) / (2 * h)) ** 2
+            found.append(math.sqrt(squares / len(code)))
+        return found
+
+    codes = Latents({"ws": ws.clone().requires_grad_()})
+    image = generator.synthesis(codes).image
+    penalty, mean = path_length_penalty(image, codes, torch.tensor(before, dtype=torch.float64), noise, decay)
+    penalty.sum().backward()
+    expected = lengths()
+    a = before + decay * (sum(expected) / 2 - before)
+    assert float(mean) == pytest.approx(a, rel=1e-6)
+    assert penalty.tolist() == pytest.approx([(length - a) ** 2 for length in expected], rel=1e-5)
+    moved = []
+    for change in (1e-4, -2e-4):
+        with torch.no_grad():
+            weight[0, 0, 0, 0] += change
+        moved.append(lengths())
+    slope = sum(2 * (n - a) * (up - down) / 2e-4 for n, up, down in zip(expected, *moved, strict=True))
+    assert float(weight.grad[0, 0, 0, 0]) == pytest.approx(slope, rel=1e-3)
+
+
+def test_path_length_takes_the_codes_of_all_groups():
+    g = torch.Generator().manual_seed(2)
+    first, second = (torch.randn(3 * 4, width, generator=g, dtype=torch.float64) for width in (5, 2))
+    a = torch.randn(1, 2, 5, generator=g, dtype=torch.float64).requires_grad_()
+    b = torch.randn(1, 1, 2, generator=g, dtype=torch.float64).requires_grad_()
+    image = (a.sum(1) @ first.T + b.sum(1) @ second.T).view(1, 3, 2, 2)
+    noise = torch.randn(1, 3, 2, 2, generator=g, dtype=torch.float64)
+    penalty, _ = path_length_penalty(image, Latents({"one": a, "two": b}), torch.zeros(()).double(), noise, decay=0.0)
+    squares = [float((noise.flatten() / 2 @ matrix).square().sum()) for matrix in (first, second)]
+    assert float(penalty) == pytest.approx((2 * squares[0] + squares[1]) / 3)

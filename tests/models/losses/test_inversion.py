@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch.autograd import gradcheck
 
-from models.generators.base import Generator, Latents, Rendering
+from models.generators.base import Generator
+from models.latents import Latents
 from models.losses.inversion import (
     ReconstructionLoss,
     delta_regulariser,
@@ -14,6 +15,7 @@ from models.losses.inversion import (
     latent_pull,
     locality,
 )
+from models.rendering.output import Rendering
 
 
 def seeded(*shape, seed=0):

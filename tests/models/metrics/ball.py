@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from models.camera import Camera, Rig
-from models.generators.base import Rendering
+from models.rendering.output import Rendering
 
 RIG = Rig(pivot=(0.0, 0.0, 0.0))
 RADIUS = 1.0

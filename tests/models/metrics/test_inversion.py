@@ -11,12 +11,12 @@ from models.camera import Camera
 from models.errors import UserError
 from models.features.embedded import EmbeddedIdentity, EmbeddedLPIPS
 from models.files import ROOT
-from models.generators.base import Rendering
 from models.metrics.consistency import SurfaceRecipe
 from models.metrics.distribution import EmbeddedDistribution
 from models.metrics.inversion import METRICS, SETS, InversionProtocol, InversionScores, Measured, draws, novel_yaw
 from models.metrics.records import read_records
 from models.metrics.table import summarise
+from models.rendering.output import Rendering
 from tests.models.metrics.ball import RIG, look, rendering
 from tests.stages import tiny
 

@@ -12,8 +12,8 @@ from torch.nn import functional as F
 
 from models.camera import Camera, Rig
 from models.errors import UserError
-from models.generators.base import Rendering
 from models.rendering.mesh import Mesh, fuse, mesh_cameras, write_mesh
+from models.rendering.output import Rendering
 from models.rendering.raster import draw, rasterise
 
 RIG = Rig(pivot=(0.0, 0.0, 0.0))

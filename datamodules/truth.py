@@ -1,0 +1,29 @@
+"""What data may know beyond what they give: how their heads look from anywhere."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol, runtime_checkable
+
+from models.camera import Camera
+from models.metrics.portrait import HeadTruth, ViewTruth
+
+
+@runtime_checkable
+class KnowsItemTruth(Protocol):
+    """Items whose truth is known."""
+
+    split: str
+    """The items' part of the data, for the records."""
+
+    def item_truth(self, identity: str) -> HeadTruth:
+        """What the item of that id must look like."""
+        ...
+
+
+@runtime_checkable
+class KnowsViewTruth(Protocol):
+    """Samples of a training set whose heads can be drawn from other cameras."""
+
+    def view_truth(self, sample: dict[str, Any], camera: Camera) -> ViewTruth:
+        """What the first view of a sample (V, ...) shows, seen by B cameras."""
+        ...

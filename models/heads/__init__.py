@@ -1,0 +1,1 @@
+"""What results are made of: codes, photos, tuned weights, and the heads that they make."""

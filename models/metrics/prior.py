@@ -1,0 +1,146 @@
+"""What a trained prior is worth: fits of held-out subjects, its samples' distribution, and whether it has copied."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+from torchvision.utils import make_grid
+
+from models.camera import Camera
+from models.generators.base import Generator
+from models.heads.projector import fit_latents
+from models.metrics.distribution import Distribution, kid
+from models.metrics.geometry import depth_mae, normal_error
+from models.metrics.image import change_correlation, psnr, ssim
+from models.metrics.records import Record
+
+_VIEWS_DEG = (-60, -36, -24, -12, 0, 12, 24, 36, 60)  # yaws at which fitted heads are compared with the truth
+_NEAR_DEG = 36  # larger yaws are reported apart
+_PITCH_DEG = 12  # of the view that is fitted
+
+
+class Truth(Protocol):
+    """Pictures (B, 3, H, W) and what they show: (B, 1, H, W) twice, (B, 3, H, W)."""
+
+    image: Tensor
+    depth: Tensor
+    mask: Tensor
+    normals: Tensor
+
+
+@runtime_checkable
+class KnowsSubjects(Protocol):
+    """Data whose subjects can be drawn from anywhere."""
+
+    def subject_truth(self, z: Tensor, camera: Camera, size: int, expression: Tensor | None = None) -> Truth:
+        """What the subject z (1, z_dim) shows to B cameras, with an expression (1, E) or none; on the CPU."""
+        ...
+
+
+@torch.no_grad()
+def subject_scores(generator: Generator, data: KnowsSubjects, z: Tensor, subject: int, seed: int) -> list[Record]:
+    """How well a subject is expressed by its own code and by one that is fitted to a single view.
+
+    Args:
+        generator: where it is animated, with the data's expressions.
+        z: (1, z_dim), the true code.
+        subject: its number, which also seeds the fitted view.
+        seed: of the run, for the records.
+    """
+    size, device, rig = generator.resolution, z.device, generator.rig
+    yaw, pitch = (torch.rand(2, generator=torch.Generator().manual_seed(subject)) * 2 - 1).tolist()
+    source = rig.camera(math.radians(_NEAR_DEG) * yaw, math.radians(_PITCH_DEG) * pitch)
+    views = rig.camera(torch.tensor([math.radians(v) for v in _VIEWS_DEG]))
+    truth, given = data.subject_truth(z, views, size), data.subject_truth(z, source, size).image.to(device)
+    image, mask = truth.image.to(device), truth.mask.to(device)
+    here, views = source.to(device), views.to(device)
+    codes = {"fitted": fit_latents(generator, given, here), "known z": generator.mapping(z)}
+    records: list[Record] = []
+
+    def add(variant: str, metric: str, view: str, value: Tensor) -> None:
+        records.append(Record("prior", "1", "test", str(subject), view, seed, variant, "", metric, float(value)))
+
+    def each(variant: str, metric: str, values: Tensor) -> None:
+        for angle, value in zip(_VIEWS_DEG, values, strict=True):
+            add(variant, metric if abs(angle) <= _NEAR_DEG else f"{metric}_60", f"yaw{angle:+d}", value)
+
+    for variant, latents in codes.items():
+        found = generator.synthesis(latents, views)
+        each(variant, "psnr", psnr(found.image, image))
+        each(variant, "ssim", ssim(found.image, image))
+        if found.depth is not None and found.normals is not None:
+            solid = mask > 0.99
+            each(variant, "depth_mae", depth_mae(found.depth, truth.depth.to(device), solid))
+            each(variant, "normal_deg", normal_error(found.normals, truth.normals.to(device), solid))
+        neutral = generator.synthesis(latents, here).image
+        add(variant, "psnr_source", "source", psnr(neutral, given)[0])
+        for name, code in zip(generator.expressions, torch.eye(len(generator.expressions)), strict=True):
+            moved = data.subject_truth(z, source, size, code[None]).image.to(device)
+            change = generator.synthesis(latents, here, expression=code[None].to(device)).image
+            correlation = change_correlation(neutral, change, given, moved)
+            add(variant, f"expression_{name}", "source", correlation[0])
+    return records
+
+
+def kernel_distances(
+    features: Distribution,
+    sample: Callable[[Tensor], Tensor],
+    pictures: Tensor,
+    labels: Tensor,
+    seed: int,
+    device: torch.device,
+) -> list[Record]:
+    """KID of samples against one half of held-out pictures, beside that of the two halves.
+
+    Args:
+        sample: cameras (N, 25) to pictures.
+        pictures, labels: (N, 3, R, R), and their cameras (N, 25).
+        seed: of the metric's subsets.
+        device: where they are compared.
+    """
+    half = len(pictures) // 2
+    records = []
+    for variant, others in {"samples": sample(labels[:half]), "real halves": pictures[half : 2 * half]}.items():
+        metric = kid(features.to(device), subset_size=max(2, min(100, half // 2)), gather=False).to(device)
+        for part, real in ((others, False), (pictures[:half], True)):
+            for chunk in part.split(32):
+                metric.update(((chunk + 1) / 2).to(device), real=real)
+        torch.manual_seed(seed)
+        mean, _ = metric.compute()
+        network = type(features).__name__
+        records.append(Record("prior", "1", "test", "all", "", seed, variant, network, "kid", float(mean)))
+    return records
+
+
+def nearest_pictures(asked: dict[str, Tensor], training: Iterable[Tensor], seed: int) -> tuple[list[Record], Tensor]:
+    """How near pictures come to a training set.
+
+    Args:
+        asked: by variant, as many pictures (N, 3, R, R) of each.
+        training: batches of pictures (V, 3, R, R).
+        seed: of the run, for the records.
+
+    Returns:
+        the distances; and a picture of the first variant: rows of it, each above that of the nearest ones.
+    """
+    first, *_ = asked.values()
+    queries = torch.cat(list(asked.values())).flatten(1)
+    best, nearest = torch.full((len(queries),), math.inf), torch.zeros_like(queries)
+    for pictures in training:
+        views = pictures.flatten(1)
+        value, view = torch.cdist(queries, views).square().div_(queries.shape[1]).min(1)
+        closer = value < best
+        best[closer], nearest[closer] = value[closer], views[view[closer]]
+    rows = torch.stack([queries, nearest])[:, : len(first)].unflatten(2, first.shape[1:]).split(12, 1)
+    sheet = make_grid(torch.cat([pair.flatten(0, 1) for pair in rows]), nrow=rows[0].shape[1], pad_value=1.0)
+    psnrs = (-10 * (best / 4).log10()).split(len(first))
+    records = [
+        Record("prior", "1", "test", str(item), "", seed, variant, "", "psnr_to_nearest_training", float(value))
+        for variant, values in zip(asked, psnrs, strict=True)
+        for item, value in enumerate(values)
+    ]
+    return records, sheet

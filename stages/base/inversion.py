@@ -1,0 +1,408 @@
+"""What the inversion stages share: an encoder tells codes from a picture, a generator shows them from anywhere.
+
+A subclass of :class:`InversionStage` builds ``generator`` and ``encoder`` in :meth:`InversionStage.build_networks` and
+writes :meth:`InversionStage.losses`; one that shows heads in another way overrides :meth:`InversionStage.reconstruct`.
+Trained is what requires a gradient.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchvision.utils import make_grid
+
+from datamodules.truth import KnowsViewTruth
+from models.camera import Camera
+from models.checks import check_not_negative, check_positive
+from models.encoders.base import Encoder
+from models.errors import UserError
+from models.features.base import Frozen, move_frozen
+from models.generators.base import Generator
+from models.heads.codes import HeadCode, HeadCodes
+from models.image import resized, write_image
+from models.latents import Latents
+from models.losses.inversion import ReconstructionLoss
+from models.metrics.image import identity_similarity, psnr, ssim
+from models.metrics.inversion import PROTOCOL, VERSION, InversionProtocol, InversionScores
+from models.metrics.records import Record, finite, write_records
+from models.names import item_id
+from models.rendering.output import Rendering
+from stages.base.ranks import average_gradients, broadcast, gather, means
+from stages.base.seeds import step_generator
+from stages.base.stage import ArtifactRef, Stage
+
+Batch = dict[str, Any]
+Renderer = Callable[[Camera | None], Rendering]
+"""B heads, seen by B * V cameras, V in a row of each head; by None in a 2D generator."""
+
+_SHOWN = 6  # heads on a panel
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Adam and its learning rate. The defaults are GRAMInverter's for its encoder (A.4).
+
+    Attributes:
+        learning_rate: of the first step.
+        final: learning rate from step ``drop_at`` on.
+        drop_at: optimiser step; null lets the rate fall to ``final`` by a cosine over the whole run.
+        betas: of Adam.
+    """
+
+    learning_rate: float = 3e-4
+    final: float = 6e-5
+    drop_at: int | None = 100_000
+    betas: tuple[float, float] = (0.9, 0.999)
+
+    def __post_init__(self) -> None:
+        check_positive(self, "learning_rate", "drop_at", where="schedule.")
+        check_not_negative(self, "final", where="schedule.")
+
+    def rate(self, step: int, steps: int) -> float:
+        """Learning rate of a step of a run of so many steps."""
+        if self.drop_at is not None:
+            return self.learning_rate if step < self.drop_at else self.final
+        share = min(step / max(steps, 1), 1.0)
+        return self.final + (self.learning_rate - self.final) * 0.5 * (1 + math.cos(math.pi * share))
+
+
+class InversionStage(Stage):
+    """Base of the stages that train what turns a picture into a head.
+
+    A batch holds ``image`` (B, V, 3, H, W) and, for a 3D generator, ``label`` (B, V, 25): each picture is a head of its
+    own. ``test`` measures each subject's first picture by the shared protocol (:mod:`models.metrics.inversion`); where
+    the data module knows the truth (:class:`datamodules.truth.KnowsViewTruth`), also against that. ``predict`` hands on
+    heads as the stage ``anchor`` does.
+
+    Args:
+        perceptual: the perceptual distance of L_r.
+        identity: the identity embedding of L_r; null leaves its term out.
+        protocol: what ``test`` measures, and with which networks.
+        reconstruction: weights of L_r.
+        schedule: of the optimiser.
+        tested: artifact of this stage that validate, test and predict take the networks from; by default a checkpoint.
+        variant: name in the scores; the stage's by default.
+        seed: of all draws.
+    """
+
+    monitor = ("val/psnr", "max")
+    wrapped = False  # progressive training leaves some parameters without a gradient
+    generator: Generator
+    encoder: Encoder
+
+    def __init__(
+        self,
+        perceptual: nn.Module,
+        identity: nn.Module | None = None,
+        protocol: InversionProtocol | None = None,
+        reconstruction: ReconstructionLoss = ReconstructionLoss(),  # noqa: B008 - frozen
+        schedule: Schedule = Schedule(),
+        tested: ArtifactRef | None = None,
+        variant: str | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.perceptual = Frozen(perceptual)
+        self.identity = None if identity is None else Frozen(identity)
+        self.protocol = protocol
+        self.reconstruction, self.schedule, self.tested = reconstruction, schedule, tested
+        self.variant, self.seed = variant or self.name, seed
+        self._validated: dict[str, float] = {}  # of the last validation, for the artifact
+        self._scored: list[dict[str, Tensor]] = []  # of the running validation
+        self._records: list[Record] = []  # of a 2D generator
+        self._heads: list[tuple[str, HeadCode, Tensor]] = []  # of predict: id, head, picture
+        self._shown: Batch | None = None
+
+    # -- for subclasses ---------------------------------------------------------------------------
+
+    @abstractmethod
+    def build_networks(self) -> None:
+        """Set ``generator`` and ``encoder`` for training."""
+
+    @abstractmethod
+    def losses(self, image: Tensor, camera: Camera | None, batch: Batch) -> dict[str, Tensor]:
+        """Terms (B,) of pictures (B, 3, H, W); the mean of ``"loss"`` is minimised, all are logged."""
+
+    def reconstruct(self, image: Tensor, camera: Camera | None) -> Renderer:
+        """The heads that pictures (B, 3, H, W) show, seen by B cameras (None in 2D)."""
+        ws, expression = self.invert(image)
+        return partial(self.generator.synthesis, ws, expression=expression)
+
+    def modules_out(self) -> dict[str, nn.Module]:
+        """What the artifact holds."""
+        return {"generator": self.generator, "encoder": self.encoder}
+
+    # -- networks ---------------------------------------------------------------------------------
+
+    def build_model(self) -> None:
+        if self.tested is None:
+            self.build_networks()
+        else:
+            self.take_networks("tested", self.tested.path)
+            check_fit(self.encoder, self.generator)
+        self.train()
+
+    def take_networks(self, role: str, path: str) -> None:
+        """Generator and encoder of an artifact, frozen."""
+        generator, encoder = (self.take(role, ArtifactRef(path, name)) for name in ("generator", "encoder"))
+        if not isinstance(generator, Generator) or not isinstance(encoder, Encoder):
+            raise UserError(f"{path} does not hold a generator and its encoder: it is not the result of galatea invert")
+        self.generator, self.encoder = generator.requires_grad_(False), encoder.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> InversionStage:
+        """Networks that do not learn stay in evaluation mode."""
+        super().train(mode)
+        for network in self.children():
+            if not any(parameter.requires_grad for parameter in network.parameters()):
+                network.eval()
+        return self
+
+    def invert(self, image: Tensor) -> tuple[Latents, Tensor | None]:
+        """Codes of pictures (B, 3, H, W), and expressions (B, E) where the encoder tells them."""
+        mean = self.encoder.mean_latents or self.generator.mean_latents
+        return self.encoder.invert(resized(image, self.encoder.resolution), mean)
+
+    def pictures(self, batch: Batch) -> tuple[Tensor, Camera | None]:
+        """A batch's pictures (B * V, 3, H, W) and their cameras, None for a 2D generator.
+
+        Raises:
+            UserError: when a 3D generator's pictures have no cameras.
+        """
+        image = batch["image"].flatten(0, 1)
+        if not self.generator.is_3d:
+            return image, None
+        if "label" not in batch:
+            raise UserError("a 3D generator needs the cameras of the pictures: their labels, see --data")
+        return image, Camera.from_label(batch["label"].flatten(0, 1))
+
+    def compared(self, found: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
+        """A rendering and a picture, both at the smaller side of the two."""
+        side = min(found.shape[-1], image.shape[-1])
+        return resized(found, side), resized(image, side)
+
+    def recover(self, found: Tensor, image: Tensor) -> dict[str, Tensor]:
+        """The terms of L_r, see :class:`ReconstructionLoss`."""
+        return self.reconstruction(*self.compared(found, image), self.perceptual, self.identity)
+
+    # -- training ---------------------------------------------------------------------------------
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        learning = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        if not learning:
+            raise UserError("there is nothing to train: model.tested is for validate, test and predict")
+        optimizer = torch.optim.Adam(learning, lr=1.0, betas=self.schedule.betas)
+        # Not estimated_stepping_batches: it would make the loaders before a checkpoint can set their place.
+        steps = self.trainer.max_steps
+        if steps < 1 and self.schedule.drop_at is None:
+            raise UserError("a learning rate that falls over the whole run (drop_at null) needs trainer.max_steps")
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(self.schedule.rate, steps=steps))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_fit_start(self) -> None:
+        move_frozen(self, self.device)
+
+    on_validation_start = on_test_start = on_predict_start = on_fit_start
+
+    def on_train_start(self) -> None:
+        broadcast(self)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        self._shown = self._shown or batch
+        terms = self.losses(*self.pictures(batch), batch)
+        self.log_dict({f"{self.name}/{name}": value.detach().float().mean() for name, value in terms.items()})
+        self.log(f"{self.name}/lr", self.optimizers().param_groups[0]["lr"])  # type: ignore[union-attr]
+        return terms["loss"].mean()
+
+    def on_after_backward(self) -> None:
+        average_gradients(self)
+
+    def draws(self) -> torch.Generator:
+        """A CPU generator for the draws of this step, for the whole batch; see :meth:`own`."""
+        return step_generator(self.seed, self.global_step)
+
+    # -- validation -------------------------------------------------------------------------------
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        if batch_idx == 0:
+            self._shown = batch
+        image, camera = self.pictures(batch)
+        self._scored.append(self.scores(self.reconstruct(image, camera)(camera).image, image))
+
+    def on_validation_epoch_end(self) -> None:
+        found = {f"val/{name}": value for name, value in means(self._scored).items()}
+        for name, value in found.items():
+            self.log(name, value, prog_bar=name == "val/psnr")
+        self._scored.clear()
+        if not self.trainer.sanity_checking:
+            self._validated = found
+
+    def scores(self, found: Tensor, image: Tensor) -> dict[str, Tensor]:
+        """How well renderings show pictures: psnr, ssim, lpips and, with an identity network, id, (B,) each."""
+        found, image = self.compared(found.float().clamp(-1, 1), image)
+        values = {"psnr": psnr(found, image), "ssim": ssim(found, image), "lpips": self.perceptual(found, image)}
+        return values if self.identity is None else values | {"id": identity_similarity(self.identity, found, image)}
+
+    @torch.no_grad()
+    def panels(self) -> dict[str, Tensor]:
+        """Picture, reconstruction and the head from other sides, a row each."""
+        if self._shown is None:
+            return {}
+        learning = self.training
+        self.eval()
+        image, camera = self.pictures(first_views(self._shown))
+        image, camera = image[:_SHOWN].to(self.device), camera and camera[:_SHOWN].to(self.device)
+        render, side = self.reconstruct(image, camera), self.generator.resolution
+        columns = [resized(image, side), render(camera).image]
+        if camera is not None:
+            orbit = self.generator.rig.orbit(5).to(self.device)
+            views = render(Camera.cat([orbit] * len(image))).image
+            columns += views.unflatten(0, (len(image), -1)).unbind(1)
+        self.train(learning)
+        tiles = torch.stack(columns, 1).flatten(0, 1).clamp(-1, 1)
+        return {"heads": make_grid(tiles, nrow=len(columns), padding=1, pad_value=1.0)}
+
+    # -- test -------------------------------------------------------------------------------------
+
+    def on_test_epoch_start(self) -> None:
+        if self.protocol is None:
+            raise UserError("test needs what it measures: see model.protocol in configs/stages/invert.yaml")
+        features = self.protocol.distribution.module.num_features
+        self._scores = InversionScores(self.protocol.networks, features, self.seed).to(self.device)
+
+    @torch.no_grad()
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        image, camera = self.pictures(first_views(batch))
+        image = resized(image, self.generator.resolution)
+        assert self.protocol is not None
+        for row, item in enumerate(items_of(batch)):
+            own = image[row : row + 1]
+            if camera is None:
+                found = self.reconstruct(own, None)(None).image
+                self._records += self.flat_records(item, found, own)
+                continue
+            data, truth = self.trainer.datamodule, None  # type: ignore[attr-defined]
+            if isinstance(data, KnowsViewTruth):
+                sample = {name: value[row] for name, value in batch.items()}
+                truth = partial(self.true_views, data.view_truth, sample)
+            place = len(self._scores.names) * self.world_size + self.global_rank  # among the items of all ranks
+            surface = place < self.protocol.surfaces
+            measured = self.protocol(item, own, camera[row], self.generator.rig, self.reconstruct, truth, surface)
+            self._scores.update(item, measured)
+            for name, picture in measured.pictures.items():
+                write_image(self.out / name / f"{item_id(item)}.png", picture)
+
+    @staticmethod
+    def true_views(truth: Callable[[Batch, Camera], Any], sample: Batch, camera: Camera) -> Any:
+        """What cameras see of a sample's head, on their device."""
+        return truth(sample, camera).to(camera.device)
+
+    def flat_records(self, item: str, found: Tensor, image: Tensor) -> list[Record]:
+        """The protocol's scores of a 2D generator, which has one view."""
+        networks = {"lpips": self.perceptual, "id": self.identity}
+        return [
+            Record(
+                PROTOCOL, VERSION, "test", item, "", self.seed, self.variant,
+                "" if (network := networks.get(metric)) is None else type(network.module).__name__,
+                metric, float(value),
+            )
+            for metric, value in self.scores(found, image).items()
+        ]  # fmt: skip
+
+    def on_test_epoch_end(self) -> None:
+        flat = {(record.item, record.metric): record for record in gather(self._records)}
+        records = [flat[key] for key in sorted(flat)] or self._scores.records(self.variant, seed=self.seed)
+        self._records = []
+        if self.trainer.is_global_zero:
+            write_records(self.out / "metrics.csv", records)
+        for metric in sorted({record.metric for record in records}):
+            values = [record.value for record in finite(records) if record.metric == metric]
+            if values:
+                self.log(f"test/{metric}", sum(values) / len(values), rank_zero_only=True)
+
+    # -- predict and export -----------------------------------------------------------------------
+
+    @torch.no_grad()
+    def predict_step(self, batch: Batch, batch_idx: int) -> None:
+        image, camera = self.pictures(first_views(batch))
+        ws, expression = self.invert(image)
+        count = len(self.generator.expressions)
+        expression = image.new_zeros(len(image), count) if expression is None else expression
+        labels = None if camera is None else camera.label().cpu()
+        for row, item in enumerate(items_of(batch)):
+            own = slice(row, row + 1)
+            codes, moves = ws[own].to("cpu").map(Tensor.float), expression[own].cpu().float()
+            head = HeadCode(codes, None, moves, None if labels is None else labels[own])
+            self._heads.append((item_id(item), head, image[row].cpu()))
+
+    def on_predict_epoch_end(self) -> None:
+        self._heads = gather(self._heads)
+
+    def export(self) -> dict[str, Any]:
+        if self._heads:
+            return self.export_heads()
+        source = next(iter(self.inputs.values())).manifest["modules"].get("generator", {})
+        dtype = {"encoder": "float16", "generator": source.get("dtype")}  # the latter as precise as it came
+        return {"modules": self.modules_out(), "metrics": self._validated, "dtype": dtype}
+
+    def export_heads(self) -> dict[str, Any]:
+        """The heads of predict beside their generator, for the stages that go on from ``anchor``."""
+        heads = {identity: head for identity, head, _ in self._heads}
+        folder = self.out / "pictures"
+        media = {}
+        for identity, _, picture in self._heads:
+            name = f"reference_{identity}.png"
+            write_image(folder / name, picture)
+            media[name] = folder / name
+        modules = {"generator": self.generator, "anchors": HeadCodes.pack(heads, self.generator)}
+        return {"modules": modules, "media": media}
+
+    # -- resume -----------------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["validated"] = self._validated
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        self._validated = checkpoint["validated"]
+
+
+def first_views(batch: Batch) -> Batch:
+    """Each subject's first picture and its label: (B, 1, ...)."""
+    return {name: batch[name][:, :1] for name in ("image", "label") if name in batch}
+
+
+def items_of(batch: Batch) -> list[str]:
+    """What the subjects of a batch are called: their files' names, or the seeds of the embedded world."""
+    return list(batch["name"]) if "name" in batch else [str(seed) for seed in batch["seed"].tolist()]
+
+
+@torch.no_grad()
+def check_fit(encoder: Encoder, generator: Generator) -> None:
+    """Refuse an encoder whose codes or expressions are not the generator's.
+
+    Raises:
+        UserError: saying what both have.
+    """
+    wanted = {name: tuple(t.shape[1:]) for name, t in generator.mean_latents.groups.items()}
+    was = encoder.training
+    codes = encoder.eval()(torch.zeros(1, encoder.channels, encoder.resolution, encoder.resolution))
+    encoder.train(was)
+    found = {name: tuple(t.shape[1:]) for name, t in codes.groups.items()}
+    if found != wanted:
+        raise UserError(f"the encoder gives {_sizes(found)}, the generator takes {_sizes(wanted)}")
+    if encoder.expressions not in (0, len(generator.expressions)):
+        raise UserError(
+            f"the encoder tells {encoder.expressions} expressions, the generator has {len(generator.expressions)}"
+        )
+
+
+def _sizes(groups: dict[str, tuple[int, ...]]) -> str:
+    return " and ".join(f"{count} codes of {size} ({name})" for name, (count, size) in groups.items())

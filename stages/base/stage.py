@@ -1,0 +1,166 @@
+"""What every stage shares: inputs by artifact, exact resume, export.
+
+A subclass of :class:`Stage` sets ``name``, builds its networks in ``build_model`` (inputs through :meth:`Stage.take`)
+and says what it hands on in ``export``.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+
+from callbacks.checkpoint import LastCheckpoint
+from models.artifact import Artifact, load
+from models.errors import UserError
+from stages.base.seeds import rng_state, set_rng_state
+
+log = logging.getLogger(__name__)
+
+_RECORD = "galatea"  # our key in a Lightning checkpoint
+
+
+@dataclass(frozen=True)
+class ArtifactRef:
+    """A module of an artifact, as named in YAML.
+
+    Attributes:
+        path: the artifact's folder, or a folder that holds it as ``artifact/``.
+        module: name of the module inside.
+    """
+
+    path: str
+    module: str = "generator"
+
+
+class Stage(pl.LightningModule):
+    """Base of all stages.
+
+    Attributes:
+        name: the stage's name on the command line.
+        monitor: what is logged in validation, and "max" or "min", by which the best checkpoint is known.
+        wrapped: whether ``DistributedDataParallel`` may synchronise gradients. It expects one backward pass a step
+            through all parameters; a stage that has others sets this to false and synchronises itself.
+        resumes_itself: whether a fit finds by itself what is done already, so that there may be nothing left to do.
+        inputs: by role, the artifacts taken with :meth:`take`.
+        step_hash: hash of everything the step depends on; set by the command line.
+    """
+
+    name: ClassVar[str]
+    monitor: ClassVar[tuple[str, Literal["max", "min"]] | None] = None
+    wrapped: ClassVar[bool] = True
+    resumes_itself: ClassVar[bool] = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inputs: dict[str, Artifact] = {}
+        self.step_hash: str | None = None
+        self._built = False
+        self._rng: dict[str, Any] | None = None
+
+    # -- for subclasses ---------------------------------------------------------------------------
+
+    def build_model(self) -> None:
+        """Build networks; called once, before a checkpoint is restored. Inputs come from :meth:`take`."""
+
+    def export(self) -> dict[str, Any] | None:
+        """What the stage hands on: keyword arguments of :func:`models.artifact.save`, or ``None`` for nothing.
+
+        ``path``, ``stage``, ``parents`` and ``step_hash`` are filled in. Called on rank 0 at the end of fit
+        and predict, after all ranks have finished.
+        """
+        return None
+
+    def panels(self) -> dict[str, Tensor]:
+        """Pictures of the current state by name: images (3, H, W) or frames (T, 3, H, W) in [-1, 1].
+
+        Called on rank 0 only, between steps.
+        """
+        return {}
+
+    def images_in(self, batch: Any) -> int:
+        """Pictures in a batch of this rank, for the throughput; 0 when they cannot be counted."""
+        return batch["image"].shape[:-3].numel() if isinstance(batch, dict) and "image" in batch else 0
+
+    def agree(self, asked: bool) -> bool:
+        """Whether any rank is ``asked`` to stop. Ranks that train together call it together, and stop together."""
+        return self.trainer.strategy.reduce_boolean_decision(asked, all=False)
+
+    def save_progress(self) -> None:
+        """Save what the run continues from; between batches, after :meth:`agree`."""
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, LastCheckpoint):
+                callback.save(self.trainer)
+        self.trainer.strategy.barrier("saved")  # no rank ends while another writes
+
+    def take(self, role: str, ref: ArtifactRef) -> nn.Module:
+        """The module that ``ref`` names; its artifact becomes a parent of what this stage exports.
+
+        Raises:
+            ArtifactError: when the artifact is missing or damaged, or has no such module.
+        """
+        if role not in self.inputs:
+            self.inputs[role] = load(ref.path)
+        return self.inputs[role].module(ref.module)
+
+    @property
+    def world_size(self) -> int:
+        """Number of ranks; 1 without a trainer."""
+        return 1 if self._trainer is None else self._trainer.world_size
+
+    def own(self, rows: int, views: int = 1) -> Tensor:
+        """Where this rank's ``rows``, ``views`` of each subject in a row, are in the batch of all ranks.
+
+        The loaders deal subjects out in turn. Draws for the whole batch, of which a rank takes its own rows, belong to
+        the pictures: equal global batches give equal results on any number of ranks.
+        """
+        places = torch.arange(self.world_size * rows).unflatten(0, (-1, self.world_size, views))
+        return places[:, self.global_rank].flatten()
+
+    @property
+    def out(self) -> Path:
+        """The run's output folder (``--out``)."""
+        return Path(self.trainer.default_root_dir)
+
+    # -- Lightning --------------------------------------------------------------------------------
+
+    def configure_model(self) -> None:
+        if not self._built:
+            self.build_model()
+            self._built = True
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        states: list[Any] = [rng_state()]
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            states = [None] * torch.distributed.get_world_size()
+            torch.distributed.all_gather_object(states, rng_state())
+        checkpoint[_RECORD] = {"stage": self.name, "inputs": self._input_ids(), "rng": states}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        record = checkpoint.get(_RECORD)
+        if record is None or record["stage"] != self.name:
+            origin = "is not a checkpoint of galatea" if record is None else f"belongs to stage {record['stage']!r}"
+            raise UserError(f"the checkpoint {origin}: stage {self.name!r} only resumes its own")
+        for role, identity in self._input_ids().items():
+            if record["inputs"].get(role) != identity:
+                raise UserError(
+                    f"the checkpoint was made with another {role}: artifact {str(record['inputs'].get(role))[:12]}, "
+                    f"not {identity[:12]} ({self.inputs[role].path}); start again in a new --out folder"
+                )
+        if self.global_rank < len(record["rng"]):
+            self._rng = record["rng"][self.global_rank]
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> int | None:
+        # Restored at the first step, not when the checkpoint is read: setting up the loaders draws numbers too.
+        if self._rng is not None:
+            set_rng_state(self._rng)
+            self._rng = None
+        return None
+
+    def _input_ids(self) -> dict[str, str]:
+        return {role: artifact.id for role, artifact in self.inputs.items()}

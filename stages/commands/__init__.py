@@ -1,0 +1,1 @@
+"""The verbs of ``galatea``, one file each."""

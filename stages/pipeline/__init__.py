@@ -1,0 +1,1 @@
+"""Pipelines: steps in order, here or on a cluster."""

@@ -1,0 +1,243 @@
+"""A step of a pipeline and its folder: done, to be continued or to be done again; and its process.
+
+``status.json`` tells the step's state and hash, ``log.txt`` holds what it printed. A step is known by its command
+line, ``... STAGE COMMAND --OPTION=VALUE...``: whatever launches it, and wherever, its hash is the same.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+
+from models.documents import MOST_BYTES, parse_json, parse_yaml
+from models.errors import UserError, shown
+from models.files import ROOT, atomic_write, os_errors, read_bytes, read_json, remove_folder, resolve, sweep, versions
+from models.manifest import MANIFEST, manifest_id, read_manifest
+from stages.pipeline.hashing import step_hash
+
+STATUS = "status.json"
+PREEMPTED = os.EX_TEMPFAIL  # exit status of callbacks.preemption: saved and stopped, the same command continues
+
+
+@dataclass(frozen=True)
+class Task:
+    """A step that is ready to run.
+
+    Attributes:
+        name, stage: of the step.
+        folder: its own.
+        command: ``... STAGE COMMAND --OPTION=VALUE...``
+        state: of :func:`read_state`.
+        after: names of the steps whose artifacts it takes.
+    """
+
+    name: str
+    stage: str
+    folder: Path
+    command: list[str]
+    state: str
+    after: list[str]
+
+
+# -- the hash ------------------------------------------------------------------------------------------
+
+
+def command_hash(command: Sequence[str]) -> str:
+    """Hash of the step that ``command`` runs: of its stage, its command and its configuration.
+
+    Raises:
+        UserError: when a configuration or an input cannot be read.
+    """
+    options = list(takewhile(lambda word: word.startswith("--"), reversed(command)))[::-1]
+    stage, verb = command[: len(command) - len(options)][-2:]
+    default = ROOT / "configs" / "stages" / f"{stage}.yaml"
+    config = read_yaml(default) if default.exists() else {}
+    for option in options:
+        key, _, text = option.removeprefix("--").partition("=")
+        if key == "config":
+            _merge(config, read_yaml(resolve(text)))
+            continue
+        value = _value(key, text)
+        for part in reversed(key.split(".")):
+            value = {part: value}
+        _merge(config, value)
+    return step_hash(stage, verb, config)
+
+
+def read_yaml(file: Path) -> dict[str, Any]:
+    """The mapping in a YAML file; an empty file is an empty one.
+
+    Raises:
+        UserError: when it cannot be read, or holds something else.
+    """
+    content = parse_yaml(read_bytes(file, MOST_BYTES), str(file))
+    if not isinstance(content, dict | None):
+        raise UserError(f"{file}: expected a dict, got {shown(content)}")
+    return content or {}
+
+
+def _value(key: str, text: str) -> Any:
+    if key.endswith("path"):  # a folder may be called 2024
+        return text
+    try:
+        return parse_json(text, key)
+    except UserError:
+        return text
+
+
+def _merge(target: dict[str, Any], source: Mapping[str, Any]) -> None:
+    for key, value in source.items():
+        if isinstance(value, Mapping) and isinstance(target.get(key), dict):
+            _merge(target[key], value)
+        else:
+            target[key] = value
+
+
+# -- the folder ----------------------------------------------------------------------------------------
+
+
+def read_state(folder: Path, command: Sequence[str]) -> str:
+    """ "done", "unfinished", "changed" (done or begun with another hash) or "new": what is new needs no hash."""
+    status = _read_status(folder)
+    if not status:
+        if versions(folder / STATUS):
+            raise UserError(f"{folder / STATUS} is damaged: remove {folder} to do this step again")
+        return "new"
+    if status.get("hash") != command_hash(command):
+        return "changed"
+    if status.get("state") != "done":
+        return "unfinished"
+    return "done" if status.get("artifact") == _artifact_id(folder) else "changed"
+
+
+def clear(folder: Path) -> None:
+    """Remove what an earlier run of the step left.
+
+    Raises:
+        UserError: when the folder holds something else, or cannot be removed.
+    """
+    sweep(folder.parent)
+    if folder.exists():
+        with os_errors(folder, "read"):
+            if not versions(folder / STATUS) and any(folder.iterdir()):
+                raise UserError(f"{folder} holds files of something else: choose another --out folder")
+        # At once: killed here, the rest of a folder without its status would look like somebody else's.
+        remove_folder(folder)
+
+
+def resume_options(folder: Path, command: Sequence[str]) -> list[str]:
+    """What continues the step from its last checkpoint, where it has one."""
+    checkpoints = folder / "checkpoints"
+    return [f"--ckpt_path={checkpoints / 'last.ckpt'}"] if any(checkpoints.glob("*.ckpt")) and "fit" in command else []
+
+
+@contextmanager
+def locked(out: Path, shared: bool = False) -> Iterator[int]:
+    """Keep other runs out of a pipeline's folder; jobs of one pipeline share it.
+
+    Raises:
+        UserError: when another run works in it.
+    """
+    with os_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
+        file = open(out / ".lock", "w")  # noqa: SIM115 - closed below, which releases the lock
+    with file:
+        try:
+            fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(f"another galatea run is working in {out}") from error
+        except OSError:  # a file system without locks, as some clusters have
+            pass
+        yield file.fileno()
+
+
+def _read_status(folder: Path) -> dict[str, Any]:
+    return read_json(folder / STATUS) or {}
+
+
+def write_status(folder: Path, status: Mapping[str, Any]) -> None:
+    """Write ``status.json``, atomically."""
+    with atomic_write(folder / STATUS, keep=True) as file:
+        file.write_text(json.dumps(status, indent=1) + "\n")
+
+
+def _artifact_id(folder: Path) -> str | None:
+    if not (folder / "artifact" / MANIFEST).exists():
+        return None
+    return manifest_id(read_manifest(folder / "artifact"))
+
+
+# -- the process ---------------------------------------------------------------------------------------
+
+
+def execute(name: str, folder: Path, command: Sequence[str], lock: int) -> bool:
+    """Run a step, or continue it, and keep its ``status.json`` and ``log.txt``.
+
+    Returns:
+        whether it is done; ``False`` when it was asked to stop (``SIGUSR1``) and can be continued.
+
+    Raises:
+        UserError: when it fails.
+    """
+    digest, before = command_hash(command), _read_status(folder)
+    starts = before.get("starts", 0) + 1 if before.get("hash") == digest else 1
+    status: dict[str, Any] = {"state": "running", "hash": digest, "starts": starts}
+    write_status(folder, status)
+    log, begin = folder / "log.txt", time.monotonic()
+    code = _stream([*command, *resume_options(folder, command)], log, lock)
+    status |= {"state": {0: "done", PREEMPTED: "stopped"}.get(code, "failed"), "exit_code": code}
+    status |= {"seconds": round(time.monotonic() - begin, 1), "artifact": _artifact_id(folder)}
+    for _ in range(2):  # so that the one before it knows as well, should it be damaged
+        write_status(folder, status)
+    if status["state"] == "failed":
+        reason = f"exit code {code}" if code > 0 else f"signal {-code}"
+        raise UserError(f"step {name} failed ({reason}), its log is {log}; the same command continues it")
+    return code == 0
+
+
+def _stream(command: Sequence[str], log: Path, lock: int) -> int:
+    """Run ``command``, passing what it prints on as it comes and appending it to ``log``.
+
+    The command holds ``lock`` as well: should we be killed, it may live on, and nobody else must write meanwhile.
+    ``SIGUSR1`` is passed on to it; then it may end as it likes, the exit status is ``PREEMPTED`` unless it was done.
+    """
+    environment = {**os.environ, "PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1"}
+    # Ours first: the current folder may hold another repository's `models`.
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    with os_errors(log), open(log, "ab") as file:
+        process = subprocess.Popen(
+            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, pass_fds=(lock,)
+        )
+        assert process.stdout is not None
+        asked = False
+
+        def pass_on(*_: Any) -> None:
+            nonlocal asked
+            asked = True
+            process.send_signal(signal.SIGUSR1)
+
+        previous = signal.signal(signal.SIGUSR1, pass_on)
+        try:
+            while chunk := os.read(process.stdout.fileno(), 65536):
+                file.write(chunk)
+                file.flush()
+                sys.stdout.buffer.write(chunk)
+                sys.stdout.flush()
+            code = process.wait()
+            return PREEMPTED if asked and code != 0 else code
+        finally:
+            signal.signal(signal.SIGUSR1, previous)
+            if process.poll() is None:
+                process.terminate()
+                process.wait()

@@ -1,0 +1,80 @@
+"""Tuned copies of weights beside a shared original, and which weights a choice means."""
+
+import pytest
+import torch
+
+from models.errors import UserError
+from models.generators.stylegan2 import StyleGAN2Generator
+from models.heads.tuning import TunedWeights, select_parameters, with_weights
+from tests.models.generators.protocol import awaken, seeded
+
+
+@pytest.fixture
+def generator():
+    torch.manual_seed(0)
+    return awaken(StyleGAN2Generator(channels=(12, 8, 6), style_dim=10, mapping_layers=2)).eval().requires_grad_(False)
+
+
+def codes(generator):
+    return generator.mapping(generator.sample_z(1, seeded()))
+
+
+class TestSelection:
+    def test_parts(self, generator):
+        names = {n for n, _ in generator.named_parameters()}
+        parts = {part: set(select_parameters(generator, part)) for part in ("all", "synthesis", "affines", "late")}
+        assert parts["all"] == names
+        assert parts["synthesis"] == {n for n in names if not n.startswith("map_network")}
+        assert parts["affines"] == {n for n in names if ".affine." in n}
+        # Of the taps block4, image4, block8, image8... the last of the first half is block8.
+        assert parts["late"] < parts["synthesis"]
+        assert all(n.startswith(("backbone.blocks.2", "backbone.blocks.1.to_image", "backbone.blocks.0.to_image"))
+                   for n in parts["late"])  # fmt: skip
+
+    def test_a_regular_expression_less_what_is_frozen(self, generator):
+        chosen = select_parameters(generator, r"blocks\.1", r"affine|noise")
+        assert chosen == [
+            n for n, _ in generator.named_parameters() if "blocks.1" in n and "affine" not in n and "noise" not in n
+        ]
+
+    @pytest.mark.parametrize(
+        ("train", "freeze", "message"),
+        [
+            ("nothing", "", "'nothing' leaves no parameter of StyleGAN2Generator to train"),
+            ("all", ".", "'all' leaves no parameter of StyleGAN2Generator to train"),
+            ("(", "", "'(' is neither one of all, synthesis, affines, late nor a regular expression"),
+        ],
+    )
+    def test_refusals(self, generator, train, freeze, message):
+        with pytest.raises(UserError) as error:
+            select_parameters(generator, train, freeze)
+        assert str(error.value).startswith(message)
+
+
+class TestTunedWeights:
+    def test_nothing_is_tuned_yet(self, generator):
+        ws = codes(generator)
+        tuned = TunedWeights(generator, select_parameters(generator, "synthesis"))
+        assert torch.equal(tuned.synthesis(ws, None).image, generator.synthesis(ws).image)
+        assert torch.equal(tuned.mapping(generator.sample_z(1, seeded())).ws, ws.ws)
+
+    def test_only_the_copies_learn(self, generator):
+        ws, (name, *_) = codes(generator), select_parameters(generator, r"blocks\.0.*bias")
+        tuned = TunedWeights(generator, [name])
+        assert [n for n, _ in tuned.named_parameters()] == [f"weights.{name.replace('.', '/')}"]
+        assert list(tuned.tensors()) == [name]
+        tuned.synthesis(ws, None).image.sum().backward()
+        (weight,) = tuned.parameters()
+        assert weight.grad.abs().max() > 0 and all(p.grad is None for p in generator.parameters())
+
+    def test_a_changed_copy_shows_the_same(self, generator):
+        ws, before = codes(generator), generator.state_dict()
+        tuned = TunedWeights(generator, select_parameters(generator, "affines"))
+        with torch.no_grad():
+            for weight in tuned.parameters():
+                weight.add_(0.1)
+        changed = with_weights(generator, tuned.tensors())
+        assert torch.equal(changed.synthesis(ws).image, tuned.synthesis(ws, None).image.detach())
+        assert all(torch.equal(before[n], t) for n, t in generator.state_dict().items())
+        with pytest.raises(KeyError):
+            with_weights(generator, {"none": torch.zeros(1)})

@@ -1,0 +1,64 @@
+"""The protocol by real command lines: any number of processes, surfaces, and tables beside the paper's numbers."""
+
+import pytest
+import torch
+
+from models import artifact
+from models.encoders.pyramid import Encoder4Editing
+from models.files import ROOT
+from models.image import read_image
+from models.metrics.records import read_records
+from stages.commands import table as results
+from tests.stages import inversions
+from tests.stages.processes import galatea
+
+ENCODER = inversions.ENCODER | {"expressions": 2}
+SURFACE = "--model.protocol.init_args.surface={cells: 8, levels: 1, steps: 2, rays: 16, coarse: 4, fine: 2}"
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    """Folder of an untrained inverter, and its scores by one process."""
+    folder = inversions.prepare(tmp_path_factory.mktemp("work"))
+    torch.manual_seed(0)
+    modules = {"generator": artifact.load(folder / "tiny").module("generator"), "encoder": Encoder4Editing(**ENCODER)}
+    artifact.save(folder / "inverter", stage="invert", modules=modules)
+    galatea(*line(folder), f"--out={folder / 'alone'}")
+    return folder
+
+
+def line(folder):
+    """Three portraits, an odd number; surfaces of two of them."""
+    command = inversions.invert(folder)
+    surfaces = ["--model.protocol.init_args.surfaces=2", "--model.protocol.init_args.surface_views=3", SURFACE]
+    data = ["--data.test_fraction=0.25", "--data.batch_size=1"]
+    return [command[0], "test", *command[2:], f"--model.tested.path={folder / 'inverter'}", *surfaces, *data]
+
+
+def test_ranks_equal_one_process(work, tmp_path):
+    galatea(*line(work), "--trainer.strategy=ddp", f"--out={tmp_path}", ranks=2)
+    assert (tmp_path / "metrics.csv").read_bytes() == (work / "alone" / "metrics.csv").read_bytes()
+
+
+def test_what_a_test_leaves_behind(work):
+    records = read_records(work / "alone")
+    items = {record.item for record in records if record.metric == "psnr"}
+    assert len(items) == 3
+    fitted = {record.item for record in records if record.metric == "psnr_mv" and record.value == record.value}
+    assert len(fitted) == 2 and fitted < items
+    assert {record.metric for record in records if record.item == "all"} == {"fid", "kid", "fid_nv", "kid_nv"}
+    networks = {record.metric: record.feature_network for record in records}
+    assert (networks["fid"], networks["id_nv"]) == ("EmbeddedDistribution", "EmbeddedIdentity")
+    folders = {path.name: sorted(path.glob("*.png")) for path in (work / "alone").iterdir() if path.is_dir()}
+    assert [len(folders[name]) for name in ("input", "surface", "line")] == [3, 2, 2]
+    assert read_image(folders["line"][0]).shape == (1, 3, 32, 32)
+    assert "sweep" not in folders  # nobody knows the truth of these portraits
+
+
+def test_tables_show_the_papers_numbers_beside_ours(work, tmp_path, capsys):
+    table = tmp_path / "table.md"
+    results.main([str(work / "alone"), str(ROOT / "docs" / "graminverter"), f"--markdown={table}", "--metric", "psnr"])
+    lines = table.read_text().splitlines()
+    assert any(row.startswith("| inversion vpaper | celeba-hq | psnr |") and "| 21.51 |" in row for row in lines)
+    assert any(row.startswith("| inversion v1 | test | psnr |") and "| invert |" in row for row in lines)
+    assert "21.51" in capsys.readouterr().out
