@@ -46,8 +46,8 @@ class ExportArtifact(pl.Callback):
         """Save the artifact now, if the stage hands one on."""
         if (content := stage.export()) is None:
             return None
-        parents, step_hash = stage.inputs, stage.step_hash
-        return artifact.save(stage.out / "artifact", stage=stage.name, parents=parents, step_hash=step_hash, **content)
+        about = {"stage": stage.name, "parents": stage.inputs, "step_hash": stage.step_hash}
+        return artifact.save(stage.out / "artifact", **about, **vars(content))
 
 
 def _log(saved: artifact.Artifact, trainer: pl.Trainer) -> None:

@@ -9,6 +9,7 @@ from datamodules.items import ItemsDataModule
 from models import artifact
 from models.errors import UserError
 from models.heads.codes import HeadCodes
+from models.heads.index import read_index
 from models.image import read_image
 
 
@@ -28,11 +29,14 @@ class AnchoredArtworks(ItemsDataModule[Artwork]):
         anchors = source.module("anchors")
         if not isinstance(anchors, HeadCodes):
             raise UserError(f"{self.path} is not the result of galatea anchor")
+        artworks = {entry.id: entry.artwork for entry in read_index(source.manifest) if entry.artwork is not None}
+        if missing := [identity for identity in anchors.ids if identity not in artworks]:
+            raise UserError(f"{self.path} does not hold the artwork of {missing[0]}")
         styles = _styles(source.extra.get("items"))
         return [
             Artwork(
                 id=identity,
-                image=(image := read_image(source.media(f"reference_{identity}.png"))[0]),
+                image=(image := read_image(source.media(artworks[identity]))[0]),
                 label=None if (label := anchors[identity].label) is None else label[0],
                 original_size=(image.shape[1], image.shape[2]),
                 style=styles.get(identity),

@@ -16,6 +16,7 @@ import json
 import math
 import os
 import platform
+import re
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -30,7 +31,7 @@ from torch import Tensor, nn
 
 from models.configurable import build, spec
 from models.errors import one_line, shown
-from models.files import destination, os_errors, read_json, replace_folder, resolve, sha256, temporary
+from models.files import ROOT, destination, os_errors, read_json, replace_folder, resolve, sha256, temporary
 from models.manifest import FORMAT, MANIFEST, MOST_DEPTH, ArtifactError, canonical, manifest_id, read_manifest
 from models.names import is_plain
 
@@ -118,6 +119,17 @@ class Artifact:
             raise ArtifactError(f"{self.path}: module {name!r} has tensors its base does not have")
         return {**base, **stored}
 
+    def origin(self, name: str) -> tuple[Artifact, str]:
+        """Where module ``name`` comes from: what an artifact only hands on is looked up in the one that holds it."""
+        entry = self._entry(name)
+        delta = entry["delta_of"]
+        if delta is None or _read_tensors(_safe_file(self.path, entry["file"])):
+            return self, name
+        if delta["id"] is None:
+            return self.origin(delta["module"])
+        base = self.bases.get(delta["id"])
+        return (self, name) if base is None else base.origin(delta["module"])
+
     def module(self, name: str) -> nn.Module:
         """A new instance of module ``name`` with its stored state, in evaluation mode.
 
@@ -145,6 +157,30 @@ class Artifact:
         return modules[name]
 
 
+@dataclass(frozen=True)
+class Export:
+    """What a stage hands on: the parts of an artifact that are its own.
+
+    Attributes:
+        modules: by name, modules whose class is :class:`models.configurable.Configurable`.
+        metrics: final metrics.
+        media: by file name, a file to copy or its content.
+        licences: of weights imported here: ``{"name", "licence", "origin"}`` each.
+        extra: JSON values of the stage's own.
+        dtype: by module, ``"float16"`` or ``"bfloat16"`` to store its floating-point tensors so.
+        delta_of: by module, the artifact (and module, default the same name), or the name of another module saved
+            here, of which only changed tensors are stored. What is handed on unchanged is a delta that stores nothing.
+    """
+
+    modules: Mapping[str, nn.Module] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    media: Mapping[str, str | os.PathLike[str] | bytes] = field(default_factory=dict)
+    licences: Sequence[Mapping[str, str]] = ()
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    dtype: Mapping[str, str | None] = field(default_factory=dict)
+    delta_of: Mapping[str, Artifact | tuple[Artifact, str] | str] = field(default_factory=dict)
+
+
 def save(
     path: str | os.PathLike[str],
     *,
@@ -156,7 +192,7 @@ def save(
     licences: Sequence[Mapping[str, str]] = (),
     step_hash: str | None = None,
     extra: Mapping[str, Any] | None = None,
-    dtype: Mapping[str, str] | None = None,
+    dtype: Mapping[str, str | None] | None = None,
     delta_of: Mapping[str, Artifact | tuple[Artifact, str] | str] | None = None,
 ) -> Artifact:
     """Write an artifact folder: complete under its name, or not at all.
@@ -164,16 +200,9 @@ def save(
     Args:
         path: the folder; an artifact already there is replaced, where a link leads too.
         stage: name of the stage that writes it.
-        modules: by name, modules whose class is :class:`models.configurable.Configurable`.
         parents: by role, the artifacts (or manifests) it was made from; their licences are inherited.
-        metrics: final metrics.
-        media: by file name, a file to copy or its content.
-        licences: of weights imported here: ``{"name", "licence", "origin"}`` each.
         step_hash: hash of everything the step depends on, see ``stages.pipeline.hashing``.
-        extra: JSON values of the stage's own.
-        dtype: by module, ``"float16"`` or ``"bfloat16"`` to store its floating-point tensors so.
-        delta_of: by module, the artifact (and module, default the same name), or the name of another module saved
-            here, of which only changed tensors are stored.
+        modules, metrics, media, licences, extra, dtype, delta_of: as of :class:`Export`.
 
     Raises:
         ArtifactError: when something cannot be stored.
@@ -196,6 +225,7 @@ def save(
                 if isinstance(base, Artifact):
                     base = (base, name)
                 if isinstance(base, tuple):
+                    base = base[0].origin(base[1])
                     bases[base[0].id] = base[0]
                 file = f"{name}.safetensors"
                 state = _state(module, dtype.get(name), _base_state(name, base, modules or {}, delta_of))
@@ -279,13 +309,14 @@ def _load(path: Path, base: Artifact | None, depth: int) -> Artifact:
 def strictest(licences: Sequence[Mapping[str, str]]) -> str:
     """The licence of ``licences`` that allows least; one that is not known counts as the strictest."""
     ranks = (
-        ("nc", "non-commercial", "noncommercial", "nvidia", "research"),
-        ("gpl", "share", "sa-"),
-        ("cc-by", "mit", "bsd", "apache", "cc0", "public domain"),
+        r"nc|non ?commercial|nvidia|research",
+        r"[al]?gpl(v?\d)?|share ?alike|sa",
+        r"cc by|mit|[\w]*bsd|apache|cc0|public domain|unlicense",
     )
 
     def rank(licence: str) -> int:
-        return next((i + 1 for i, words in enumerate(ranks) if any(w in licence.lower() for w in words)), 0)
+        words = " ".join(re.findall(r"[a-z0-9]+", licence.lower()))
+        return next((i + 1 for i, found in enumerate(ranks) if re.search(rf"\b({found})\b", words)), 0)
 
     return min((entry["licence"] for entry in licences), key=rank, default="Apache-2.0")
 
@@ -302,7 +333,7 @@ def _base_state(
         return None
     if isinstance(base, tuple):
         return base[0].module(base[1]).state_dict()
-    if base not in modules or base in delta_of:
+    if base not in modules or isinstance(delta_of.get(base), str):
         raise ArtifactError(f"module {name!r} is a delta of {base!r}, which is not a whole module saved beside it")
     return modules[base].state_dict()
 
@@ -357,8 +388,10 @@ def _find_bases(path: Path, manifest: dict[str, Any], base: Artifact | None, dep
         raise ArtifactError(f"{path} is completed by a chain of more than {_MOST_BASES} artifacts")
     places = (read_json(path / RUN) or {}).get("bases")  # a convenience, not part of the artifact
     for identity in sorted(wanted - found.keys()):
-        place = path / str(places.get(identity, "")) if isinstance(places, dict) else path
-        if place != path and _has_id(place, identity):
+        noted = [path / str(places[identity])] if isinstance(places, dict) and places.get(identity) else []
+        # Where it was, or among those that are shipped.
+        place = next((p for p in (*noted, *(ROOT / "assets").iterdir()) if p != path and _has_id(p, identity)), None)
+        if place is not None:
             found[identity] = _load(place, None, depth + 1)
     return found
 

@@ -127,7 +127,7 @@ def _build(value: Any) -> Any:
         return _plain(value)
     if value.keys() != {"class_path", "init_args"}:
         return {key: _build(item) for key, item in value.items()}
-    cls = _import(value["class_path"])
+    cls = class_named(value["class_path"])
     arguments = value["init_args"]
     if not isinstance(arguments, dict):
         raise ValueError(f"{value['class_path']} has {shown(arguments)} for arguments")
@@ -153,7 +153,12 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _import(class_path: Any) -> type:
+def class_named(class_path: Any) -> type:
+    """One of the classes of :data:`models.classes.BUILDABLE`, by its path of today or of before.
+
+    Raises:
+        ValueError: for any other.
+    """
     if isinstance(class_path, str):
         class_path = classes.MOVED.get(class_path, class_path)
     if not isinstance(class_path, str) or class_path not in classes.BUILDABLE:

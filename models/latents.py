@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -43,9 +43,20 @@ class Latents:
         return Latents({name: function(t) for name, t in self.groups.items()})
 
     def _zip(self, other: Latents, function: Callable[[Tensor, Tensor], Tensor]) -> Latents:
-        if list(self.groups) != list(other.groups):
+        if self.groups.keys() != other.groups.keys():
             raise ValueError(f"latent groups differ: {list(self.groups)} and {list(other.groups)}")
         return Latents({name: function(t, other.groups[name]) for name, t in self.groups.items()})
+
+    def __add__(self, other: Latents) -> Latents:
+        return self._zip(other, lambda a, b: a + b)
+
+    def __sub__(self, other: Latents) -> Latents:
+        return self._zip(other, lambda a, b: a - b)
+
+    @staticmethod
+    def cat(parts: Sequence[Latents]) -> Latents:
+        """The codes of all parts, one after the other; all have the same groups."""
+        return Latents({name: torch.cat([part.groups[name] for part in parts]) for name in parts[0].groups})
 
     def lerp(self, other: Latents, amount: float | Tensor) -> Latents:
         """self + amount * (other - self), group by group."""

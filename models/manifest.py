@@ -109,7 +109,9 @@ def _check_module(name: str, entry: Any, manifest: Mapping[str, Any]) -> None:
         raise ValueError(f"delta_of of module {one_line(name)[:80]} names {shown(delta['id'])}, which is no id")
     if delta["id"] is None:
         base = manifest["modules"].get(delta["module"])
-        if not isinstance(base, dict) or base.get("delta_of") is not None:
+        further = base.get("delta_of") if isinstance(base, dict) else None
+        # A module that another artifact completes will do; one that goes on here could lead in a circle.
+        if not isinstance(base, dict) or (isinstance(further, dict) and further.get("id") is None):
             raise ValueError(
                 f"module {one_line(name)[:80]} is a delta of {shown(delta['module'])}, which is not a whole module here"
             )

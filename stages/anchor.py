@@ -10,7 +10,6 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import safetensors.torch
 import torch
@@ -18,20 +17,22 @@ from torch import Tensor, nn
 
 from datamodules.artworks import Artwork
 from datamodules.poses import check_camera, find_camera
+from models.artifact import Export
 from models.camera import Camera
 from models.checks import check_not_negative
 from models.errors import UserError
-from models.features.base import Frozen, move_frozen
+from models.features.base import Frozen
 from models.files import atomic_write
 from models.generators.base import Generator
 from models.heads.codes import HeadCode, HeadCodes
+from models.heads.index import Entry, subject_index
 from models.heads.projector import ItemCodes, Projector, Search
 from models.image import write_image
 from models.latents import Latents
 from models.losses.image import pixel_mse
 from stages.base.per_item import GroupState, PerItemStage
 from stages.base.seeds import item_generator
-from stages.base.stage import ArtifactRef
+from stages.base.stage import GeneratorRef
 
 log = logging.getLogger(__name__)
 
@@ -86,7 +87,7 @@ class AnchorStage(PerItemStage[Artwork, AnchorState]):
 
     def __init__(
         self,
-        prior: ArtifactRef,
+        prior: GeneratorRef,
         perceptual: nn.Module,
         pose: nn.Module | None = None,
         search: AnchorSearch = AnchorSearch(),
@@ -103,11 +104,9 @@ class AnchorStage(PerItemStage[Artwork, AnchorState]):
         self._pictures: dict[str, Tensor] = {}
 
     def build_model(self) -> None:
-        module = self.take("prior", self.prior)
-        if not isinstance(module, Generator):
-            raise UserError(f"{self.prior.path}: module {self.prior.module!r} is not a generator")
-        self.generator = module.requires_grad_(False)
-        self.search.check(module)
+        generator = self.take("prior", self.prior.path, self.prior.module, Generator)
+        self.generator = generator.requires_grad_(False)
+        self.search.check(generator)
 
     def on_fit_start(self) -> None:
         self._check(self.items)
@@ -132,7 +131,6 @@ class AnchorStage(PerItemStage[Artwork, AnchorState]):
     # -- one group --------------------------------------------------------------------------------
 
     def start_group(self, items: Sequence[Artwork]) -> AnchorState:
-        move_frozen(self, self.device)
         references = torch.stack([item.at(self.generator.resolution) for item in items]).to(self.device)
         loss, labels = partial(self.distance, references), [self._label(item) for item in items]
         projector = Projector(self.generator, self.search, loss, labels, self.steps, TERMS)
@@ -209,7 +207,7 @@ class AnchorStage(PerItemStage[Artwork, AnchorState]):
         with atomic_write(path) as file:
             file.write_text(json.dumps(summary, indent=1) + "\n")
 
-    def export(self) -> dict[str, Any]:
+    def export(self) -> Export:
         anchors, media, summaries = {}, {}, []
         for item in self.items:
             folder = self.item_dir(item.id)
@@ -221,7 +219,9 @@ class AnchorStage(PerItemStage[Artwork, AnchorState]):
         summaries.sort(key=lambda summary: summary["id"])
         metrics = {key: sum(s[key] for s in summaries) / len(summaries) for key in ("perceptual", "pixel")}
         modules = {"generator": self.generator, "anchors": HeadCodes.pack(anchors, self.generator)}
-        return {"modules": modules, "media": media, "metrics": metrics, "extra": {"items": summaries}}
+        entries = [Entry(identity, artwork=f"reference_{identity}.png", caption="anchor") for identity in anchors]
+        extra = {"items": summaries, **subject_index(entries)}
+        return Export(modules, metrics, media, extra=extra, delta_of=self.unchanged(modules))
 
     def panels(self) -> dict[str, Tensor]:
         if not self._pictures:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from datamodules.artworks import Artwork
 from datamodules.items import ItemsDataModule
 from datamodules.poses import check_camera, find_camera
+from models.artifact import Export
 from models.augment.marks import random_marks
 from models.camera import Camera
 from models.checks import check_not_negative, check_positive
@@ -21,9 +22,11 @@ from models.encoders.detail import DetailReconstructor
 from models.errors import UserError, one_line
 from models.features.base import Frozen
 from models.generators.manifold import ManifoldGenerator
+from models.generators.views import render_views
 from models.heads.codes import HeadCode
+from models.heads.index import detailed_entry, subject_index
 from models.heads.photos import PhotoSet
-from models.heads.subjects import invert, look
+from models.heads.subjects import invert
 from models.image import resized, write_image
 from models.latents import Latents
 from models.losses.detail import depth_loss, layer_normals, novel_view_loss, unseen
@@ -122,7 +125,7 @@ class DetailStage(InversionStage):
     def build_networks(self) -> None:
         self.take_networks("inverter", self.inverter.path)
         if self.start is not None:
-            trained = self.take("start", ArtifactRef(self.start.path, "detail"))
+            trained = self.take("start", self.start.path, "detail", DetailReconstructor)
             try:
                 self.detail.load_state_dict(trained.state_dict())
             except RuntimeError as error:
@@ -133,9 +136,7 @@ class DetailStage(InversionStage):
         if not isinstance(self.generator, ManifoldGenerator):
             raise UserError(f"{path} holds a {type(self.generator).__name__}: details need one of surface manifolds")
         if role == "tested":
-            detail = self.take(role, ArtifactRef(path, "detail"))
-            assert isinstance(detail, DetailReconstructor)
-            self.detail = detail.requires_grad_(False)
+            self.detail = self.take(role, path, "detail", DetailReconstructor).requires_grad_(False)
         try:
             self.detail.check(self.generator)
         except ValueError as error:
@@ -144,24 +145,20 @@ class DetailStage(InversionStage):
     def modules_out(self) -> dict[str, nn.Module]:
         return {**super().modules_out(), "detail": self.detail}
 
-    def export(self) -> dict[str, Any]:
-        content = super().export()
-        return content | {"dtype": {**content.get("dtype", {}), "detail": "float16"}}
-
     # -- training ---------------------------------------------------------------------------------
 
     def losses(self, image: Tensor, camera: Camera | None, batch: Batch) -> dict[str, Tensor]:
         assert camera is not None
         options, generator = self.regularisation, self.generator
         draws = self.draws()
-        rows, count = self.own(len(image), batch["image"].shape[1]), len(image) * self.world_size
+        rows, count = self.global_rows(len(image), batch["image"].shape[1]), len(image) * self.world_size
         others = generator.rig.random(count, draws)[rows].to(image.device)
         if self.marks:
             marks = random_marks(count, self.marks, draws)
             image = torch.stack([marks[row](photo) for row, photo in zip(rows.tolist(), image, strict=True)])
         coarse = self._coarse(image, camera, others)
-        first = coarse.seen.image[::2].detach()
-        details = self.detail(resized(image, self.detail.resolution), first, camera, generator)
+        shown, turned = coarse.seen[::2], coarse.seen[1::2]
+        details = self.detail(resized(image, self.detail.resolution), shown.image.detach(), camera, generator)
         added: list[Tensor] = []
 
         def edit(points: Tensor, features: Tensor) -> Tensor:
@@ -172,8 +169,7 @@ class DetailStage(InversionStage):
         terms = self.recover(final.image[::2], image)
         loss = terms["reconstruction"]
         if options.novel:
-            found, before = final.image[1::2], coarse.seen.image[1::2]
-            terms["novel"] = novel_view_loss(found, before, self._mask(coarse), self.perceptual)
+            terms["novel"] = novel_view_loss(final.image[1::2], turned.image, self._mask(coarse), self.perceptual)
             loss = loss + options.novel * terms["novel"]
         if options.depth:
             with torch.no_grad():
@@ -184,7 +180,7 @@ class DetailStage(InversionStage):
             opacity = alpha.float().unflatten(1, there.shape[1:3])
             terms["depth"] = depth_loss(there, opacity, hits.depth[::2], hits.valid[::2], options.spacings)
             loss = loss + options.depth * terms["depth"]
-        return {**terms, "depth_change": depth_change(final, coarse.seen)[::2], "loss": loss}
+        return {**terms, "depth_change": depth_change(final[::2], shown), "loss": loss}
 
     @torch.no_grad()
     def _coarse(self, image: Tensor, camera: Camera, others: Camera) -> _Coarse:
@@ -206,17 +202,19 @@ class DetailStage(InversionStage):
     @torch.no_grad()
     def _mask(self, coarse: _Coarse) -> Tensor:
         """M of Eq. 7: (B, 1, H, W)."""
-        options, seen = self.regularisation, coarse.seen
+        options, (shown, turned) = self.regularisation, (coarse.seen[::2], coarse.seen[1::2])
         photo, novel = coarse.camera[::2], coarse.camera[1::2]
         if options.mask == "none":
-            return torch.ones_like(seen.image[1::2, :1])
-        normals = seen.normals if options.normals == "depth" else None
-        normals = self._opacity_normals(coarse, novel) if normals is None else normals[1::2]
+            return torch.ones_like(turned.image[:, :1])
+        normals = turned.normals if options.normals == "depth" else None
+        if normals is None:
+            normals = self._opacity_normals(coarse, novel)
         mask = unseen(normals, photo, options.tau)
         if options.mask == "visible":
-            assert seen.depth is not None and seen.alpha is not None
-            shown = seen_from(novel, seen.depth[1::2], seen.alpha[1::2], photo, seen.depth[::2], seen.alpha[::2])
-            mask = torch.maximum(mask, (~shown).to(mask.dtype))
+            assert turned.depth is not None and turned.alpha is not None
+            assert shown.depth is not None and shown.alpha is not None
+            visible = seen_from(novel, turned.depth, turned.alpha, photo, shown.depth, shown.alpha)
+            mask = torch.maximum(mask, (~visible).to(mask.dtype))
         return mask
 
     def _opacity_normals(self, coarse: _Coarse, camera: Camera) -> Tensor:
@@ -267,7 +265,7 @@ class DetailStage(InversionStage):
         assert photo is not None
         cameras = Camera.cat([camera, generator.rig.orbit(VIEWS).to(camera.device)])
         coarse, final = (
-            look(head, subject.latents, cameras, subject.expression) for head in (generator, subject.generator)
+            render_views(head, subject.latents, cameras, subject.expression) for head in (generator, subject.generator)
         )
         yaws = (round(yaw) for yaw in torch.rad2deg(cameras.yaw[1:]).tolist())
         captions = ["photo's view", *(f"{yaw:+d}°" if yaw else "front" for yaw in yaws)]
@@ -288,7 +286,7 @@ class DetailStage(InversionStage):
         head = HeadCode(subject.latents.to("cpu"), None, subject.expression.cpu(), camera.label().cpu())
         self._heads.append((name, head, photo.cpu()))
 
-    def export_heads(self) -> dict[str, Any]:
+    def export_heads(self) -> Export:
         heads = {name: head for name, head, _ in self._heads}
         photos = PhotoSet.collect(heads, {name: image for name, _, image in self._heads}, self.generator)
         media = {
@@ -296,7 +294,9 @@ class DetailStage(InversionStage):
             for name in photos.ids
             for picture in sorted((self.out / "pictures" / name).iterdir())
         }
-        return {"modules": {"generator": self.generator, "detail": self.detail, "anchors": photos}, "media": media}
+        modules = {"generator": self.generator, "detail": self.detail, "anchors": photos}
+        entries = [detailed_entry(name, f"reference_{name}.png") for name in photos.ids]
+        return Export(modules, media=media, extra=subject_index(entries), delta_of=self.unchanged(modules))
 
 
 def depth_change(final: Rendering, coarse: Rendering) -> Tensor:

@@ -13,6 +13,7 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
+from models.artifact import Export
 from models.checks import check_positive
 from models.errors import UserError
 from models.features.distortions import DISTORTIONS, affine_grid, appearance, distort, photometric
@@ -21,7 +22,7 @@ from models.features.evaluation import measure_features
 from models.losses.contrastive import ranking, supervised_contrastive
 from models.metrics.records import Record, write_records
 from models.segments import SEGMENTS
-from stages.base.ranks import average_gradients, broadcast, gather
+from stages.base.ranks import gather
 from stages.base.stage import Stage
 
 # Classes whose mean colours the style embedding must hold: face, hair with beard, cloth, background.
@@ -90,12 +91,6 @@ class FeaturesStage(Stage):
         self.perceptual.trunk = self.style.trunk
         self.appearance_head = nn.Linear(self.style.dim, 3 * len(_COLOUR_GROUPS) + 3)
         self.to(memory_format=torch.channels_last)  # a third faster on CPUs
-
-    def on_train_start(self) -> None:
-        broadcast(self)
-
-    def on_after_backward(self) -> None:
-        average_gradients(self)
 
     def training_step(self, batch: dict[str, Tensor], _: int) -> Tensor:
         # The losses compare what is in a batch: each rank contrasts, and augments, its own.
@@ -275,6 +270,6 @@ class FeaturesStage(Stage):
             perceptual=self.perceptual,
         )
 
-    def export(self) -> dict[str, Any]:
+    def export(self) -> Export:
         modules = {name: getattr(self, name) for name in ("perceptual", "style", "identity", "parser", "pose")}
-        return {"modules": modules, "metrics": self._validated, "dtype": dict.fromkeys(modules, "float16")}
+        return Export(modules, self._validated, dtype=dict.fromkeys(modules, "float16"))

@@ -16,7 +16,7 @@ from models.features.identity import ArcFaceIdentity
 from models.generators.base import Generator
 from models.losses.inversion import delta_regulariser, latent_error, latent_pull
 from stages.base.inversion import Batch, InversionStage, check_fit
-from stages.base.stage import ArtifactRef
+from stages.base.stage import GeneratorRef
 
 
 class InvertStage(InversionStage):
@@ -45,7 +45,7 @@ class InvertStage(InversionStage):
 
     def __init__(
         self,
-        prior: ArtifactRef,
+        prior: GeneratorRef,
         encoder: Encoder,
         trunk: str | None = None,
         delta_weight: float = 1e-3,
@@ -70,9 +70,7 @@ class InvertStage(InversionStage):
         check_positive(self, "rendered")
 
     def build_networks(self) -> None:
-        generator = self.take("prior", self.prior)
-        if not isinstance(generator, Generator):
-            raise UserError(f"{self.prior.path}: module {self.prior.module!r} is not a generator")
+        generator = self.take("prior", self.prior.path, self.prior.module, Generator)
         self.generator = generator.requires_grad_(self.joint)
         if self.trunk is not None:
             start_trunk(self.encoder, self.trunk)
@@ -100,7 +98,7 @@ class InvertStage(InversionStage):
     def losses(self, image: Tensor, camera: Camera | None, batch: Batch) -> dict[str, Tensor]:
         ws, expression = self.invert(image)
         order = torch.randperm(len(image) * self.world_size, generator=self.draws())
-        place = order.argsort()[self.own(len(image))]  # of each picture, among those of all ranks
+        place = order.argsort()[self.global_rows(len(image))]  # of each picture, among those of all ranks
         shown = place.argsort()[: self.rendered].to(image.device)
         seen = camera if camera is None else camera[shown]
         moves = expression if expression is None else expression[shown]

@@ -13,15 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.artifact import load
+from models.artifact import Export, load
 from models.camera import Camera
 from models.errors import UserError
 from models.files import atomic_write
 from models.generators.baked import BakedHead
 from models.generators.base import Generator
-from models.heads.detailed import DetailedGenerator
+from models.generators.views import render_views
+from models.heads.index import Entry, subject_index
 from models.heads.layers import layers_of
-from models.heads.subjects import Subject, Subjects, look
+from models.heads.subjects import Subject, Subjects
 from models.image import write_image, write_video
 from models.rendering.layers import write_layers
 from models.rendering.mesh import Mesh, fuse, mesh_cameras, write_mesh
@@ -36,7 +37,7 @@ from models.rendering.sheets import (
     sheet,
     stacked_lines,
 )
-from stages.base.stage import ArtifactRef, Stage
+from stages.base.stage import GeneratorRef, Stage
 from stages.gallery.page import Card, Figure, packed_mesh, page
 
 log = logging.getLogger(__name__)
@@ -100,7 +101,7 @@ class PresentStage(Stage):
 
     def __init__(
         self,
-        result: ArtifactRef,
+        result: GeneratorRef,
         items: list[str] | str | None = None,
         samples: int = 3,
         seed: int = 0,
@@ -208,13 +209,7 @@ class PresentStage(Stage):
             row.append(("input", subject.artwork))
         if subject.original is not None:
             row.append(("anchor", show(subject.camera, subject.original).image[0]))
-        if subject.original is not None:
-            name = "stylised"
-        elif isinstance(subject.generator, DetailedGenerator):
-            name = "one pass"
-        else:
-            name = "anchor" if row or subject.camera is not None else "head"
-        return [*row, (name, show(subject.camera).image[0])]
+        return [*row, (subject.caption, show(subject.camera).image[0])]
 
     def _views(self, show: _Show, exhibit: Exhibit) -> None:
         subject, rig = show.subject, show.rig
@@ -370,14 +365,15 @@ class PresentStage(Stage):
     def panels(self) -> dict[str, Tensor]:
         return self._panels
 
-    def export(self) -> dict[str, Any]:
+    def export(self) -> Export:
         cards, media = [], {}
         for identity in self._ids:
             folder = self.out / "items" / identity
             cards.append(Card.from_json((folder / "card.json").read_text("utf-8")))
             media |= {p.name: p for p in sorted(folder.iterdir()) if p.name != "card.json"}
         content: dict[str, Any] = {**media, "index.html": page(cards, self.inputs["result"]).encode()}
-        return {"media": content, "extra": {"items": [card.id for card in cards]}}
+        entries = [Entry(card.id, codes=None, artwork=card.reference) for card in cards]
+        return Export(media=content, extra={"items": [card.id for card in cards], **subject_index(entries)})
 
     def on_predict_end(self) -> None:
         # The callbacks, which export, come first.
@@ -414,7 +410,7 @@ class _Show:
     def __call__(
         self, camera: Camera | None, generator: Generator | None = None, expression: Tensor | None = None
     ) -> Rendering:
-        return look(
+        return render_views(
             generator or self.subject.generator,
             self.subject.latents,
             camera if camera is None else camera.to(self.device),

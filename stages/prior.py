@@ -22,7 +22,7 @@ from models.metrics.records import Record, write_records
 from models.rendering.manifolds import ManifoldPredictor, fit_predictor
 from stages.base.adversarial import AdversarialLoss, AdversarialStage, Batch, Fakes, Optimization
 from stages.base.ranks import gather, means
-from stages.base.stage import ArtifactRef
+from stages.base.stage import GeneratorRef
 
 
 @runtime_checkable
@@ -68,7 +68,7 @@ class PriorStage(AdversarialStage):
         views_per_step: int | None = None,
         fit_manifolds: bool = True,
         channels_last: bool = True,
-        tested: ArtifactRef | None = None,
+        tested: GeneratorRef | None = None,
         fit_subjects: int = 32,
         kid_features: Distribution | None = None,
         neighbours: int = 0,
@@ -87,7 +87,9 @@ class PriorStage(AdversarialStage):
 
     def build_model(self) -> None:
         if self.tested is not None:
-            self.average.module = self.take("tested", self.tested).requires_grad_(False)
+            self.average.module = self.take("tested", self.tested.path, self.tested.module, Generator).requires_grad_(
+                False
+            )
 
     def on_fit_start(self) -> None:
         predictor = getattr(self.generator, "predictor", None)

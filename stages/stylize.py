@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import safetensors.torch
 import torch
@@ -17,16 +17,18 @@ from torch import Tensor, nn
 
 from datamodules.artworks import Artwork
 from datamodules.truth import KnowsItemTruth
-from models.artifact import load
+from models.artifact import Export, load
 from models.augment.pairs import PairAugmentation
 from models.camera import Camera
 from models.checks import check_not_negative, check_positive
 from models.errors import UserError
-from models.features.base import Frozen, move_frozen
+from models.features.base import Frozen
 from models.files import atomic_write
 from models.generators.base import Generator
+from models.generators.views import render_views
 from models.heads.codes import HeadCode, HeadCodes
-from models.heads.subjects import Subjects, look
+from models.heads.index import Entry, read_index, subject_index
+from models.heads.subjects import Subjects
 from models.heads.tuning import TunedWeights, select_parameters, with_weights
 from models.image import write_image
 from models.latents import Latents
@@ -223,15 +225,12 @@ class StylizeStage(PerItemStage[Artwork, StyleState]):
             raise UserError("give what to stylise as --model.anchor.path, or for test what to score as --model.tested")
         if self.recipe.direction and self.style is None:
             raise UserError("recipe.direction has a weight, and there is no embedding to measure it: see --model.style")
-        generator, anchors = (self.take("anchor", ArtifactRef(self.anchor.path, m)) for m in ("generator", "anchors"))
-        if not isinstance(generator, Generator) or not isinstance(anchors, HeadCodes):
-            raise UserError(f"{self.anchor.path} is not the result of galatea anchor")
-        self.generator, self.anchors = generator.requires_grad_(False), anchors
+        self.generator = self.take("anchor", self.anchor.path, "generator", Generator).requires_grad_(False)
+        self.anchors = self.take("anchor", self.anchor.path, "anchors", HeadCodes)
 
     # -- one group --------------------------------------------------------------------------------
 
     def start_group(self, items: Sequence[Artwork]) -> StyleState:
-        move_frozen(self, self.device)
         recipe = self._possible(self.recipe)
         try:
             names = select_parameters(self.generator, recipe.train, recipe.freeze)
@@ -285,7 +284,7 @@ class StylizeStage(PerItemStage[Artwork, StyleState]):
         ws, z = anchor.latents.to(self.device), None if anchor.z is None else anchor.z.to(self.device)
         expression = None if anchor.neutral else anchor.expression.to(self.device)
         pool = None if camera is None else self._pool(recipe, draws).to(self.device)
-        views, seen = (look(generator, ws, c, expression, chunk=_CHUNK) for c in (pool, camera))
+        views, seen = (render_views(generator, ws, c, expression, chunk=_CHUNK) for c in (pool, camera))
         guide = None
         if recipe.direction and self.style is not None:
             guide = displacement(self.style(reference), self.style(seen.image), recipe.normalize_embedding)  # Eq. 4
@@ -295,7 +294,7 @@ class StylizeStage(PerItemStage[Artwork, StyleState]):
             unit = generator.rig.scale
             face = weighted_reference(reference, camera, seen, recipe.rim)
             if recipe.mirror:
-                other = look(generator, ws, camera.mirror(), expression)
+                other = render_views(generator, ws, camera.mirror(), expression)
                 opposite = mirrored(reference, camera, seen, other, recipe.mirror_hidden, unit)
             if recipe.carry:
                 elsewhere = reprojected(reference, camera, seen, pool, views, recipe.carry_fill, unit)
@@ -349,7 +348,7 @@ class StylizeStage(PerItemStage[Artwork, StyleState]):
             # The mapping moves too; what the codes hold beyond mapping(z), a refinement in w+, stays.
             before = self.generator.mapping(target.z)
             after = tuned.mapping(target.z)
-            ws = Latents({name: t + after.groups[name] - before.groups[name] for name, t in ws.groups.items()})
+            ws = ws + after - before
         # One pass of the backbone serves all views.
         out = tuned.synthesis(ws, cameras, expression=target.expression)
         own = out.image[:1]
@@ -370,11 +369,11 @@ class StylizeStage(PerItemStage[Artwork, StyleState]):
             terms["carry"] = (pseudo.error(seen) + distance).mean()
         if recipe.geometry:
             assert out.alpha is not None and target.views.alpha is not None
-            assert out.depth is not None and target.views.depth is not None
-            alpha, deeper = target.views.alpha[chosen], out.depth[first:] - target.views.depth[chosen]
-            both = (alpha > 0.5) & (out.alpha[first:] > 0.5)
-            change = (out.alpha[first:] - alpha).square() + both * (deeper / self.generator.rig.scale).square()
-            terms["geometry"] = change.mean()
+            change = out[first:] - target.views[chosen]
+            assert change.alpha is not None and change.depth is not None
+            both = (target.views.alpha[chosen] > 0.5) & (out.alpha[first:] > 0.5)
+            moved = change.alpha.square() + both * (change.depth / self.generator.rig.scale).square()
+            terms["geometry"] = moved.mean()
         if recipe.locality:
             terms["locality"] = self._locality(tuned, target, recipe, draws)
         total = sum(
@@ -437,7 +436,7 @@ class StylizeStage(PerItemStage[Artwork, StyleState]):
             if target.camera is not None:
                 _, pitch = self.generator.rig.angles(target.camera)
                 orbit = self.generator.rig.orbit(_ORBIT, pitch=float(pitch)).to(self.device)
-            before = look(self.generator, target.ws, orbit, target.expression, chunk=_CHUNK).image
+            before = render_views(self.generator, target.ws, orbit, target.expression, chunk=_CHUNK).image
             after = weights.tuned.synthesis(target.ws, orbit, expression=target.expression).image
             picture = strip(before, after).cpu()
             self._strips[item.id] = picture
@@ -445,30 +444,32 @@ class StylizeStage(PerItemStage[Artwork, StyleState]):
             own = weights.tuned.synthesis(target.ws, target.camera, expression=target.expression).image
             write_image(folder / "stylised.png", own)
 
-    def export(self) -> dict[str, Any]:
+    def export(self) -> Export:
         source = self.inputs["anchor"]
         anchors, ids = self.anchors, [item.id for item in self.items]
         if self.recipe.latent == "random":
             codes = {identity: self._code(identity, item_generator(self.seed, identity, -1)) for identity in ids}
             anchors = HeadCodes.pack(codes, self.generator)
+        artworks = {entry.id: entry.artwork for entry in read_index(source.manifest) if entry.artwork is not None}
         modules: dict[str, nn.Module] = {"generator": self.generator, "anchors": anchors}
         media: dict[str, Path] = {}
+        entries, deltas = [], {}
         for identity in ids:
-            folder = self.item_dir(identity)
-            tensors = safetensors.torch.load_file(folder / "tuned.safetensors")
-            modules[f"stylised.{identity}"] = with_weights(self.generator, tensors)
-            media[f"views_{identity}.png"] = folder / "views.png"
-            media[f"stylised_{identity}.png"] = folder / "stylised.png"
-            media[f"reference_{identity}.png"] = source.media(f"reference_{identity}.png")
-        deltas = [name for name in modules if name.startswith("stylised.")]
+            folder, own, artwork = self.item_dir(identity), f"stylised.{identity}", f"reference_{identity}.png"
+            modules[own] = with_weights(self.generator, safetensors.torch.load_file(folder / "tuned.safetensors"))
+            media |= {f"{kind}_{identity}.png": folder / f"{kind}.png" for kind in ("views", "stylised")}
+            media[artwork] = source.media(artworks[identity])
+            entries.append(Entry(identity, "anchors", own, "generator", artwork=artwork, caption="stylised"))
+            deltas[own] = "generator"
         items = [entry for entry in source.extra.get("items", []) if isinstance(entry, dict) and entry.get("id") in ids]
-        return {
-            "modules": modules,
-            "media": media,
-            "dtype": dict.fromkeys(deltas, "float16"),
-            "delta_of": dict.fromkeys(deltas, "generator"),
-            "extra": {"items": items, "recipe": dataclasses.asdict(self.recipe), "seed": self.seed},
-        }
+        about = {"items": items, "recipe": dataclasses.asdict(self.recipe), "seed": self.seed}
+        return Export(
+            modules,
+            media=media,
+            extra=about | subject_index(entries),
+            dtype=dict.fromkeys(deltas, "float16"),
+            delta_of=deltas | self.unchanged(modules),
+        )
 
     def panels(self) -> dict[str, Tensor]:
         return {"stylised": torch.cat(list(self._strips.values())[-4:], 1)} if self._strips else {}

@@ -55,9 +55,7 @@ class TuneStage(InversionStage):
         chosen = set(select_parameters(self.generator, self.tuned, self.kept))
         for name, parameter in self.generator.named_parameters():
             parameter.requires_grad_(name in chosen)
-        original = self.take("inverter", ArtifactRef(self.inverter.path))
-        assert isinstance(original, Generator)
-        self.original = Frozen(original)
+        self.original = Frozen(self.take("inverter", self.inverter.path, "generator", Generator))
 
     def losses(self, image: Tensor, camera: Camera | None, batch: Batch) -> dict[str, Tensor]:
         with torch.no_grad():
@@ -66,7 +64,7 @@ class TuneStage(InversionStage):
         loss = terms["reconstruction"]
         if self.locality_weight:
             original, near = self.original.module, slice(self.locality_samples)
-            rows = self.own(len(image[near]))
+            rows = self.global_rows(len(image[near]))
             z = original.sample_z(len(rows) * self.world_size, self.draws())[rows].to(image.device)
             view = camera and camera[near]
             distance = self.locality_distance

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -104,6 +105,20 @@ class HeadCodes(Configurable):
 
     def __contains__(self, identity: str) -> bool:
         return identity in self.ids
+
+    def only(self, identity: str) -> HeadCodes:
+        """The same without the others.
+
+        Raises:
+            KeyError: when there is none of that id.
+        """
+        if identity not in self.ids:
+            raise KeyError(identity)
+        row = self.ids.index(identity)
+        arguments: dict[str, Any] = self.init_args | {"ids": [identity]}
+        one = type(self)(**arguments)
+        one.load_state_dict({name: tensor[row : row + 1] for name, tensor in self.state_dict().items()})
+        return one
 
     def __getitem__(self, identity: str) -> HeadCode:
         """The anchor of one artwork.

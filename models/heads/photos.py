@@ -12,7 +12,7 @@ from models.heads.codes import HeadCode, HeadCodes
 
 
 class PhotoSet(HeadCodes):
-    """Anchors and the photos they are of: all that details are reconstructed from, as a module of an artifact.
+    """Codes and the photos they are of: all that details are reconstructed from, as a module of an artifact.
 
     Args:
         side: of the photos, pixels.
@@ -39,19 +39,6 @@ class PhotoSet(HeadCodes):
         photos = PhotoSet(packed.ids, _sizes(packed), image.shape[-1], packed.expressions)
         photos.load_state_dict(packed.state_dict() | {"image": image})
         return photos
-
-    def only(self, identity: str) -> PhotoSet:
-        """A set of one of the photos.
-
-        Raises:
-            KeyError: when there is none of that id.
-        """
-        if identity not in self.ids:
-            raise KeyError(identity)
-        row = self.ids.index(identity)
-        one = PhotoSet((identity,), _sizes(self), self.image.shape[-1], self.expressions)
-        one.load_state_dict({name: tensor[row : row + 1] for name, tensor in self.state_dict().items()})
-        return one
 
 
 def _sizes(anchors: HeadCodes) -> list[tuple[str, int, int]]:

@@ -448,7 +448,7 @@ class Projector(nn.Module):
         """Images of the items' active rows, all by default, their codes, and the number of rows per item."""
         items = list(self) if items is None else items
         parts = [self.latents(item) for item in items]
-        latents = Latents({name: torch.cat([part.groups[name] for part in parts]) for name in parts[0].groups})
+        latents = Latents.cat(parts)
         image = self._synthesis(items, latents, self._cameras(items))
         return image, latents, [len(part) for part in parts]
 

@@ -1,8 +1,6 @@
 """What an artifact lets one look at: heads, each with its generator, code, expression and camera.
 
-An artifact holds ``generator``; after artworks were fitted also ``anchors`` (:class:`models.heads.codes.HeadCodes`),
-and after stylisation one ``stylised.ID`` per artwork. Where photos were inverted with details, it holds ``detail``
-(:class:`models.encoders.detail.DetailReconstructor`) and the photos beside their anchors.
+Its index says what these are made of (:mod:`models.heads.index`); without one, the generator is sampled.
 """
 
 from __future__ import annotations
@@ -11,26 +9,28 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from models.artifact import Artifact, ArtifactError
 from models.camera import Camera
+from models.configurable import class_named
 from models.encoders.base import Encoder
 from models.encoders.detail import DetailReconstructor
-from models.errors import UserError
+from models.errors import UserError, one_line
 from models.generators.baked import BakedHead
 from models.generators.base import Generator
 from models.generators.manifold import ManifoldGenerator
 from models.heads.codes import HeadCode, HeadCodes
 from models.heads.detailed import DetailedGenerator
+from models.heads.index import Entry, read_index
 from models.heads.photos import PhotoSet
 from models.image import read_image, resized
 from models.latents import Latents
-from models.rendering.output import Rendering
 
-STYLISED = "stylised."  # prefix of the modules that hold one artwork's generator
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
 TRUNCATION = 0.7  # of sampled subjects: typical rather than extreme heads
 
 
@@ -46,6 +46,7 @@ class Subject:
         expression: (1, E) the head's own, E = 0 where the generator cannot animate.
         camera: of the artwork, ``None`` of a sampled head and in a 2D generator.
         artwork: (3, H, W) in [-1, 1], where the artifact holds it.
+        caption: what it is called beside the artwork.
     """
 
     id: str
@@ -55,6 +56,7 @@ class Subject:
     expression: Tensor
     camera: Camera | None = None
     artwork: Tensor | None = None
+    caption: str = "head"
 
     @cached_property
     def _between(self) -> Generator:
@@ -88,10 +90,12 @@ class Subject:
 class Subjects:
     """The subjects of an artifact, by id; networks are read when a subject is asked for.
 
+    What there is to see is said by the artifact's index (:mod:`models.heads.index`).
+
     Args:
         artifact: holds at least a generator.
-        module: name of the generator.
-        samples: heads drawn from a generator that no artwork was fitted to.
+        module: name of the generator; one other than "generator" shows all subjects itself.
+        samples: heads drawn from a generator that nothing was fitted to.
         seed: of the draw.
 
     Raises:
@@ -104,19 +108,19 @@ class Subjects:
             shown = [name for name, parent in artifact.manifest["parents"].items() if module in parent["modules"]]
             hint = f"; it was made from the artifact of its {shown[0]}, which has one" if shown else ""
             raise UserError(f"{artifact.path} (stage {artifact.stage}) has no module {module!r} to show{hint}")
-        generator = artifact.module(module)
-        if not isinstance(generator, Generator):
-            raise UserError(f"module {module!r} of {artifact.path} is not a generator")
-        self.artifact, self.generator = artifact, generator.requires_grad_(False)
-        anchors = artifact.module("anchors") if "anchors" in modules else None
-        self.anchors = anchors if isinstance(anchors, HeadCodes) else None
+        self.artifact, self._shared = artifact, dict[str, nn.Module]()
+        self.generator = self._module(module, Generator)
+        entries = [entry for entry in read_index(artifact.manifest) if entry.codes is not None]
+        if module != "generator":
+            entries = [Entry(e.id, e.codes, module, artwork=e.artwork, caption=e.caption) for e in entries]
+        self.entries = {entry.id: entry for entry in entries}
         self.samples, self.seed = samples, seed
 
     @property
     def ids(self) -> tuple[str, ...]:
         """Ids of all subjects."""
-        if self.anchors is not None:
-            return self.anchors.ids
+        if self.entries:
+            return tuple(self.entries)
         count = self.samples if self.generator.z_dim else 1  # a baked head is what it is
         return tuple(f"subject-{i + 1}" for i in range(count))
 
@@ -136,28 +140,49 @@ class Subjects:
 
         Raises:
             UserError: for an unknown id.
-            ArtifactError: when its generator cannot be read.
+            ArtifactError: when what shows it cannot be read.
         """
         self.choose([identity])
-        if self.anchors is None:
+        if not self.entries:
             return self._sampled(identity)
-        anchor = self.anchors[identity]
-        generator, original = self.generator, None
-        if STYLISED + identity in self.artifact.manifest["modules"]:
-            stylised = self.artifact.module(STYLISED + identity)
-            if not isinstance(stylised, Generator):
-                raise ArtifactError(f"module {STYLISED + identity!r} of {self.artifact.path} is not a generator")
-            generator, original = stylised.requires_grad_(False), self.generator
-        elif isinstance(self.anchors, PhotoSet) and "detail" in self.artifact.manifest["modules"]:
-            generator = self._detailed(self.anchors.only(identity))
-        artwork = find_artwork(self.artifact, identity)
-        return Subject(identity, generator, original, anchor.latents, anchor.expression, anchor.camera, artwork)
+        entry = self.entries[identity]
+        assert entry.codes is not None
+        codes = self._module(entry.codes, HeadCodes)
+        if identity not in codes:
+            raise ArtifactError(f"{self.artifact.path}: its index has {identity}, its {entry.codes} have not")
+        code, original = codes[identity], None
+        if entry.wrapper is not None:
+            generator = self._wrapped(entry)
+        elif entry.original is not None:
+            original = self._module(entry.original, Generator)
+            generator = self._module(entry.generator, Generator, shared=False)  # its own: others do not need it
+        else:
+            generator = self._module(entry.generator, Generator)
+        artwork = None if entry.artwork is None else read_image(self.artifact.media(entry.artwork))[0]
+        return Subject(
+            identity, generator, original, code.latents, code.expression, code.camera, artwork, entry.caption
+        )
 
-    def _detailed(self, photo: PhotoSet) -> Generator:
-        detail = self.artifact.module("detail")
-        if not isinstance(self.generator, ManifoldGenerator) or not isinstance(detail, DetailReconstructor):
-            raise ArtifactError(f"{self.artifact.path} has details, but no generator of surface manifolds")
-        return DetailedGenerator(self.generator, detail.requires_grad_(False), photo).eval()
+    def _module(self, name: str, kind: type[ModuleT], shared: bool = True) -> ModuleT:
+        module = self._shared.get(name) or self.artifact.module(name).requires_grad_(False)
+        if not isinstance(module, kind):
+            noun = {Generator: "a generator", HeadCodes: "codes of heads"}.get(kind, f"a {kind.__name__}")
+            raise ArtifactError(f"module {name!r} of {self.artifact.path} is not {noun}")
+        if shared:
+            self._shared[name] = module
+        return module
+
+    def _wrapped(self, entry: Entry) -> Generator:
+        assert entry.wrapper is not None
+        parts = {name: self._module(module, nn.Module) for name, module in entry.parts.items()}
+        own = {name: p.only(entry.id) if isinstance(p, HeadCodes) else p for name, p in parts.items()}
+        try:
+            wrapper = class_named(entry.wrapper)(**own)
+        except (TypeError, ValueError, KeyError, AttributeError) as error:
+            raise ArtifactError(f"{self.artifact.path}: {entry.id} cannot be shown: {one_line(error)}") from error
+        if not isinstance(wrapper, Generator):
+            raise ArtifactError(f"{self.artifact.path}: {entry.id} is shown by {entry.wrapper}, which is no generator")
+        return wrapper.requires_grad_(False).eval()
 
     def _sampled(self, identity: str) -> Subject:
         z = self.generator.sample_z(self.samples, torch.Generator().manual_seed(self.seed))
@@ -191,53 +216,4 @@ def invert(
     image = resized(image, detail.resolution)
     photo = PhotoSet.collect({identity: anchor}, {identity: image[0]}, generator).to(image.device)
     head = DetailedGenerator(generator, detail, photo).eval()
-    return Subject(identity, head, None, anchor.latents, anchor.expression, camera, image[0])
-
-
-def find_artwork(artifact: Artifact, identity: str) -> Tensor | None:
-    """The framed artwork (3, H, W) that the artifact keeps as ``media/reference_ID.png``, or ``None``."""
-    if f"media/reference_{identity}.png" not in artifact.manifest["files"]:
-        return None
-    return read_image(artifact.media(f"reference_{identity}.png"))[0]
-
-
-@torch.no_grad()
-def look(
-    generator: Generator,
-    latents: Latents,
-    camera: Camera | None,
-    expression: Tensor | None = None,
-    resolution: int | None = None,
-    chunk: int = 12,
-) -> Rendering:
-    """One subject from many cameras or with many expressions, a chunk at a time to bound memory; without taps.
-
-    Args:
-        latents: a batch of one.
-        camera: V cameras; ``None`` for a 2D generator, where V is the number of expressions.
-        expression: (1, E) or (V, E); ``None`` or E = 0 is neutral.
-        resolution: image side, where it is free; native when ``None``.
-        chunk: cameras rendered together: they share one backbone pass.
-
-    Returns:
-        fields (V, ., H, W).
-    """
-    if expression is not None and expression.shape[1] == 0:
-        expression = None
-    if not generator.free_resolution:
-        resolution = None
-    if camera is None and expression is not None:
-        latents = latents.repeat_interleave(len(expression))
-    parts = []
-    for start in range(0, len(latents) if camera is None else len(camera), chunk):
-        some = slice(start, start + chunk)
-        code = expression if expression is None or len(expression) == 1 else expression[some]
-        if camera is None:
-            parts.append(generator.synthesis(latents[some], expression=code, resolution=resolution))
-        else:
-            parts.append(generator.synthesis(latents, camera[some], expression=code, resolution=resolution))
-    fields = {}
-    for name in ("image", "raw", "depth", "alpha", "normals"):
-        values = [getattr(part, name) for part in parts]
-        fields[name] = None if values[0] is None else torch.cat(values)
-    return Rendering(**fields)
+    return Subject(identity, head, None, anchor.latents, anchor.expression, camera, image[0], "one pass")

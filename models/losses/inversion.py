@@ -63,7 +63,7 @@ def delta_regulariser(latents: Latents) -> Tensor:
 
 def latent_pull(latents: Latents, mean: Latents) -> Tensor:
     """L_w+ = ||w+ - mean w||^2 (GRAMInverter, A.4, Eq. 1): (B,)."""
-    difference = Latents({name: t - mean.groups[name] for name, t in latents.groups.items()})
+    difference = latents - mean
     return sum_over_groups(difference, lambda t: t.square().sum((1, 2)))
 
 

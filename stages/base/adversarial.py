@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.artifact import Export
 from models.camera import Camera
 from models.checks import check_not_negative, check_positive
 from models.ema import EMA
@@ -31,7 +32,7 @@ from models.losses.gan import (
     r1_penalty,
 )
 from models.rendering.output import Rendering
-from stages.base.ranks import average_gradients, broadcast
+from stages.base.ranks import average_gradients
 from stages.base.seeds import item_generator, step_generator
 from stages.base.stage import Stage
 
@@ -167,7 +168,8 @@ class AdversarialStage(Stage):
         self.generator, self.discriminator = generator, discriminator
         self.average: EMA[Any] = EMA(self.trained, self.optimization.ema_images)
         if self.channels_last:
-            self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            for network in self.children():
+                network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     @property
     def trained(self) -> nn.Module:
@@ -185,7 +187,8 @@ class AdversarialStage(Stage):
     def sample_fakes(self, batch: Batch, draws: torch.Generator) -> Fakes:
         """Pictures of random subjects, one a real picture, from its camera."""
         real, camera = batch["image"].flatten(0, 1), self.camera(batch)
-        z = self.generator.sample_z(len(real) * self.world_size, draws)[self.own(len(real), batch["image"].shape[1])]
+        rows = self.global_rows(len(real), batch["image"].shape[1])
+        z = self.generator.sample_z(len(real) * self.world_size, draws)[rows]
         if self.global_rank > 0:  # what a generator draws inside, noise and jitter, it draws for its rank's rows
             draws = step_generator(self.seed, self._step, self.global_rank)
         latents, noise = self.generator.mapping(z.to(self.device)), draws.get_state()
@@ -249,7 +252,7 @@ class AdversarialStage(Stage):
         return optimizers
 
     def on_train_start(self) -> None:
-        broadcast(self)
+        super().on_train_start()
         # Resumed from the last step of all, there is nothing left but to export.
         self.trainer.should_stop = int(self.images_seen) >= self.total_images
 
@@ -320,11 +323,11 @@ class AdversarialStage(Stage):
             for name in [name for name in state if name.startswith("average.")]:
                 state[f"average.module.{name.removeprefix('average.')}"] = state.pop(name)
 
-    def export(self) -> dict[str, Any]:
+    def export(self) -> Export:
         modules: dict[str, nn.Module] = {"generator": self.average.module.eval()}
         if self.discriminator is not None and int(self.images_seen) > self.adversarial.start:
             modules["discriminator"] = self.discriminator.eval()
-        return {"modules": modules, "dtype": dict.fromkeys(modules, "float16")}
+        return Export(modules, dtype=dict.fromkeys(modules, "float16"))
 
     # -- steps ---------------------------------------------------------------------------------------------------
 

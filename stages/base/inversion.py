@@ -19,13 +19,15 @@ from torch import Tensor, nn
 from torchvision.utils import make_grid
 
 from datamodules.truth import KnowsViewTruth
+from models.artifact import Export
 from models.camera import Camera
 from models.checks import check_not_negative, check_positive
 from models.encoders.base import Encoder
 from models.errors import UserError
-from models.features.base import Frozen, move_frozen
+from models.features.base import Frozen
 from models.generators.base import Generator
 from models.heads.codes import HeadCode, HeadCodes
+from models.heads.index import Entry, subject_index
 from models.image import resized, write_image
 from models.latents import Latents
 from models.losses.inversion import ReconstructionLoss
@@ -34,7 +36,7 @@ from models.metrics.inversion import PROTOCOL, VERSION, InversionProtocol, Inver
 from models.metrics.records import Record, finite, write_records
 from models.names import item_id
 from models.rendering.output import Rendering
-from stages.base.ranks import average_gradients, broadcast, gather, means
+from stages.base.ranks import gather, means
 from stages.base.seeds import step_generator
 from stages.base.stage import ArtifactRef, Stage
 
@@ -151,10 +153,8 @@ class InversionStage(Stage):
 
     def take_networks(self, role: str, path: str) -> None:
         """Generator and encoder of an artifact, frozen."""
-        generator, encoder = (self.take(role, ArtifactRef(path, name)) for name in ("generator", "encoder"))
-        if not isinstance(generator, Generator) or not isinstance(encoder, Encoder):
-            raise UserError(f"{path} does not hold a generator and its encoder: it is not the result of galatea invert")
-        self.generator, self.encoder = generator.requires_grad_(False), encoder.requires_grad_(False)
+        self.generator = self.take(role, path, "generator", Generator).requires_grad_(False)
+        self.encoder = self.take(role, path, "encoder", Encoder).requires_grad_(False)
 
     def train(self, mode: bool = True) -> InversionStage:
         """Networks that do not learn stay in evaluation mode."""
@@ -205,14 +205,6 @@ class InversionStage(Stage):
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(self.schedule.rate, steps=steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
-    def on_fit_start(self) -> None:
-        move_frozen(self, self.device)
-
-    on_validation_start = on_test_start = on_predict_start = on_fit_start
-
-    def on_train_start(self) -> None:
-        broadcast(self)
-
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         self._shown = self._shown or batch
         terms = self.losses(*self.pictures(batch), batch)
@@ -220,11 +212,8 @@ class InversionStage(Stage):
         self.log(f"{self.name}/lr", self.optimizers().param_groups[0]["lr"])  # type: ignore[union-attr]
         return terms["loss"].mean()
 
-    def on_after_backward(self) -> None:
-        average_gradients(self)
-
     def draws(self) -> torch.Generator:
-        """A CPU generator for the draws of this step, for the whole batch; see :meth:`own`."""
+        """A CPU generator for the draws of this step, for the whole batch; see :meth:`global_rows`."""
         return step_generator(self.seed, self.global_step)
 
     # -- validation -------------------------------------------------------------------------------
@@ -344,14 +333,19 @@ class InversionStage(Stage):
     def on_predict_epoch_end(self) -> None:
         self._heads = gather(self._heads)
 
-    def export(self) -> dict[str, Any]:
+    def export(self) -> Export:
         if self._heads:
             return self.export_heads()
-        source = next(iter(self.inputs.values())).manifest["modules"].get("generator", {})
-        dtype = {"encoder": "float16", "generator": source.get("dtype")}  # the latter as precise as it came
-        return {"modules": self.modules_out(), "metrics": self._validated, "dtype": dtype}
+        modules = self.modules_out()
+        dtype = dict.fromkeys(modules, "float16") | {"generator": self._precision}
+        return Export(modules, self._validated, dtype=dtype, delta_of=self.unchanged(modules))
 
-    def export_heads(self) -> dict[str, Any]:
+    @property
+    def _precision(self) -> str | None:
+        """That the generator came in."""
+        return next(iter(self.inputs.values())).manifest["modules"].get("generator", {}).get("dtype")
+
+    def export_heads(self) -> Export:
         """The heads of predict beside their generator, for the stages that go on from ``anchor``."""
         heads = {identity: head for identity, head, _ in self._heads}
         folder = self.out / "pictures"
@@ -361,7 +355,8 @@ class InversionStage(Stage):
             write_image(folder / name, picture)
             media[name] = folder / name
         modules = {"generator": self.generator, "anchors": HeadCodes.pack(heads, self.generator)}
-        return {"modules": modules, "media": media}
+        entries = [Entry(identity, artwork=f"reference_{identity}.png", caption="anchor") for identity in heads]
+        return Export(modules, media=media, extra=subject_index(entries), delta_of=self.unchanged(modules))
 
     # -- resume -----------------------------------------------------------------------------------
 

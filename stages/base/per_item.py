@@ -141,6 +141,9 @@ class PerItemStage(Stage, Generic[Item, State]):
         # Every rank runs as many steps as the longest, idle at the end: no rank waits in another's barrier.
         self.trainer.datamodule.steps = range(max(map(len, ticks)))  # type: ignore[attr-defined]
 
+    def on_train_start(self) -> None:
+        """Nothing: ranks share nothing."""
+
     def images_in(self, batch: Any) -> int:
         return len(self._plan[0].items) if self._plan else 0
 

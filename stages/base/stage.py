@@ -7,17 +7,21 @@ and says what it hands on in ``export``.
 from __future__ import annotations
 
 import logging
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
 from callbacks.checkpoint import LastCheckpoint
-from models.artifact import Artifact, load
+from models.artifact import Artifact, Export, load
 from models.errors import UserError
+from models.features.base import Frozen
+from stages.base.ranks import average_gradients, broadcast
 from stages.base.seeds import rng_state, set_rng_state
 
 log = logging.getLogger(__name__)
@@ -27,15 +31,29 @@ _RECORD = "galatea"  # our key in a Lightning checkpoint
 
 @dataclass(frozen=True)
 class ArtifactRef:
-    """A module of an artifact, as named in YAML.
+    """An artifact, as named in YAML.
 
     Attributes:
-        path: the artifact's folder, or a folder that holds it as ``artifact/``.
-        module: name of the module inside.
+        path: its folder, or a folder that holds it as ``artifact/``.
+    """
+
+    path: str
+
+
+@dataclass(frozen=True)
+class GeneratorRef:
+    """A generator of an artifact, as named in YAML.
+
+    Attributes:
+        path: as of :class:`ArtifactRef`.
+        module: name of the generator: an artifact may hold several.
     """
 
     path: str
     module: str = "generator"
+
+
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
 class Stage(pl.LightningModule):
@@ -60,6 +78,7 @@ class Stage(pl.LightningModule):
         super().__init__()
         self.inputs: dict[str, Artifact] = {}
         self.step_hash: str | None = None
+        self._taken: list[tuple[nn.Module, tuple[Artifact, str]]] = []
         self._built = False
         self._rng: dict[str, Any] | None = None
 
@@ -68,11 +87,10 @@ class Stage(pl.LightningModule):
     def build_model(self) -> None:
         """Build networks; called once, before a checkpoint is restored. Inputs come from :meth:`take`."""
 
-    def export(self) -> dict[str, Any] | None:
-        """What the stage hands on: keyword arguments of :func:`models.artifact.save`, or ``None`` for nothing.
+    def export(self) -> Export | None:
+        """What the stage hands on, or ``None`` for nothing.
 
-        ``path``, ``stage``, ``parents`` and ``step_hash`` are filled in. Called on rank 0 at the end of fit
-        and predict, after all ranks have finished.
+        Called on rank 0 at the end of fit and predict, after all ranks have finished.
         """
         return None
 
@@ -98,22 +116,41 @@ class Stage(pl.LightningModule):
                 callback.save(self.trainer)
         self.trainer.strategy.barrier("saved")  # no rank ends while another writes
 
-    def take(self, role: str, ref: ArtifactRef) -> nn.Module:
-        """The module that ``ref`` names; its artifact becomes a parent of what this stage exports.
+    def take(self, role: str, path: str, module: str, kind: type[ModuleT]) -> ModuleT:
+        """A module of the artifact ``path``, which becomes a parent of what this stage exports.
 
         Raises:
             ArtifactError: when the artifact is missing or damaged, or has no such module.
+            UserError: when the module is of another kind.
         """
         if role not in self.inputs:
-            self.inputs[role] = load(ref.path)
-        return self.inputs[role].module(ref.module)
+            self.inputs[role] = load(path)
+        source = self.inputs[role]
+        found = source.module(module)
+        if not isinstance(found, kind):
+            noun = re.sub(r"(?<!^)(?=[A-Z])", " ", kind.__name__).lower()
+            raise UserError(
+                f"{path} (stage {source.stage}) is not what {self.name} needs as its {role}: module {module!r} is not "
+                f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}, but {type(found).__name__}"
+            )
+        self._taken.append((found, (source, module)))
+        return found
+
+    def unchanged(self, modules: Mapping[str, nn.Module]) -> dict[str, tuple[Artifact, str]]:
+        """Of modules to hand on, those that were taken and do not learn, with where they are stored already."""
+        return {
+            name: origin
+            for name, module in modules.items()
+            for taken, origin in self._taken
+            if taken is module and not any(p.requires_grad for p in module.parameters())
+        }
 
     @property
     def world_size(self) -> int:
         """Number of ranks; 1 without a trainer."""
         return 1 if self._trainer is None else self._trainer.world_size
 
-    def own(self, rows: int, views: int = 1) -> Tensor:
+    def global_rows(self, rows: int, views: int = 1) -> Tensor:
         """Where this rank's ``rows``, ``views`` of each subject in a row, are in the batch of all ranks.
 
         The loaders deal subjects out in turn. Draws for the whole batch, of which a rank takes its own rows, belong to
@@ -133,6 +170,22 @@ class Stage(pl.LightningModule):
         if not self._built:
             self.build_model()
             self._built = True
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Stage:
+        """Frozen networks move with the stage, though it does not own them."""
+        super()._apply(fn, recurse)
+        for value in vars(self).values():
+            if isinstance(value, Frozen):
+                value.module._apply(fn)
+        return self
+
+    def on_train_start(self) -> None:
+        if not self.wrapped:
+            broadcast(self)
+
+    def on_after_backward(self) -> None:
+        if not self.wrapped and self.automatic_optimization:
+            average_gradients(self)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         states: list[Any] = [rng_state()]

@@ -10,13 +10,13 @@ from typing import Any
 
 from models.errors import UserError, printable
 from models.files import ROOT, resolve, sha256
+from models.heads.index import read_index
 from models.manifest import MANIFEST, manifest_id, read_manifest
 from stages.arguments import Parser
 from stages.pipeline.jobs import PLAN, read_plan
 from stages.pipeline.steps import read_yaml
 
 _NOT_INPUT = ("out", "ckpt_path", "cache", "cache_dir", "default_root_dir")
-_REFERENCE = "media/reference_"  # pictures that the per-artwork stages keep
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def _node(role: str, manifest: Mapping[str, Any], folder: Path | None, places: M
         str(file) if config else None,
         data.get("class_path") if isinstance(data := config.get("data"), dict) else None,
         list(_given(options)),
-        sorted(Path(f.removeprefix(_REFERENCE)).stem for f in manifest["files"] if f.startswith(_REFERENCE)),
+        [entry.id for entry in read_index(manifest) if entry.artwork is not None],
         parents,
     )
 

@@ -171,7 +171,7 @@ def render(
     """
     import torch
 
-    from models.heads.subjects import look
+    from models.generators.views import render_views
     from models.image import to_uint8
     from models.rendering.sheets import enlarge
 
@@ -181,7 +181,7 @@ def render(
         image = head.show(camera, resolution).image[0]
     else:
         generator, code = subject.styled(settings.strength), torch.tensor([settings.expression])
-        image = look(generator, subject.latents, camera, code, resolution).image[0]
+        image = render_views(generator, subject.latents, camera, code, resolution).image[0]
     took = time.monotonic() - begin
     yaw, pitch = (round(math.degrees(float(angle))) for angle in subject.generator.rig.angles(camera))
     words = f"yaw {yaw:+d}°, pitch {pitch:+d}°, {image.shape[-1]} px, {1000 * took:.0f} ms"
@@ -429,13 +429,13 @@ class Viewer:
         if self._mesh[0] != key:
             import torch
 
-            from models.heads.subjects import look
+            from models.generators.views import render_views
             from models.rendering.mesh import fuse, mesh_cameras, to_glb
 
             self.words.content = "making the mesh ..."
             camera = mesh_cameras(self.rig)
             side, code = 2 * subject.generator.resolution, torch.tensor([settings.expression])
-            seen = look(subject.styled(settings.strength), subject.latents, camera, code, side)
+            seen = render_views(subject.styled(settings.strength), subject.latents, camera, code, side)
             mesh = fuse(seen, camera, self.rig, MESH_SIZE)
             self._hide_mesh()
             scene = self.server.scene

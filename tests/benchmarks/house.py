@@ -33,7 +33,8 @@ def one_photo() -> float:
     from datamodules.artworks import read_artworks
     from datamodules.poses import find_camera
     from models.features.embedded import EmbeddedPose
-    from models.heads.subjects import invert, look
+    from models.generators.views import render_views
+    from models.heads.subjects import invert
 
     photo = sorted((ROOT / "assets" / "artworks").glob("*.png"))[0]
     begin = time.perf_counter()
@@ -43,7 +44,7 @@ def one_photo() -> float:
     with torch.no_grad():
         camera = find_camera(item, generator.rig, EmbeddedPose(), torch.device("cpu"))  # type: ignore[arg-type]
         subject = invert(item.id, item.at(detail.resolution)[None], camera, generator, encoder, detail)  # type: ignore[arg-type]
-        look(subject.generator, subject.latents, camera, subject.expression)
+        render_views(subject.generator, subject.latents, camera, subject.expression)
     return time.perf_counter() - begin
 
 

@@ -160,6 +160,24 @@ def test_lineage_and_licences_are_inherited(toy, tmp_path):
     assert load(tmp_path / "3").ancestors.keys() == third.ancestors.keys()
 
 
+@pytest.mark.parametrize(
+    ("licences", "strictest"),
+    [
+        (["MIT", "CC-BY-NC-4.0"], "CC-BY-NC-4.0"),
+        (["MIT licence", "GPL-3.0"], "GPL-3.0"),  # "licence" is not "nc"
+        (["Apache-2.0, since 2021", "CC-BY-SA-4.0"], "CC-BY-SA-4.0"),  # nor is "since"
+        (["BSD-3-Clause, no warranty of mischance", "LGPLv3"], "LGPLv3"),
+        (["Nvidia Source Code License-NC", "GPL"], "Nvidia Source Code License-NC"),
+        (["non-commercial use only", "MIT"], "non-commercial use only"),
+        (["CC-BY-NC-4.0", "nobody knows"], "nobody knows"),
+        (["CC0-1.0", "BSD-2-Clause"], "CC0-1.0"),
+        ([], "Apache-2.0"),
+    ],
+)
+def test_the_strictest_licence_is_told_by_its_words(licences, strictest):
+    assert artifact.strictest([{"licence": licence} for licence in licences]) == strictest
+
+
 def test_float16_is_smaller_and_loads_in_the_module_dtype(toy, tmp_path):
     module = toy.Inner(64)
     full = save(tmp_path / "f", stage="s", modules={"m": module})
@@ -200,6 +218,32 @@ class TestDelta:
                 (module.layer.bias if step == 1 else module.layer.weight).add_(step)
             chain.append(save(tmp_path / str(step), stage="s", modules={"m": module}, delta_of={"m": chain[-1]}))
         assert same(load(tmp_path / "2").module("m"), module)
+
+    def test_what_is_handed_on_unchanged_is_a_reference_to_where_it_is(self, toy, tmp_path):
+        first = save(tmp_path / "0", stage="s", modules={"generator": toy.Inner()})
+        second = save(
+            tmp_path / "1", stage="s", modules={"m": first.module("generator")}, delta_of={"m": (first, "generator")}
+        )
+        assert artifact._read_tensors(second.path / "m.safetensors") == {}
+        assert second.origin("m")[0].id == first.id and second.origin("m")[1] == "generator"
+        changed = second.module("m")
+        with torch.no_grad():
+            changed.layer.bias.add_(1)
+        modules = {"m": second.module("m"), "own": changed}
+        third = save(tmp_path / "2", stage="s", modules=modules, delta_of={"m": second, "own": "m"})
+        shutil.rmtree(tmp_path / "1")  # which only handed it on
+        again = load(tmp_path / "2")
+        assert again.manifest["modules"]["m"]["delta_of"] == {"id": first.id, "module": "generator"}
+        assert same(again.module("m"), first.module("generator")) and same(again.module("own"), changed)
+        assert third.origin("own") == (third, "own")
+
+    def test_of_what_is_shipped_is_found_from_anywhere(self, toy, tmp_path, monkeypatch):
+        monkeypatch.setattr(artifact, "ROOT", tmp_path)
+        shipped = save(tmp_path / "assets" / "prior", stage="s", modules={"m": toy.Inner()})
+        module = shipped.module("m")
+        save(tmp_path / "here" / "a", stage="s", modules={"m": module}, delta_of={"m": shipped})
+        shutil.move(tmp_path / "here" / "a", tmp_path / "elsewhere")
+        assert same(load(tmp_path / "elsewhere").module("m"), module)
 
     def test_of_a_module_beside_it(self, toy, tmp_path):
         base, changed = toy.Inner(), toy.Inner()

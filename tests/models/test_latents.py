@@ -61,3 +61,14 @@ def test_groups_must_match_and_be_named():
     with pytest.raises(ValueError, match="name one"):
         codes.ws
     assert Latents({"ws": codes.groups["decoder"]}).ws.shape == (3, 2, 7)
+
+
+def test_sums_differences_and_parts():
+    codes, other = two_groups(), two_groups().map(lambda t: 2 * t + 1)
+    for name, tensor in (codes + other - codes).groups.items():
+        torch.testing.assert_close(tensor, other.groups[name])
+    again = Latents.cat([codes[:1], codes[1:]])
+    assert list(again.groups) == list(codes.groups)
+    assert all(torch.equal(again.groups[name], tensor) for name, tensor in codes.groups.items())
+    with pytest.raises(ValueError, match="groups differ"):
+        _ = codes - Latents({"ws": torch.zeros(3, 4, 5)})

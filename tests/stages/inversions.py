@@ -12,7 +12,7 @@ import yaml
 from models import artifact
 from models.generators.base import Generator
 from models.image import write_image
-from stages.base.stage import ArtifactRef
+from stages.base.stage import GeneratorRef
 from tests.stages import small, tiny
 
 COUNT = 12
@@ -111,6 +111,6 @@ def prepare(folder: Path, count: int = COUNT) -> Path:
     return folder
 
 
-def ref(path: Path) -> ArtifactRef:
+def ref(path: Path) -> GeneratorRef:
     """The generator of an artifact."""
-    return ArtifactRef(str(path))
+    return GeneratorRef(str(path))

@@ -13,7 +13,7 @@ from models.errors import UserError
 from models.heads.codes import HeadCodes
 from stages.anchor import AnchorSearch, AnchorStage
 from stages.base.ranks import IndependentRanks
-from stages.base.stage import ArtifactRef
+from stages.base.stage import GeneratorRef
 from tests.stages.tiny import Portraits, fit, killed, network, prior, psnr, ranks
 
 QUICK = AnchorSearch(restarts=2, candidates=4, prune=0.5, refine=0.25, learning_rate=0.1)
@@ -27,7 +27,7 @@ def source(tmp_path_factory):
 
 def stage(source, search=QUICK, **options):
     options = {"steps": 8, "save_every": 3, **options}
-    return AnchorStage(ArtifactRef(source), network("perceptual"), network("pose"), search, **options)
+    return AnchorStage(GeneratorRef(source), network("perceptual"), network("pose"), search, **options)
 
 
 def curve(out, item="p0"):
@@ -121,7 +121,7 @@ class TestCamera:
         assert summary["pose"] == "estimated" and summary["yaw_deg"] == pytest.approx(math.degrees(yaw), abs=0.01)
 
     def test_neither_given_nor_estimated(self, source, tmp_path):
-        without = AnchorStage(ArtifactRef(source), network("perceptual"), None, QUICK, steps=2)
+        without = AnchorStage(GeneratorRef(source), network("perceptual"), None, QUICK, steps=2)
         with pytest.raises(UserError, match="p0 has no camera: give"):
             fit(without, Portraits(source, pose=False), tmp_path)
 

@@ -21,9 +21,10 @@ from models.camera import Camera
 from models.encoders.detail import DetailReconstructor
 from models.encoders.pyramid import Encoder4Editing
 from models.errors import UserError
+from models.generators.views import render_views
 from models.heads.detailed import DetailedGenerator
 from models.heads.photos import PhotoSet
-from models.heads.subjects import Subjects, look
+from models.heads.subjects import Subjects
 from models.image import read_image, write_image
 from models.metrics.distribution import EmbeddedDistribution
 from models.metrics.inversion import InversionProtocol
@@ -299,13 +300,13 @@ def test_a_folder_of_photos(tmp_path, inverter, trained, folder):
     made = artifact.load(tmp_path / "out")
     subjects = Subjects(made)
     assert subjects.ids == ("a", "b", "c")
-    assert isinstance(subjects.anchors, PhotoSet)
+    assert isinstance(made.module("anchors"), PhotoSet)
     for kind in ("reference", "coarse", "detailed", "views", "camera"):
         assert made.media(f"{kind}_b.png").exists()
     subject = subjects["b"]
     assert isinstance(subject.generator, DetailedGenerator) and subject.original is None
     assert torch.rad2deg(subject.camera.yaw) == pytest.approx(5, abs=1e-3)
-    seen = look(subject.generator, subject.latents, subject.camera, subject.expression).image
+    seen = render_views(subject.generator, subject.latents, subject.camera, subject.expression).image
     shown = read_image(made.media("detailed_b.png"))
     assert (seen.clamp(-1, 1) - shown).abs().max() < 0.02  # 8 bits, and half precision in the file
     assert subject.artwork is not None

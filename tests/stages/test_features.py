@@ -81,7 +81,7 @@ def test_trunks_are_shared_in_training_and_whole_in_the_artifact(tmp_path, data)
     stage = train(tmp_path, data, 1)
     assert stage.pose.trunk is stage.parser.trunk is stage.identity.trunk
     assert stage.perceptual.trunk is stage.style.trunk is not stage.identity.trunk
-    saved = artifact.save(tmp_path / "a", stage="features", **stage.export())
+    saved = artifact.save(tmp_path / "a", stage="features", **vars(stage.export()))
     assert set(saved.manifest["modules"]) == {"perceptual", "style", "identity", "parser", "pose"}
     image = torch.rand(1, 3, 64, 64)
     torch.testing.assert_close(saved.module("style")(image), stage.style(image), rtol=1e-2, atol=1e-2)

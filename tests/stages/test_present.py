@@ -19,7 +19,7 @@ from models.heads.codes import HeadCode, HeadCodes
 from models.heads.subjects import Subjects
 from models.rendering import sheets
 from stages import cli
-from stages.base.stage import ArtifactRef
+from stages.base.stage import GeneratorRef
 from stages.gallery.page import Card, page
 from stages.present import PresentStage
 from tests.stages import heads, tiny
@@ -32,7 +32,7 @@ KINDS = {
 
 
 def present(source, out, **options):
-    stage = PresentStage(ArtifactRef(str(source)), **{**SMALL, **options})
+    stage = PresentStage(GeneratorRef(str(source)), **{**SMALL, **options})
     tiny.trainer(out).predict(stage)
     return artifact.load(out)
 
@@ -111,7 +111,7 @@ class TestMedia:
 
     def test_two_ranks_share_the_subjects(self, shown, result, tmp_path):
         def rank(index):
-            stage = PresentStage(ArtifactRef(str(result.path)), **SMALL)
+            stage = PresentStage(GeneratorRef(str(result.path)), **SMALL)
             tiny.trainer(tmp_path, devices=2, strategy="ddp").predict(stage, return_predictions=False)
 
         tiny.ranks(rank, 2)
@@ -229,7 +229,7 @@ class TestRefusals:
     @pytest.mark.parametrize("option", ["frames", "samples", "scale", "tile", "video_size", "mesh_size"])
     def test_settings(self, option):
         with pytest.raises(UserError, match=option):
-            PresentStage(ArtifactRef("x"), **{option: -1})
+            PresentStage(GeneratorRef("x"), **{option: -1})
 
     def test_output_below_a_file(self, result, tmp_path):
         (tmp_path / "file").write_text("")

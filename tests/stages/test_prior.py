@@ -94,7 +94,7 @@ def test_reconstruction_falls_and_the_artifact_loads(tmp_path, data):
     trainer(tmp_path).fit(module, datamodule=data)
     assert error() < 0.6 * before
     assert int(module.images_seen) == 240
-    artifact.save(tmp_path / "artifact", stage="prior", **module.export())
+    artifact.save(tmp_path / "artifact", stage="prior", **vars(module.export()))
     loaded = artifact.load(tmp_path).module("generator")
     z = torch.randn(1, Z_DIM, generator=torch.Generator().manual_seed(0))
     camera = loaded.rig.camera(0.2)

@@ -17,7 +17,7 @@ from models.image import read_image
 from models.metrics.records import read_records
 from stages.anchor import AnchorSearch, AnchorStage
 from stages.base.ranks import IndependentRanks
-from stages.base.stage import ArtifactRef
+from stages.base.stage import ArtifactRef, GeneratorRef
 from stages.stylize import StylizeStage, TuningConfig
 from tests.stages.tiny import Portraits, fit, killed, network, prior, psnr, ranks, trainer
 
@@ -33,7 +33,7 @@ def source(tmp_path_factory):
 def anchored(source, data, out, **search):
     search = {"restarts": 1, "candidates": 8, "learning_rate": 0.1, **search}
     return fit(
-        AnchorStage(ArtifactRef(source), network("perceptual"), None, AnchorSearch(**search), steps=8), data, out
+        AnchorStage(GeneratorRef(source), network("perceptual"), None, AnchorSearch(**search), steps=8), data, out
     )
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from datamodules.artworks import Artwork
 from datamodules.items import ItemsDataModule
 from datamodules.resumable import ResumableLoader
+from models.artifact import Export
 from models.files import atomic_write
 from stages.base.per_item import GroupState, PerItemStage
 from stages.base.seeds import item_generator
@@ -66,12 +67,12 @@ class ToyPerArtwork(PerItemStage[Artwork, GroupState[Artwork]]):
             with atomic_write(self.item_dir(item.id) / "result.safetensors") as file:
                 file.write_bytes(safetensors.torch.save({"row": row.detach().clone()}))
 
-    def export(self) -> dict[str, Any]:
+    def export(self) -> Export:
         rows = {
             item.id: safetensors.torch.load_file(self.item_dir(item.id) / "result.safetensors")["row"].tolist()
             for item in self.items
         }
-        return {"extra": {"rows": rows}, "metrics": {"items": len(rows)}}
+        return Export(extra={"rows": rows}, metrics={"items": len(rows)})
 
 
 class ToyArtworks(ItemsDataModule[Artwork]):

@@ -242,7 +242,7 @@ def gram():
 @pytest.mark.parametrize("make", [stylesdf, gram, solid, flat])
 def test_the_mean_code_is_that_of_the_trained_mapping(tmp_path, make):
     stage = fit(Gan(make(), critic(), total_images=4), tmp_path)
-    for generator in (stage.generator, stage.export()["modules"]["generator"]):
+    for generator in (stage.generator, stage.export().modules["generator"]):
         codes = generator.mapping(generator.sample_z(10_000, torch.Generator().manual_seed(0))).mean()
         for name, mean in generator.mean_latents.groups.items():
             torch.testing.assert_close(mean, codes.groups[name], atol=1e-4, rtol=1e-4)

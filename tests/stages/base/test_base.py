@@ -21,9 +21,11 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 
 from models import artifact
 from models.errors import UserError
+from models.features.base import Frozen
+from models.generators.base import Generator
+from models.heads.codes import HeadCodes
 from stages.base.ranks import IndependentRanks
 from stages.base.seeds import item_generator, item_seed, rng_state, set_rng_state
-from stages.base.stage import ArtifactRef, Stage
 from tests.stages.toy import ToyArtworks, ToyData, ToyPerArtwork, ToyTraining
 
 TOY = Path(__file__).parents[1] / "toy.py"
@@ -235,9 +237,30 @@ class TestCheckpoint:
             ToyTraining().on_load_checkpoint({"state_dict": {}})
 
 
+def test_frozen_networks_move_with_the_stage():
+    """Though they are none of its parameters: forgotten on a GPU, they would fail there only."""
+    stage = ToyTraining()
+    stage.network, stage.teacher = torch.nn.Linear(2, 2), Frozen(torch.nn.Linear(2, 2))
+    assert not any(name.startswith("teacher") for name in stage.state_dict())
+    stage.to("meta")
+    assert stage.network.weight.device.type == stage.teacher.module.weight.device.type == "meta"
+
+
+def test_take_wants_a_kind(tmp_path):
+    artifact.save(tmp_path / "a", stage="s", modules={"anchors": HeadCodes(["x"], [("ws", 1, 2)])})
+    stage = ToyTraining()
+    message = "needs as its prior: module 'anchors' is not a generator, but HeadCodes"
+    with pytest.raises(UserError, match=message):
+        stage.take("prior", str(tmp_path / "a"), "anchors", Generator)
+    taken = stage.take("prior", str(tmp_path / "a"), "anchors", HeadCodes)
+    assert stage.inputs.keys() == {"prior"} and taken.ids == ("x",)
+    others = {"codes": taken, "copy": stage.inputs["prior"].module("anchors")}
+    assert stage.unchanged(others) == {"codes": (stage.inputs["prior"], "anchors")}
+
+
 def test_take_names_what_is_missing(tmp_path):
     with pytest.raises(UserError, match="there is no artifact in"):
-        Stage().take("prior", ArtifactRef(str(tmp_path)))
+        ToyTraining().take("prior", str(tmp_path), "generator", Generator)
 
 
 def test_rng_state_round_trip():

@@ -1,0 +1,122 @@
+"""The index of an artifact: what it shows, as the stage that wrote it says; in a manifest, as ``extra["subjects"]``.
+
+``Subjects``, ``present``, ``view`` and ``lineage`` read the index and know no stage. Nothing heavy is imported here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from models.errors import shown
+from models.manifest import ArtifactError
+from models.names import is_plain
+
+KEY = "subjects"
+_REFERENCE = "media/reference_"  # pictures of artworks, in artifacts of before
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One subject.
+
+    Attributes:
+        id: of the artwork, safe as a file name.
+        codes: module with the subject's code (:class:`models.heads.codes.HeadCodes`); None: there are pictures alone.
+        generator: module that shows it.
+        original: module of the generator before it was changed for this subject; None when it was not.
+        wrapper: class path of a generator made of modules for this subject alone, which then shows it.
+        parts: the wrapper's arguments, by the name of the module that each is. One of several subjects' codes is
+            narrowed down to the subject.
+        artwork: media file of the artwork, as it was framed.
+        caption: what the result is called beside the artwork.
+    """
+
+    id: str
+    codes: str | None = "anchors"
+    generator: str = "generator"
+    original: str | None = None
+    wrapper: str | None = None
+    parts: dict[str, str] = field(default_factory=dict)
+    artwork: str | None = None
+    caption: str = "head"
+
+
+_FIELDS = {f.name: f.type for f in fields(Entry)}
+
+
+def subject_index(entries: Iterable[Entry]) -> dict[str, Any]:
+    """Entries as part of a manifest's ``extra``."""
+    return {KEY: [asdict(entry) for entry in entries]}
+
+
+def read_index(manifest: Mapping[str, Any]) -> list[Entry]:
+    """What an artifact shows, sorted by id; nothing of one that holds no subjects.
+
+    Raises:
+        ArtifactError: when the index is no such list, or names modules or media that are not there.
+    """
+    listed = manifest["extra"].get(KEY)
+    if listed is None:
+        return _of_before(manifest)
+    if not isinstance(listed, list):
+        raise ArtifactError(f"the index of subjects is {shown(listed)}, it must be a list")
+    return sorted((_entry(value, manifest) for value in listed), key=lambda entry: entry.id)
+
+
+def _entry(value: Any, manifest: Mapping[str, Any]) -> Entry:
+    if not isinstance(value, dict) or not value.keys() <= _FIELDS.keys() or "id" not in value:
+        raise ArtifactError(f"the index of subjects has the entry {shown(value)}, which is none")
+    texts = {name: text for name, text in value.items() if name != "parts"}
+    parts = value.get("parts", {})
+    if not isinstance(parts, dict) or not all(isinstance(text, str) for text in (*parts, *parts.values())):
+        raise ArtifactError(f"the index of subjects has {shown(parts)} for parts, which must be names by name")
+    for name, text in texts.items():
+        if not isinstance(text, str) and not (text is None and "None" in str(_FIELDS[name])):
+            raise ArtifactError(f"the index of subjects has {shown(text)} for {name}, which must be a text")
+    entry = Entry(**texts, parts=parts)
+    if not is_plain(entry.id):
+        raise ArtifactError(f"the index of subjects has the id {shown(entry.id)}, which cannot name a file")
+    if entry.codes is not None:
+        for name in filter(None, (entry.codes, entry.generator, entry.original, *entry.parts.values())):
+            if name not in manifest["modules"]:
+                raise ArtifactError(f"the index says that {entry.id} is shown by {shown(name)}, which is not there")
+    if entry.artwork is not None and f"media/{entry.artwork}" not in manifest["files"]:
+        raise ArtifactError(f"the index says that {entry.id} is {shown(entry.artwork)}, which is not there")
+    return entry
+
+
+def _of_before(manifest: Mapping[str, Any]) -> list[Entry]:
+    """The index of an artifact that was written without one: told by the names of its modules and pictures."""
+    modules, found = manifest["modules"], []
+    pictures = {
+        file.removeprefix(_REFERENCE).rpartition(".")[0]: file.removeprefix("media/")
+        for file in manifest["files"]
+        if file.startswith(_REFERENCE)
+    }
+    codes = modules.get("anchors")
+    if codes is None:
+        return [Entry(identity, codes=None, artwork=pictures[identity]) for identity in sorted(pictures)]
+    ids = codes["init_args"].get("ids", [])
+    detailed = str(codes["class_path"]).endswith(".PhotoSet") and "detail" in modules
+    for identity in sorted(ids):
+        own, artwork = f"stylised.{identity}", pictures.get(identity)
+        if own in modules:
+            found.append(Entry(identity, "anchors", own, "generator", artwork=artwork, caption="stylised"))
+        elif detailed:
+            found.append(detailed_entry(identity, artwork))
+        else:
+            found.append(Entry(identity, artwork=artwork, caption="anchor"))
+    return found
+
+
+def detailed_entry(identity: str, artwork: str | None) -> Entry:
+    """A photo's head with its details."""
+    return Entry(
+        identity,
+        wrapper="models.heads.detailed.DetailedGenerator",
+        parts={"coarse": "generator", "detail": "detail", "photo": "anchors"},
+        artwork=artwork,
+        caption="one pass",
+    )

@@ -1,0 +1,119 @@
+"""What an artifact shows: said by its index, or, where it has none, by the names of its modules."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from models import artifact
+from models.artifact import ArtifactError, load
+from models.heads.detailed import DetailedGenerator
+from models.heads.index import Entry, read_index, subject_index
+from models.heads.subjects import Subjects
+from tests.models.heads.test_detailed import head as detailed
+from tests.stages import heads
+
+
+@pytest.fixture(scope="module")
+def stylised(tmp_path_factory):
+    return heads.stylised(tmp_path_factory.mktemp("stylised"))
+
+
+def rewritten(source, folder, change):
+    """A copy of an artifact whose manifest says something else."""
+    shutil.copytree(source.path, folder)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    change(manifest)
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return load(folder)
+
+
+def views(subjects, identity):
+    subject = subjects[identity]
+    return subject.generator.synthesis(subject.latents, subject.camera).image
+
+
+def test_without_an_index_names_tell(stylised):
+    assert "subjects" not in stylised.extra
+    ann, bob = read_index(stylised.manifest)
+    assert ann == Entry("ann", "anchors", "stylised.ann", "generator", artwork="reference_ann.png", caption="stylised")
+    assert bob.id == "bob" and Subjects(stylised)["bob"].original is not None
+
+
+def test_an_index_and_the_names_show_the_same(stylised, tmp_path):
+    entries = read_index(stylised.manifest)
+    indexed = rewritten(stylised, tmp_path / "a", lambda m: m["extra"].update(subject_index(entries)))
+    assert read_index(indexed.manifest) == entries
+    for identity in ("ann", "bob"):
+        before, after = (views(Subjects(source), identity) for source in (stylised, indexed))
+        assert torch.equal(before, after)
+
+
+def test_the_index_wins_over_names(stylised, tmp_path):
+    plain = subject_index([Entry("ann", caption="anchor")])
+    indexed = rewritten(stylised, tmp_path / "a", lambda m: m["extra"].update(plain))
+    subjects = Subjects(indexed)
+    assert subjects.ids == ("ann",)
+    ann = subjects["ann"]
+    assert ann.original is None and ann.artwork is None and ann.caption == "anchor"
+    assert ann.generator is subjects.generator
+
+
+def test_a_wrapper_is_made_of_the_modules_it_names(tmp_path):
+    one = detailed()
+    entry = Entry(
+        one.photo.ids[0],
+        wrapper="models.heads.detailed.DetailedGenerator",
+        parts={"coarse": "generator", "detail": "refiner", "photo": "photos"},
+        codes="photos",
+    )
+    modules = {"generator": one.coarse, "refiner": one.detail, "photos": one.photo}
+    artifact.save(tmp_path / "a", stage="any", modules=modules, extra=subject_index([entry]))
+    subject = Subjects(load(tmp_path / "a"))[entry.id]
+    assert isinstance(subject.generator, DetailedGenerator)
+    shown = subject.generator.synthesis(subject.latents, subject.camera).image
+    with torch.no_grad():
+        assert torch.equal(shown, one.eval().synthesis(subject.latents, subject.camera).image)
+
+
+def test_one_generator_for_all(stylised):
+    subjects = Subjects(stylised, "stylised.bob")
+    assert subjects["ann"].generator is subjects["bob"].generator and subjects["ann"].original is None
+
+
+@pytest.mark.parametrize(
+    ("subjects", "message"),
+    [
+        ("ann", "it must be a list"),
+        ([["ann"]], "which is none"),
+        ([{"id": "ann", "run": "rm"}], "which is none"),
+        ([{"codes": "anchors"}], "which is none"),
+        ([{"id": "../ann"}], "cannot name a file"),
+        ([{"id": 7}], "must be a text"),
+        ([{"id": "ann", "generator": None}], "must be a text"),
+        ([{"id": "ann", "generator": "nobody"}], "shown by 'nobody', which is not there"),
+        ([{"id": "ann", "parts": {"coarse": ["x"]}}], "must be names by name"),
+        ([{"id": "ann", "artwork": "../../x.png"}], "which is not there"),
+    ],
+)
+def test_an_index_that_cannot_be(stylised, tmp_path, subjects, message):
+    with pytest.raises(ArtifactError, match=message):
+        read_index(stylised.manifest | {"extra": {"subjects": subjects}})
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"id": "eve"}, "its index has eve, its anchors have not"),
+        ({"id": "ann", "codes": "generator"}, "is not codes of heads"),
+        ({"id": "ann", "generator": "anchors"}, "is not a generator"),
+        ({"id": "ann", "wrapper": "os.system"}, "does not name a class"),
+        ({"id": "ann", "wrapper": "models.heads.detailed.DetailedGenerator"}, "cannot be shown"),
+        ({"id": "ann", "wrapper": "models.rendering.atlas.Chart"}, "which is no generator"),
+    ],
+)
+def test_what_an_index_cannot_show(stylised, tmp_path, entry, message):
+    indexed = rewritten(stylised, tmp_path / "a", lambda m: m["extra"].update(subjects=[entry]))
+    with pytest.raises(ArtifactError, match=message):
+        _ = Subjects(indexed)[entry["id"]]
