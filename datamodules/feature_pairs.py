@@ -99,7 +99,7 @@ class Pairs(Dataset[dict[str, Tensor]]):
 
 
 class FeaturePairs(pl.LightningDataModule):
-    """Draws each split once and keeps it on disk.
+    """Draws each split once and keeps it on disk; a batch is a :class:`models.batches.PairBatch`.
 
     Args:
         cache: folder of the drawn pictures.

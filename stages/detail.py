@@ -16,6 +16,7 @@ from datamodules.items import ItemsDataModule
 from datamodules.poses import check_camera, find_camera
 from models.artifact import Export
 from models.augment.marks import random_marks
+from models.batches import PortraitBatch, some_views
 from models.camera import Camera
 from models.checks import check_not_negative, check_positive
 from models.encoders.detail import DetailReconstructor
@@ -34,7 +35,8 @@ from models.names import item_id
 from models.rendering.output import Rendering
 from models.rendering.sheets import pose_overlay, sheet
 from models.rendering.visibility import seen_from
-from stages.base.inversion import Batch, InversionStage, Renderer, Schedule, first_views, items_of
+from stages.base.inversion import InversionStage, Renderer, Schedule, items_of
+from stages.base.ranks import collect
 from stages.base.stage import ArtifactRef
 
 log = logging.getLogger(__name__)
@@ -121,6 +123,7 @@ class DetailStage(InversionStage):
         if not 0 <= marks <= 1:
             raise UserError(f"marks is {marks}: it is a share of the photos, from 0 to 1")
         self.pose = None if pose is None else Frozen(pose)
+        self._photos: dict[str, Tensor] = {}  # of predict, by id
 
     def build_networks(self) -> None:
         self.take_networks("inverter", self.inverter.path)
@@ -147,7 +150,7 @@ class DetailStage(InversionStage):
 
     # -- training ---------------------------------------------------------------------------------
 
-    def losses(self, image: Tensor, camera: Camera | None, batch: Batch) -> dict[str, Tensor]:
+    def losses(self, image: Tensor, camera: Camera | None, batch: PortraitBatch) -> dict[str, Tensor]:
         assert camera is not None
         options, generator = self.regularisation, self.generator
         draws = self.draws()
@@ -246,9 +249,9 @@ class DetailStage(InversionStage):
             check_camera(item, self.generator.rig)  # before anything is computed
 
     @torch.no_grad()
-    def predict_step(self, batch: Batch | Sequence[Artwork], batch_idx: int) -> None:
+    def predict_step(self, batch: PortraitBatch | Sequence[Artwork], batch_idx: int) -> None:
         if isinstance(batch, dict):
-            image, camera = self.pictures(first_views(batch))
+            image, camera = self.pictures(some_views(batch, slice(1)))
             assert camera is not None
             for row, item in enumerate(items_of(batch)):
                 self._predict(item_id(item), image[row : row + 1], camera[row])
@@ -284,11 +287,14 @@ class DetailStage(InversionStage):
         for kind, picture in pictures.items():
             write_image(folder / f"{kind}.png", picture)
         head = HeadCode(subject.latents.to("cpu"), None, subject.expression.cpu(), camera.label().cpu())
-        self._heads.append((name, head, photo.cpu()))
+        self._heads[name], self._photos[name] = head, photo.cpu()
+
+    def on_predict_epoch_end(self) -> None:
+        super().on_predict_epoch_end()
+        self._photos = dict(collect(list(self._photos.items())))
 
     def export_heads(self) -> Export:
-        heads = {name: head for name, head, _ in self._heads}
-        photos = PhotoSet.collect(heads, {name: image for name, _, image in self._heads}, self.generator)
+        photos = PhotoSet.collect(self._heads, self._photos, self.generator)
         media = {
             f"{picture.stem}_{name}.png": picture
             for name in photos.ids

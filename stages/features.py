@@ -14,13 +14,14 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 from models.artifact import Export
+from models.batches import PairBatch
 from models.checks import check_positive
 from models.errors import UserError
 from models.features.distortions import DISTORTIONS, affine_grid, appearance, distort, photometric
 from models.features.embedded import EmbeddedIdentity, EmbeddedLPIPS, EmbeddedParser, EmbeddedPose, EmbeddedStyle
 from models.features.evaluation import measure_features
 from models.losses.contrastive import ranking, supervised_contrastive
-from models.metrics.records import Record, write_records
+from models.metrics.records import Record
 from models.segments import SEGMENTS
 from stages.base.ranks import gather
 from stages.base.stage import Stage
@@ -92,14 +93,14 @@ class FeaturesStage(Stage):
         self.appearance_head = nn.Linear(self.style.dim, 3 * len(_COLOUR_GROUPS) + 3)
         self.to(memory_format=torch.channels_last)  # a third faster on CPUs
 
-    def training_step(self, batch: dict[str, Tensor], _: int) -> Tensor:
+    def training_step(self, batch: PairBatch, _: int) -> Tensor:
         # The losses compare what is in a batch: each rank contrasts, and augments, its own.
         generator = Generator().manual_seed(self.seed * 1_000_003 + self.global_step + (self.global_rank << 40))
         losses = {**self.style_blind_losses(batch, generator), **self.style_aware_losses(batch, generator)}
         self.log_dict({f"train/{name}": value.detach() for name, value in losses.items()})
         return sum((self.loss_weights[name] * value for name, value in losses.items()), torch.zeros(()))
 
-    def style_blind_losses(self, batch: dict[str, Tensor], generator: Generator) -> dict[str, Tensor]:
+    def style_blind_losses(self, batch: PairBatch, generator: Generator) -> dict[str, Tensor]:
         """Identity (contrastive over a subject's poses and styles), pose (Huber) and parsing (cross-entropy)."""
         subjects, views = len(batch["image"]), _IDENTITY_VIEWS
         order = torch.rand(subjects, batch["image"].shape[1], generator=generator).argsort(1)[:, :views]
@@ -130,7 +131,7 @@ class FeaturesStage(Stage):
         parsing = F.cross_entropy(self.parser.head(features), target, balance / balance.mean())
         return {"identity": identity, "pose": pose, "parsing": parsing}
 
-    def style_aware_losses(self, batch: dict[str, Tensor], generator: Generator) -> dict[str, Tensor]:
+    def style_aware_losses(self, batch: PairBatch, generator: Generator) -> dict[str, Tensor]:
         """Style and its direction from plain (contrastive), appearance, over "looks"; perceptual ranking.
 
         A look is an art style under a random photometric filter, one filter for a quarter of the batch, so that
@@ -180,7 +181,7 @@ class FeaturesStage(Stage):
         self.perceptual.head.calibrate(further[-_RANKED:])
         return {"style": contrast, "direction": direction, "appearance": attributes, "perceptual": perceptual}
 
-    def _ranked(self, image: Tensor, batch: dict[str, Tensor], generator: Generator) -> tuple[Tensor, Tensor, Tensor]:
+    def _ranked(self, image: Tensor, batch: PairBatch, generator: Generator) -> tuple[Tensor, Tensor, Tensor]:
         """(nearer, further, reference) images for the ranking loss, six groups of four.
 
         Three compare one damage at two strengths, one a shift with another damage, one two kinds of damage (a
@@ -224,11 +225,11 @@ class FeaturesStage(Stage):
     # -- evaluation -------------------------------------------------------------------------------
 
     def on_validation_epoch_start(self) -> None:
-        self._seen: list[dict[str, Tensor]] = []
+        self._seen: list[PairBatch] = []
 
     on_test_epoch_start = on_validation_epoch_start
 
-    def validation_step(self, batch: dict[str, Tensor], _: int) -> None:
+    def validation_step(self, batch: PairBatch, _: int) -> None:
         self._seen.append(batch)
 
     test_step = validation_step
@@ -245,14 +246,9 @@ class FeaturesStage(Stage):
         super().on_load_checkpoint(checkpoint)
         self._validated = checkpoint["validated"]
 
-    def on_test_epoch_end(self) -> None:
-        measured = self._measure()
-        self.log_dict({f"test/{name}": value for name, value in measured.items()})
-        if self.trainer.is_global_zero:
-            write_records(
-                self.out / "metrics.csv",
-                [Record("features", "1", "test", "", "", self.seed, "embedded", "", k, v) for k, v in measured.items()],
-            )
+    def summary(self) -> list[Record]:
+        measured = self._measure().items()
+        return [Record("features", "1", "test", "", "", self.seed, "embedded", "", k, v) for k, v in measured]
 
     def _measure(self) -> dict[str, float]:
         batch = {name: torch.cat([seen[name] for seen in self._seen]) for name in self._seen[0]}

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from models.batches import PortraitBatch
 from models.camera import Camera
 from models.checks import check_not_negative, check_positive
 from models.encoders.base import Encoder
@@ -15,7 +16,7 @@ from models.errors import UserError, one_line
 from models.features.identity import ArcFaceIdentity
 from models.generators.base import Generator
 from models.losses.inversion import delta_regulariser, latent_error, latent_pull
-from stages.base.inversion import Batch, InversionStage, check_fit
+from stages.base.inversion import InversionStage, check_fit
 from stages.base.stage import GeneratorRef
 
 
@@ -84,7 +85,7 @@ class InvertStage(InversionStage):
                     torch.nn.init.zeros_(style.get_parameter("linear.weight"))
         self.encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # faster on CPUs
 
-    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> int | None:
+    def on_train_batch_start(self, batch: PortraitBatch, batch_idx: int) -> int | None:
         if isinstance(self.encoder, Encoder4Editing):
             self.encoder.set_progressive_stage(self.progress(self.global_step))
         return super().on_train_batch_start(batch, batch_idx)
@@ -95,7 +96,7 @@ class InvertStage(InversionStage):
             return 0
         return 1 + (step - self.delta_from) // self.delta_every if self.delta_every else None
 
-    def losses(self, image: Tensor, camera: Camera | None, batch: Batch) -> dict[str, Tensor]:
+    def losses(self, image: Tensor, camera: Camera | None, batch: PortraitBatch) -> dict[str, Tensor]:
         ws, expression = self.invert(image)
         order = torch.randperm(len(image) * self.world_size, generator=self.draws())
         place = order.argsort()[self.global_rows(len(image))]  # of each picture, among those of all ranks

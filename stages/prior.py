@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from datamodules.resumable import SplitDataModule
+from models.batches import PortraitBatch, some_views
 from models.camera import Camera
 from models.checks import check_not_negative, check_positive
 from models.errors import UserError
@@ -18,9 +18,9 @@ from models.image import write_image
 from models.losses.rendering import RenderingLoss
 from models.metrics.distribution import Distribution
 from models.metrics.prior import KnowsSubjects, kernel_distances, nearest_pictures, subject_scores
-from models.metrics.records import Record, write_records
+from models.metrics.records import Record
 from models.rendering.manifolds import ManifoldPredictor, fit_predictor
-from stages.base.adversarial import AdversarialLoss, AdversarialStage, Batch, Fakes, Optimization
+from stages.base.adversarial import AdversarialLoss, AdversarialStage, Fakes, Optimization
 from stages.base.ranks import gather, means
 from stages.base.stage import GeneratorRef
 
@@ -79,7 +79,6 @@ class PriorStage(AdversarialStage):
         self.tested, self.fit_subjects, self.neighbours = tested, fit_subjects, neighbours
         self.kid_features = None if kid_features is None else Frozen(kid_features)
         self._scored: list[dict[str, Tensor]] = []  # of the running validation
-        self._records: list[Record] = []
         self._tested: dict[int, dict[str, Tensor]] = {}  # by place in the split, what test has seen
         check_positive(self, "views_per_step")
         check_not_negative(self, "fit_subjects", "neighbours")
@@ -105,26 +104,26 @@ class PriorStage(AdversarialStage):
 
     # -- terms ---------------------------------------------------------------------------------------------------
 
-    def prepare(self, batch: Batch, draws: torch.Generator) -> Batch:
+    def prepare(self, batch: PortraitBatch, draws: torch.Generator) -> PortraitBatch:
         """Some of each subject's views: (B, V, ...) -> (B, views_per_step, ...)."""
         views = batch["image"].shape[1]
         if self.views_per_step is None or self.views_per_step >= views:
             return batch
         pick = torch.randperm(views, generator=draws)[: self.views_per_step].to(batch["image"].device)
-        per_view = [name for name, value in batch.items() if value.ndim > 1 and value.shape[1] == views and name != "z"]
-        return {name: value[:, pick] if name in per_view else value for name, value in batch.items()}
+        return some_views(batch, pick)
 
-    def sample_fakes(self, batch: Batch, draws: torch.Generator) -> Fakes:
+    def sample_fakes(self, batch: PortraitBatch, draws: torch.Generator) -> Fakes:
         known = "z" in batch and self.reconstruction.weight > 0
         return self.render(self.generator, batch) if known else super().sample_fakes(batch, draws)
 
-    def render(self, generator: Generator, batch: Batch) -> Fakes:
+    def render(self, generator: Generator, batch: PortraitBatch) -> Fakes:
         """The pictures of a batch by their own codes, cameras and expressions."""
+        assert "z" in batch
         latents, camera = generator.mapping(batch["z"]), self.camera(batch)
         expression = batch["expression"].flatten(0, 1) if generator.expressions and "expression" in batch else None
         return Fakes(generator.synthesis(latents, camera, expression=expression), latents, camera)
 
-    def generator_terms(self, batch: Batch, fakes: Fakes) -> tuple[Tensor | None, dict[str, Tensor]]:
+    def generator_terms(self, batch: PortraitBatch, fakes: Fakes) -> tuple[Tensor | None, dict[str, Tensor]]:
         if "z" not in batch or self.reconstruction.weight == 0:
             return None, {}
         losses = self.reconstruction(fakes.rendering, batch)
@@ -133,7 +132,7 @@ class PriorStage(AdversarialStage):
     # -- validation ----------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+    def validation_step(self, batch: PortraitBatch, batch_idx: int) -> None:
         if "z" not in batch:
             super().validation_step(batch, batch_idx)
             return
@@ -150,19 +149,19 @@ class PriorStage(AdversarialStage):
 
     # -- test ----------------------------------------------------------------------------------------------------
 
-    def on_test_batch_start(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+    def on_test_batch_start(self, batch: PortraitBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
         if self._truth(batch) is None and self.kid_features is None:
             raise UserError(
                 "test measures against the embedded world; of other pictures it knows the distribution only: "
                 "name a network for it as --model.kid_features"
             )
 
-    def _truth(self, batch: Batch) -> KnowsSubjects | None:
+    def _truth(self, batch: PortraitBatch) -> KnowsSubjects | None:
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         return data if "z" in batch and isinstance(data, KnowsSubjects) else None
 
     @torch.no_grad()
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
+    def test_step(self, batch: PortraitBatch, batch_idx: int) -> None:
         """Latent fits, expressions and samples against held-out subjects."""
         generator, truth = self.average.module.eval(), self._truth(batch)
         for row in range(len(batch["image"])):
@@ -171,13 +170,15 @@ class PriorStage(AdversarialStage):
             label = batch["label"][row].cpu() if "label" in batch else image.new_zeros(len(image), 0)
             self._tested[place] = {"image": image, "label": label}
             if truth is not None and place < self.fit_subjects:
+                assert "z" in batch and "seed" in batch
                 z, subject = batch["z"][row][None], int(batch["seed"][row])
-                self._records += subject_scores(generator, truth, z, subject, self.seed)
+                self.records.add(subject_scores(generator, truth, z, subject, self.seed))
 
-    def on_test_epoch_end(self) -> None:
-        records, tested = self._gather(self._records), dict(gather(list(self._tested.items())))
+    def summary(self) -> list[Record]:
+        """Distances between sets of pictures, measured on rank 0."""
+        tested, records = dict(gather(list(self._tested.items()))), []
         if not self.trainer.is_global_zero:
-            return
+            return records
         subjects = [tested[place] for place in sorted(tested)]
         pictures, labels = (torch.cat([subject[name] for subject in subjects]) for name in ("image", "label"))
         if self.kid_features is not None:
@@ -192,18 +193,7 @@ class PriorStage(AdversarialStage):
             found, sheet = nearest_pictures(asked, (train[i]["image"] for i in range(len(train))), self.seed)
             records += found
             write_image(self.out / "neighbours.png", sheet)
-        write_records(self.out / "metrics.csv", records)
-        names = sorted({(record.variant, record.metric) for record in records})
-        for variant, metric in names:
-            values = [r.value for r in records if (r.variant, r.metric) == (variant, metric) and math.isfinite(r.value)]
-            if values:
-                self.log(f"test/{variant}/{metric}", sum(values) / len(values), rank_zero_only=True)
-
-    @staticmethod
-    def _gather(records: list[Record]) -> list[Record]:
-        """The records of all ranks, each subject once."""
-        unique = {(r.item, r.variant, r.metric, r.view): r for r in gather(records)}
-        return [unique[key] for key in sorted(unique)]
+        return records
 
     @torch.no_grad()
     def _samples(self, labels: Tensor) -> Tensor:

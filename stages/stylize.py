@@ -538,8 +538,7 @@ class StylizeStage(PerItemStage[Artwork, StyleState]):
         cameras = original.rig.random(count, draws).to(self.device)
         return float(diversity(self.perceptual, renderer.synthesis(ws, cameras).image))
 
-    def on_test_end(self) -> None:
+    def summary(self) -> list[Record]:
         self.trainer.strategy.barrier("all results")
-        if self.trainer.is_global_zero:
-            files = [self._result(name, item.id) for name in self.heads for item in self.items]
-            write_records(self.out / "metrics.csv", [record for file in files for record in read_records(file)])
+        files = [self._result(name, item.id) for name in self.heads for item in self.items]
+        return [record for file in files for record in read_records(file)] if self.trainer.is_global_zero else []

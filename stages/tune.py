@@ -7,13 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from models.batches import PortraitBatch
 from models.camera import Camera
 from models.checks import check_not_negative, check_positive
 from models.features.base import Frozen
 from models.generators.base import Generator
 from models.heads.tuning import select_parameters
 from models.losses.inversion import locality
-from stages.base.inversion import Batch, InversionStage
+from stages.base.inversion import InversionStage
 from stages.base.stage import ArtifactRef
 
 
@@ -57,7 +58,7 @@ class TuneStage(InversionStage):
             parameter.requires_grad_(name in chosen)
         self.original = Frozen(self.take("inverter", self.inverter.path, "generator", Generator))
 
-    def losses(self, image: Tensor, camera: Camera | None, batch: Batch) -> dict[str, Tensor]:
+    def losses(self, image: Tensor, camera: Camera | None, batch: PortraitBatch) -> dict[str, Tensor]:
         with torch.no_grad():
             ws, expression = self.invert(image)
         terms = self.recover(self.generator.synthesis(ws, camera, expression=expression).image, image)

@@ -19,7 +19,7 @@ from models.errors import UserError
 class MannequinDataModule(SplitDataModule):
     """The embedded world's train, val and test sets, drawn once and kept in a cache.
 
-    A batch is that of :class:`MannequinImages` with a leading dimension: image (B, V, 3, H, W), z (B, Z_DIM)...
+    A batch is a :class:`models.batches.PortraitBatch` with all fields but ``name``.
 
     Args:
         train_subjects, val_subjects, test_subjects: from the beginning of each split.

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from models.batches import PortraitBatch
 from models.checks import check_not_negative
 from models.rendering.output import Rendering
 from models.segments import SEGMENTS
@@ -40,13 +40,12 @@ class RenderingLoss:
             where="reconstruction.",
         )
 
-    def __call__(self, fake: Rendering, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def __call__(self, fake: Rendering, batch: PortraitBatch) -> dict[str, Tensor]:
         """The terms, and their weighted sum as ``reconstruction``; scalars.
 
         Args:
             fake: of B * V pictures.
-            batch: ``image`` (B, V, 3, H, W); where they are there, ``segmentation`` (B, V, H, W), ``mask`` and
-                ``depth`` (B, V, 1, H, W).
+            batch: of which ``image`` and, where they are there, ``segmentation``, ``mask`` and ``depth`` are used.
         """
         real = batch["image"].flatten(0, 1)
         error = fake.image - real

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.artifact import Export
+from models.batches import PortraitBatch
 from models.camera import Camera
 from models.checks import check_not_negative, check_positive
 from models.ema import EMA
@@ -35,9 +36,6 @@ from models.rendering.output import Rendering
 from stages.base.ranks import average_gradients
 from stages.base.seeds import item_generator, step_generator
 from stages.base.stage import Stage
-
-Batch = dict[str, Tensor]
-"""``image`` (B, V, 3, H, W), V views of each subject; ``label`` (B, V, 25) where there are cameras."""
 
 
 @dataclass(frozen=True)
@@ -180,11 +178,11 @@ class AdversarialStage(Stage):
         """Of what is trained, by name."""
         return self.generator.parameter_groups()
 
-    def prepare(self, batch: Batch, draws: torch.Generator) -> Batch:
+    def prepare(self, batch: PortraitBatch, draws: torch.Generator) -> PortraitBatch:
         """What a step uses of a batch."""
         return batch
 
-    def sample_fakes(self, batch: Batch, draws: torch.Generator) -> Fakes:
+    def sample_fakes(self, batch: PortraitBatch, draws: torch.Generator) -> Fakes:
         """Pictures of random subjects, one a real picture, from its camera."""
         real, camera = batch["image"].flatten(0, 1), self.camera(batch)
         rows = self.global_rows(len(real), batch["image"].shape[1])
@@ -195,7 +193,7 @@ class AdversarialStage(Stage):
         rendering = self.generator.synthesis(latents, camera, randomness=draws, taps=self.fake_taps)
         return Fakes(rendering, latents, camera, noise)
 
-    def generator_terms(self, batch: Batch, fakes: Fakes) -> tuple[Tensor | None, dict[str, Tensor]]:
+    def generator_terms(self, batch: PortraitBatch, fakes: Fakes) -> tuple[Tensor | None, dict[str, Tensor]]:
         """The generator's loss but for the adversarial terms, None for none, and scalars to log."""
         return None, {}
 
@@ -207,7 +205,7 @@ class AdversarialStage(Stage):
         """For draws of this step, by each rank for its own pictures; the same at each call."""
         return item_generator(self.seed, f"{purpose}/{self.global_rank}", self._step)
 
-    def camera(self, batch: Batch) -> Camera | None:
+    def camera(self, batch: PortraitBatch) -> Camera | None:
         """The cameras that the generator sees its subjects by; None in 2D.
 
         Raises:
@@ -256,7 +254,7 @@ class AdversarialStage(Stage):
         # Resumed from the last step of all, there is nothing left but to export.
         self.trainer.should_stop = int(self.images_seen) >= self.total_images
 
-    def training_step(self, batch: Batch, batch_idx: int) -> None:
+    def training_step(self, batch: PortraitBatch, batch_idx: int) -> None:
         self._step = int(self.steps_done)
         draws = step_generator(self.seed, self._step)
         batch = self.prepare(batch, draws)
@@ -331,7 +329,7 @@ class AdversarialStage(Stage):
 
     # -- steps ---------------------------------------------------------------------------------------------------
 
-    def _discriminator_step(self, optimizer: Any, batch: Batch, fakes: Fakes) -> dict[str, Tensor]:
+    def _discriminator_step(self, optimizer: Any, batch: PortraitBatch, fakes: Fakes) -> dict[str, Tensor]:
         real, weights = batch["image"].flatten(0, 1), self.adversarial
         camera = Camera.from_label(batch["label"].flatten(0, 1)) if "label" in batch else None
         verdict = self._verdict(real, camera, "real")
@@ -397,7 +395,7 @@ class AdversarialStage(Stage):
         return generator.synthesis(generator.mapping(generator.sample_z(count, draws).to(self.device)), camera).image
 
     @torch.no_grad()
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+    def validation_step(self, batch: PortraitBatch, batch_idx: int) -> None:
         if batch_idx == 0:
             real = batch["image"].flatten(0, 1)
             self.show(real, self.samples(len(real), self.camera(batch), torch.Generator().manual_seed(self.seed)))

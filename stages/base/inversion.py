@@ -20,6 +20,7 @@ from torchvision.utils import make_grid
 
 from datamodules.truth import KnowsViewTruth
 from models.artifact import Export
+from models.batches import PortraitBatch, some_views, subject
 from models.camera import Camera
 from models.checks import check_not_negative, check_positive
 from models.encoders.base import Encoder
@@ -33,14 +34,13 @@ from models.latents import Latents
 from models.losses.inversion import ReconstructionLoss
 from models.metrics.image import identity_similarity, psnr, ssim
 from models.metrics.inversion import PROTOCOL, VERSION, InversionProtocol, InversionScores
-from models.metrics.records import Record, finite, write_records
+from models.metrics.records import Record
 from models.names import item_id
 from models.rendering.output import Rendering
-from stages.base.ranks import gather, means
+from stages.base.ranks import collect, means
 from stages.base.seeds import step_generator
 from stages.base.stage import ArtifactRef, Stage
 
-Batch = dict[str, Any]
 Renderer = Callable[[Camera | None], Rendering]
 """B heads, seen by B * V cameras, V in a row of each head; by None in a 2D generator."""
 
@@ -118,9 +118,8 @@ class InversionStage(Stage):
         self.variant, self.seed = variant or self.name, seed
         self._validated: dict[str, float] = {}  # of the last validation, for the artifact
         self._scored: list[dict[str, Tensor]] = []  # of the running validation
-        self._records: list[Record] = []  # of a 2D generator
-        self._heads: list[tuple[str, HeadCode, Tensor]] = []  # of predict: id, head, picture
-        self._shown: Batch | None = None
+        self._heads: dict[str, HeadCode] = {}  # of predict, by id
+        self._shown: PortraitBatch | None = None
 
     # -- for subclasses ---------------------------------------------------------------------------
 
@@ -129,7 +128,7 @@ class InversionStage(Stage):
         """Set ``generator`` and ``encoder`` for training."""
 
     @abstractmethod
-    def losses(self, image: Tensor, camera: Camera | None, batch: Batch) -> dict[str, Tensor]:
+    def losses(self, image: Tensor, camera: Camera | None, batch: PortraitBatch) -> dict[str, Tensor]:
         """Terms (B,) of pictures (B, 3, H, W); the mean of ``"loss"`` is minimised, all are logged."""
 
     def reconstruct(self, image: Tensor, camera: Camera | None) -> Renderer:
@@ -169,7 +168,7 @@ class InversionStage(Stage):
         mean = self.encoder.mean_latents or self.generator.mean_latents
         return self.encoder.invert(resized(image, self.encoder.resolution), mean)
 
-    def pictures(self, batch: Batch) -> tuple[Tensor, Camera | None]:
+    def pictures(self, batch: PortraitBatch) -> tuple[Tensor, Camera | None]:
         """A batch's pictures (B * V, 3, H, W) and their cameras, None for a 2D generator.
 
         Raises:
@@ -205,7 +204,7 @@ class InversionStage(Stage):
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(self.schedule.rate, steps=steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+    def training_step(self, batch: PortraitBatch, batch_idx: int) -> Tensor:
         self._shown = self._shown or batch
         terms = self.losses(*self.pictures(batch), batch)
         self.log_dict({f"{self.name}/{name}": value.detach().float().mean() for name, value in terms.items()})
@@ -218,7 +217,7 @@ class InversionStage(Stage):
 
     # -- validation -------------------------------------------------------------------------------
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+    def validation_step(self, batch: PortraitBatch, batch_idx: int) -> None:
         if batch_idx == 0:
             self._shown = batch
         image, camera = self.pictures(batch)
@@ -245,7 +244,7 @@ class InversionStage(Stage):
             return {}
         learning = self.training
         self.eval()
-        image, camera = self.pictures(first_views(self._shown))
+        image, camera = self.pictures(some_views(self._shown, slice(1)))
         image, camera = image[:_SHOWN].to(self.device), camera and camera[:_SHOWN].to(self.device)
         render, side = self.reconstruct(image, camera), self.generator.resolution
         columns = [resized(image, side), render(camera).image]
@@ -266,20 +265,19 @@ class InversionStage(Stage):
         self._scores = InversionScores(self.protocol.networks, features, self.seed).to(self.device)
 
     @torch.no_grad()
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        image, camera = self.pictures(first_views(batch))
+    def test_step(self, batch: PortraitBatch, batch_idx: int) -> None:
+        image, camera = self.pictures(some_views(batch, slice(1)))
         image = resized(image, self.generator.resolution)
         assert self.protocol is not None
         for row, item in enumerate(items_of(batch)):
             own = image[row : row + 1]
             if camera is None:
                 found = self.reconstruct(own, None)(None).image
-                self._records += self.flat_records(item, found, own)
+                self.records.add(self.flat_records(item, found, own))
                 continue
             data, truth = self.trainer.datamodule, None  # type: ignore[attr-defined]
             if isinstance(data, KnowsViewTruth):
-                sample = {name: value[row] for name, value in batch.items()}
-                truth = partial(self.true_views, data.view_truth, sample)
+                truth = partial(self.true_views, data.view_truth, subject(batch, row))
             place = len(self._scores.names) * self.world_size + self.global_rank  # among the items of all ranks
             surface = place < self.protocol.surfaces
             measured = self.protocol(item, own, camera[row], self.generator.rig, self.reconstruct, truth, surface)
@@ -288,7 +286,7 @@ class InversionStage(Stage):
                 write_image(self.out / name / f"{item_id(item)}.png", picture)
 
     @staticmethod
-    def true_views(truth: Callable[[Batch, Camera], Any], sample: Batch, camera: Camera) -> Any:
+    def true_views(truth: Callable[[dict[str, Any], Camera], Any], sample: dict[str, Any], camera: Camera) -> Any:
         """What cameras see of a sample's head, on their device."""
         return truth(sample, camera).to(camera.device)
 
@@ -304,22 +302,14 @@ class InversionStage(Stage):
             for metric, value in self.scores(found, image).items()
         ]  # fmt: skip
 
-    def on_test_epoch_end(self) -> None:
-        flat = {(record.item, record.metric): record for record in gather(self._records)}
-        records = [flat[key] for key in sorted(flat)] or self._scores.records(self.variant, seed=self.seed)
-        self._records = []
-        if self.trainer.is_global_zero:
-            write_records(self.out / "metrics.csv", records)
-        for metric in sorted({record.metric for record in records}):
-            values = [record.value for record in finite(records) if record.metric == metric]
-            if values:
-                self.log(f"test/{metric}", sum(values) / len(values), rank_zero_only=True)
+    def summary(self) -> list[Record]:
+        return self._scores.records(self.variant, seed=self.seed)
 
     # -- predict and export -----------------------------------------------------------------------
 
     @torch.no_grad()
-    def predict_step(self, batch: Batch, batch_idx: int) -> None:
-        image, camera = self.pictures(first_views(batch))
+    def predict_step(self, batch: PortraitBatch, batch_idx: int) -> None:
+        image, camera = self.pictures(some_views(batch, slice(1)))
         ws, expression = self.invert(image)
         count = len(self.generator.expressions)
         expression = image.new_zeros(len(image), count) if expression is None else expression
@@ -328,10 +318,11 @@ class InversionStage(Stage):
             own = slice(row, row + 1)
             codes, moves = ws[own].to("cpu").map(Tensor.float), expression[own].cpu().float()
             head = HeadCode(codes, None, moves, None if labels is None else labels[own])
-            self._heads.append((item_id(item), head, image[row].cpu()))
+            write_image(self.out / "pictures" / f"reference_{item_id(item)}.png", image[row].cpu())
+            self._heads[item_id(item)] = head
 
     def on_predict_epoch_end(self) -> None:
-        self._heads = gather(self._heads)
+        self._heads = dict(collect(list(self._heads.items())))
 
     def export(self) -> Export:
         if self._heads:
@@ -347,15 +338,9 @@ class InversionStage(Stage):
 
     def export_heads(self) -> Export:
         """The heads of predict beside their generator, for the stages that go on from ``anchor``."""
-        heads = {identity: head for identity, head, _ in self._heads}
-        folder = self.out / "pictures"
-        media = {}
-        for identity, _, picture in self._heads:
-            name = f"reference_{identity}.png"
-            write_image(folder / name, picture)
-            media[name] = folder / name
-        modules = {"generator": self.generator, "anchors": HeadCodes.pack(heads, self.generator)}
-        entries = [Entry(identity, artwork=f"reference_{identity}.png", caption="anchor") for identity in heads]
+        entries = [Entry(identity, artwork=f"reference_{identity}.png", caption="anchor") for identity in self._heads]
+        media = {entry.artwork: self.out / "pictures" / entry.artwork for entry in entries if entry.artwork is not None}
+        modules = {"generator": self.generator, "anchors": HeadCodes.pack(self._heads, self.generator)}
         return Export(modules, media=media, extra=subject_index(entries), delta_of=self.unchanged(modules))
 
     # -- resume -----------------------------------------------------------------------------------
@@ -369,14 +354,12 @@ class InversionStage(Stage):
         self._validated = checkpoint["validated"]
 
 
-def first_views(batch: Batch) -> Batch:
-    """Each subject's first picture and its label: (B, 1, ...)."""
-    return {name: batch[name][:, :1] for name in ("image", "label") if name in batch}
-
-
-def items_of(batch: Batch) -> list[str]:
+def items_of(batch: PortraitBatch) -> list[str]:
     """What the subjects of a batch are called: their files' names, or the seeds of the embedded world."""
-    return list(batch["name"]) if "name" in batch else [str(seed) for seed in batch["seed"].tolist()]
+    if "name" in batch:
+        return list(batch["name"])
+    assert "seed" in batch
+    return [str(seed) for seed in batch["seed"].tolist()]
 
 
 @torch.no_grad()

@@ -36,6 +36,16 @@ def gather(found: list[Any]) -> list[Any]:
     return [entry for part in lists for entry in part]
 
 
+def collect(found: list[Any]) -> list[Any]:
+    """As :func:`gather` on rank 0, and nothing on the others: for what is large."""
+    if not torch.distributed.is_initialized():
+        return found
+    lists: list[Any] = [[] for _ in range(torch.distributed.get_world_size())]
+    first = torch.distributed.get_rank() == 0
+    torch.distributed.gather_object(found, lists if first else None)
+    return [entry for part in lists for entry in part] if first else []
+
+
 def means(scores: list[dict[str, Tensor]]) -> dict[str, float]:
     """Mean of each score (B,) over the items of all batches and all ranks, to be called by all ranks.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
@@ -21,7 +21,9 @@ from callbacks.checkpoint import LastCheckpoint
 from models.artifact import Artifact, Export, load
 from models.errors import UserError
 from models.features.base import Frozen
+from models.metrics.records import FILE, Record, write_records
 from stages.base.ranks import average_gradients, broadcast
+from stages.base.records import Records, averages
 from stages.base.seeds import rng_state, set_rng_state
 
 log = logging.getLogger(__name__)
@@ -67,6 +69,7 @@ class Stage(pl.LightningModule):
         resumes_itself: whether a fit finds by itself what is done already, so that there may be nothing left to do.
         inputs: by role, the artifacts taken with :meth:`take`.
         step_hash: hash of everything the step depends on; set by the command line.
+        records: what the running test has measured, item by item; ``test_step`` adds to them.
     """
 
     name: ClassVar[str]
@@ -78,6 +81,7 @@ class Stage(pl.LightningModule):
         super().__init__()
         self.inputs: dict[str, Artifact] = {}
         self.step_hash: str | None = None
+        self.records = Records()
         self._taken: list[tuple[nn.Module, tuple[Artifact, str]]] = []
         self._built = False
         self._rng: dict[str, Any] | None = None
@@ -93,6 +97,10 @@ class Stage(pl.LightningModule):
         Called on rank 0 at the end of fit and predict, after all ranks have finished.
         """
         return None
+
+    def summary(self) -> Iterable[Record]:
+        """What only all items together tell; called by all ranks when a test ends."""
+        return ()
 
     def panels(self) -> dict[str, Tensor]:
         """Pictures of the current state by name: images (3, H, W) or frames (T, 3, H, W) in [-1, 1].
@@ -186,6 +194,15 @@ class Stage(pl.LightningModule):
     def on_after_backward(self) -> None:
         if not self.wrapped and self.automatic_optimization:
             average_gradients(self)
+
+    def on_test_epoch_end(self) -> None:
+        """The scores of all ranks, in ``OUT/metrics.csv`` and, averaged, in the log."""
+        self.records.add(self.summary())
+        records = self.records.collect()
+        if self.trainer.is_global_zero:
+            write_records(self.out / FILE, records)
+        for name, value in averages(records).items():
+            self.log(f"test/{name}", value, rank_zero_only=True)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         states: list[Any] = [rng_state()]
