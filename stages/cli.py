@@ -33,13 +33,14 @@ from callbacks.media import MediaPanels
 from callbacks.monitor import Monitor
 from callbacks.preemption import Preemption
 from callbacks.progress import progress
-from models.documents import MOST_BYTES, check_yaml, parse_yaml
+from models.documents import check_yaml
 from models.errors import UserError, one_line, shown
-from models.files import ROOT, atomic_write, check_folder, read_bytes, sweep
+from models.files import atomic_write, check_folder, sweep
 from models.version import VERSION
 from stages.base.per_item import PerItemStage
 from stages.base.ranks import IndependentRanks
 from stages.base.stage import Stage
+from stages.configs import read_config
 from stages.pipeline.hashing import step_hash
 from stages.pipeline.jobs import PLAN
 
@@ -114,10 +115,10 @@ class GalateaCLI(LightningCLI):
 
     def __init__(self, name: str, stage_class: type[Stage], arguments: Sequence[str]) -> None:
         self.name = name
-        config = ROOT / "configs" / "stages" / f"{name}.yaml"
+        arguments, self.defaults = _configured(name, arguments)
         super().__init__(
             stage_class,
-            args=list(arguments),
+            args=arguments,
             save_config_callback=SaveConfig,
             seed_everything_default=0,
             trainer_defaults={"inference_mode": False},
@@ -125,10 +126,7 @@ class GalateaCLI(LightningCLI):
             parser_kwargs={
                 "prog": f"galatea {name}",
                 "allow_abbrev": False,
-                **{
-                    c: {"allow_abbrev": False, "default_config_files": [str(config)] if config.exists() else []}
-                    for c in self.subcommands()
-                },
+                **{c: {"allow_abbrev": False} for c in self.subcommands()},
             },
             auto_configure_optimizers=False,  # stages build their own
         )
@@ -163,6 +161,8 @@ class GalateaCLI(LightningCLI):
         )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        if {"-h", "--help"} & set(args):  # the help is the parser's, which shows only defaults
+            self._subcommand_parsers[args[0]].set_defaults(self.defaults)
         self.config = parser.parse_args(args)
         options = self.config[self.config.subcommand]
         seed = options.get("seed_everything")
@@ -323,13 +323,24 @@ def _devices(trainer: Any) -> int:
     return int(devices)
 
 
-def _check_configs(arguments: Sequence[str]) -> None:
-    """Name a configuration file that is no YAML: the parser's own report does not say which."""
-    for option, value in zip(arguments, (*arguments[1:], ""), strict=True):
-        name, _, given = option.partition("=")
-        file = Path(given or value)
-        if name == "--config" and file.exists():
-            parse_yaml(read_bytes(file, MOST_BYTES), str(file))
+def _configured(name: str, arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
+    """The command line of a stage with all its configuration files as one, and what that says; options win over it.
+
+    The parser would keep arguments of one file's class for another file's.
+    """
+    files: list[str] = []
+    options: list[str] = []
+    words = iter(arguments)
+    for word in words:
+        option, equals, file = word.partition("=")
+        if option in ("-c", "--config"):
+            files.append(file if equals else next(words, ""))
+        else:
+            options.append(word)
+    config = read_config(name, files) if options and options[0] in GalateaCLI.subcommands() else {}
+    if config:
+        options.insert(1, f"--config={yaml.safe_dump(config)}")
+    return options, config
 
 
 def _bounded(stream: str, **options: Any) -> Any:
@@ -356,7 +367,6 @@ def run(name: str, stage_class: type[Stage], arguments: Sequence[str]) -> None:
     """
     if arguments and arguments[0] in GalateaCLI.subcommands() and arguments[0] not in commands(stage_class):
         raise UserError(f"stage {name} has no command {arguments[0]!r}, it has: {', '.join(commands(stage_class))}")
-    _check_configs(arguments)
     # Repeated by Lightning on every run, and nothing the user can act on.
     logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(lambda r: "litlogger" not in r.getMessage())
     warnings.filterwarnings("ignore", ".*LeafSpec.*")

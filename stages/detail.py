@@ -92,8 +92,8 @@ class DetailStage(InversionStage):
     :class:`models.heads.detailed.DetailedGenerator`.
 
     Args:
-        inverter: artifact of ``tune``: generator, of surface manifolds, and encoder.
-        detail: what to train.
+        inverter: artifact of ``tune``: generator, of surface manifolds, and encoder; not needed with ``tested``.
+        detail: what to train, likewise.
         start: artifact of this stage whose reconstructor, of the same sizes, training starts from.
         regularisation: weights and kinds of the two terms beside L_r.
         marks: share of the training photos on which a random mark is painted
@@ -105,11 +105,12 @@ class DetailStage(InversionStage):
 
     name = "detail"
     generator: ManifoldGenerator
+    detail: DetailReconstructor
 
     def __init__(
         self,
-        inverter: ArtifactRef,
-        detail: DetailReconstructor,
+        inverter: ArtifactRef | None = None,
+        detail: DetailReconstructor | None = None,
         start: ArtifactRef | None = None,
         regularisation: Regularisation = Regularisation(),
         marks: float = 0.0,
@@ -118,7 +119,9 @@ class DetailStage(InversionStage):
         **options: Any,
     ) -> None:
         super().__init__(schedule=schedule, **options)
-        self.inverter, self.detail, self.start = inverter, detail, start
+        self.inverter, self.start = inverter, start
+        if detail is not None:
+            self.detail = detail
         self.regularisation, self.marks = regularisation, marks
         if not 0 <= marks <= 1:
             raise UserError(f"marks is {marks}: it is a share of the photos, from 0 to 1")
@@ -126,6 +129,8 @@ class DetailStage(InversionStage):
         self._photos: dict[str, Tensor] = {}  # of predict, by id
 
     def build_networks(self) -> None:
+        if self.inverter is None or not hasattr(self, "detail"):
+            raise UserError("detail trains --model.detail for the result --model.inverter of galatea tune: give both")
         self.take_networks("inverter", self.inverter.path)
         if self.start is not None:
             trained = self.take("start", self.start.path, "detail", DetailReconstructor)

@@ -28,8 +28,8 @@ class InvertStage(InversionStage):
     these may be asked for too; and an encoder with ``expressions`` tells those of an animatable generator.
 
     Args:
-        prior: artifact and module of the generator.
-        encoder: what to train; its codes must be the generator's.
+        prior: artifact and module of the generator; not needed with ``tested``.
+        encoder: what to train, likewise; its codes must be the generator's.
         trunk: weights that the encoder's trunk starts from: an ArcFace file or artifact of the same sizes, as of
             :class:`models.features.identity.ArcFaceIdentity`; null starts from random ones.
         delta_weight, pull_weight: weights of L_d-reg and of L_w+.
@@ -46,8 +46,8 @@ class InvertStage(InversionStage):
 
     def __init__(
         self,
-        prior: GeneratorRef,
-        encoder: Encoder,
+        prior: GeneratorRef | None = None,
+        encoder: Encoder | None = None,
         trunk: str | None = None,
         delta_weight: float = 1e-3,
         pull_weight: float = 1e-4,
@@ -60,7 +60,9 @@ class InvertStage(InversionStage):
         **options: Any,
     ) -> None:
         super().__init__(**options)
-        self.prior, self.encoder = prior, encoder
+        self.prior = prior
+        if encoder is not None:
+            self.encoder = encoder
         self.trunk = trunk
         self.delta_weight, self.pull_weight = delta_weight, pull_weight
         self.delta_from, self.delta_every = delta_from, delta_every
@@ -71,6 +73,8 @@ class InvertStage(InversionStage):
         check_positive(self, "rendered")
 
     def build_networks(self) -> None:
+        if self.prior is None or not hasattr(self, "encoder"):
+            raise UserError("invert trains --model.encoder for the generator --model.prior: give both")
         generator = self.take("prior", self.prior.path, self.prior.module, Generator)
         self.generator = generator.requires_grad_(self.joint)
         if self.trunk is not None:

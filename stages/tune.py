@@ -10,6 +10,7 @@ from torch import Tensor
 from models.batches import PortraitBatch
 from models.camera import Camera
 from models.checks import check_not_negative, check_positive
+from models.errors import UserError
 from models.features.base import Frozen
 from models.generators.base import Generator
 from models.heads.tuning import select_parameters
@@ -22,7 +23,7 @@ class TuneStage(InversionStage):
     """L = L_r + locality_weight L_R: pivots are what the frozen encoder answers, the generator learns.
 
     Args:
-        inverter: artifact of ``invert`` (or of this stage): generator and encoder.
+        inverter: artifact of ``invert`` (or of this stage): generator and encoder; not needed with ``tested``.
         train, freeze: which parameters of the generator move, see :func:`models.heads.tuning.select_parameters`; the
             manifold predictor stays (A.4).
         locality_weight: of L_R, which keeps the generator like the original near the pivots.
@@ -35,7 +36,7 @@ class TuneStage(InversionStage):
 
     def __init__(
         self,
-        inverter: ArtifactRef,
+        inverter: ArtifactRef | None = None,
         train: str = "synthesis",
         freeze: str = "predictor",
         locality_weight: float = 0.5,
@@ -52,6 +53,8 @@ class TuneStage(InversionStage):
         check_positive(self, "locality_samples", "locality_distance")
 
     def build_networks(self) -> None:
+        if self.inverter is None:
+            raise UserError("tune needs the generator and encoder of galatea invert: --model.inverter.path")
         self.take_networks("inverter", self.inverter.path)
         chosen = set(select_parameters(self.generator, self.tuned, self.kept))
         for name, parameter in self.generator.named_parameters():

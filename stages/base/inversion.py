@@ -260,7 +260,7 @@ class InversionStage(Stage):
 
     def on_test_epoch_start(self) -> None:
         if self.protocol is None:
-            raise UserError("test needs what it measures: see model.protocol in configs/stages/invert.yaml")
+            raise UserError("test needs what it measures, model.protocol: see configs/stages/invert_test.yaml")
         features = self.protocol.distribution.module.num_features
         self._scores = InversionScores(self.protocol.networks, features, self.seed).to(self.device)
 

@@ -13,8 +13,8 @@ from models.files import ROOT, resolve, sha256
 from models.heads.index import read_index
 from models.manifest import MANIFEST, manifest_id, read_manifest
 from stages.arguments import Parser
+from stages.configs import read_yaml
 from stages.pipeline.jobs import PLAN, read_plan
-from stages.pipeline.steps import read_yaml
 
 _NOT_INPUT = ("out", "ckpt_path", "cache", "cache_dir", "default_root_dir")
 

@@ -32,10 +32,11 @@ from models.documents import parse_yaml
 from models.errors import UserError, one_line, shown
 from models.files import resolve
 from stages.arguments import Parser
+from stages.configs import read_yaml
 from stages.pipeline import slurm
 from stages.pipeline.jobs import Entry, refuse_active, write_plan
 from stages.pipeline.slurm import Cluster, read_cluster
-from stages.pipeline.steps import Task, clear, execute, locked, read_state, read_yaml, resume_options
+from stages.pipeline.steps import Task, clear, execute, locked, read_state, resume_options
 from stages.table import STAGES
 
 COMMANDS = ("fit", "validate", "test", "predict")

@@ -22,8 +22,9 @@ from typing import Any, get_args, get_origin, get_type_hints
 from models.errors import UserError, one_line, shown
 from models.files import ROOT, atomic_write, resolve
 from stages.arguments import Parser
+from stages.configs import read_yaml
 from stages.pipeline.jobs import Entry, read_plan, write_plan
-from stages.pipeline.steps import Task, clear, command_hash, execute, locked, read_state, read_yaml, write_status
+from stages.pipeline.steps import Task, clear, command_hash, execute, locked, read_state, write_status
 from stages.table import STAGES
 
 _TIME = re.compile(r"\d+-\d{1,2}(:\d{2}){0,2}|\d+(:\d{2}){0,2}")  # days-hours:minutes:seconds, as sbatch takes it

@@ -20,10 +20,11 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from models.documents import MOST_BYTES, parse_json, parse_yaml
-from models.errors import UserError, shown
-from models.files import ROOT, atomic_write, os_errors, read_bytes, read_json, remove_folder, resolve, sweep, versions
+from models.documents import parse_json
+from models.errors import UserError
+from models.files import ROOT, atomic_write, os_errors, read_json, remove_folder, sweep, versions
 from models.manifest import MANIFEST, manifest_id, read_manifest
+from stages.configs import merge, read_config
 from stages.pipeline.hashing import step_hash
 
 STATUS = "status.json"
@@ -61,30 +62,16 @@ def command_hash(command: Sequence[str]) -> str:
     """
     options = list(takewhile(lambda word: word.startswith("--"), reversed(command)))[::-1]
     stage, verb = command[: len(command) - len(options)][-2:]
-    default = ROOT / "configs" / "stages" / f"{stage}.yaml"
-    config = read_yaml(default) if default.exists() else {}
-    for option in options:
-        key, _, text = option.removeprefix("--").partition("=")
+    words = [option.removeprefix("--").partition("=") for option in options]
+    config = read_config(stage, [text for key, _, text in words if key == "config"])
+    for key, _, text in words:
         if key == "config":
-            _merge(config, read_yaml(resolve(text)))
             continue
         value = _value(key, text)
         for part in reversed(key.split(".")):
             value = {part: value}
-        _merge(config, value)
+        merge(config, value)
     return step_hash(stage, verb, config)
-
-
-def read_yaml(file: Path) -> dict[str, Any]:
-    """The mapping in a YAML file; an empty file is an empty one.
-
-    Raises:
-        UserError: when it cannot be read, or holds something else.
-    """
-    content = parse_yaml(read_bytes(file, MOST_BYTES), str(file))
-    if not isinstance(content, dict | None):
-        raise UserError(f"{file}: expected a dict, got {shown(content)}")
-    return content or {}
 
 
 def _value(key: str, text: str) -> Any:
@@ -94,14 +81,6 @@ def _value(key: str, text: str) -> Any:
         return parse_json(text, key)
     except UserError:
         return text
-
-
-def _merge(target: dict[str, Any], source: Mapping[str, Any]) -> None:
-    for key, value in source.items():
-        if isinstance(value, Mapping) and isinstance(target.get(key), dict):
-            _merge(target[key], value)
-        else:
-            target[key] = value
 
 
 # -- the folder ----------------------------------------------------------------------------------------

@@ -245,11 +245,22 @@ def test_scores_of_every_subject(tmp_path, inverter):
     protocol = InversionProtocol(
         tiny.network("perceptual"), tiny.network("identity"), EmbeddedDistribution(weights=None), surfaces=0
     )
-    tested = stage(inverter, tested=ArtifactRef(str(tmp_path / "fit")), protocol=protocol)
+    tested = DetailStage(
+        perceptual=tiny.network("perceptual"),
+        identity=tiny.network("identity"),
+        tested=ArtifactRef(str(tmp_path / "fit")),
+        protocol=protocol,
+    )
     tiny.trainer(tmp_path / "test").test(tested, datamodule=Reds(inverter), verbose=False)
     records = read_records(tmp_path / "test" / "metrics.csv")
     assert sum(record.metric == "psnr" for record in records) == 6
     assert {record.variant for record in records} == {"detail"}
+
+
+def test_training_needs_what_it_trains_and_what_for(inverter):
+    for missing in ({"inverter": ArtifactRef(str(inverter))}, {"detail": DetailReconstructor(**DETAIL)}):
+        with pytest.raises(UserError, match=r"detail trains --model\.detail for the result --model\.inverter"):
+            DetailStage(perceptual=tiny.network("perceptual"), **missing).configure_model()
 
 
 def test_training_starts_from_an_earlier_result(inverter, trained):

@@ -185,8 +185,8 @@ def test_other_generators(tmp_path, make):
     assert {n: t.shape for n, t in codes.groups.items()} == {
         n: t.shape for n, t in generator.mean_latents.groups.items()
     }
-    tested = f"--model.tested.path={tmp_path / 'out'}"
-    run([line[0], "test", *line[2:]], tmp_path / "test", tested)
+    tested = f"--model.tested.path={tmp_path / 'out'}"  # which is enough
+    run([line[0], "test", *line[2:]], tmp_path / "test", tested, "--model.prior=null", "--model.encoder=null")
     records = read_records(tmp_path / "test")
     assert {record.item for record in records} >= {"10.png", "11.png"}
     assert {"psnr", "ssim", "lpips", "id"} <= {record.metric for record in records}
@@ -265,6 +265,11 @@ def test_what_is_missing_is_said(work, tmp_path):
         run([line[0], "test", *line[2:]], tmp_path, "--model.protocol=null", f"--model.tested.path={work / 'invert'}")
     with pytest.raises(UserError, match=r"needs trainer\.max_steps"):
         run(line, tmp_path, "--model.schedule.drop_at=null", "--trainer.max_steps=-1", "--trainer.max_epochs=1")
+    for missing in ("prior", "encoder"):
+        with pytest.raises(
+            UserError, match=r"invert trains --model\.encoder for the generator --model\.prior: give both"
+        ):
+            run(line, tmp_path, f"--model.{missing}=null")
     with pytest.raises(UserError, match="there is nothing to train"):
         run(line, tmp_path, f"--model.tested.path={work / 'invert'}")
     with pytest.raises(UserError, match="has no module 'encoder'"):

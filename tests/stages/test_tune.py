@@ -105,8 +105,8 @@ def test_bf16(work, tmp_path):
 
 
 def test_before_and_after_are_scored_alike(work, tmp_path):
-    """The protocol of both stages is one: tables join their files, paired by item."""
-    line = inversions.tune(work)
+    """The protocol of both stages is one: tables join their files, paired by item. What is tested is all they need."""
+    line = inversions.tune(work, inverter=None)
     for name in ("invert", "tune"):
         tested = [
             f"--model.tested.path={work / name}",
@@ -123,6 +123,8 @@ def test_before_and_after_are_scored_alike(work, tmp_path):
 def test_what_is_no_inverter_is_refused(work, tmp_path):
     with pytest.raises(UserError, match="has no module 'encoder'"):
         run(inversions.tune(work, inverter={"path": str(work / "tiny")}), tmp_path)
+    with pytest.raises(UserError, match=r"tune needs the generator and encoder .*: --model\.inverter\.path"):
+        run(inversions.tune(work, inverter=None), tmp_path)
     with pytest.raises(UserError, match="leaves no parameter"):
         run(inversions.tune(work), tmp_path, "--model.train=nothing_like_it")
     assert not (tmp_path / "artifact").exists()

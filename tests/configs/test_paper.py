@@ -1,0 +1,307 @@
+"""The papers' configurations hold the papers' numbers, and nothing of the embedded world."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import re
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from models.camera import Rig
+from models.features.clip import CLIPEmbedding
+from models.features.identity import ArcFaceIdentity
+from models.features.perceptual import LPIPS
+from models.files import ROOT
+from models.generators.triplane import TriPlaneField
+from models.metrics.distribution import InceptionDistribution
+from models.rendering.manifolds import ManifoldPredictor
+from stages import __main__, cli
+from stages.configs import read_config
+from stages.table import STAGES
+from tests.configs.resolved import leaves, resolved, steps
+
+PAPER = ROOT / "configs" / "paper"
+GPUS = 4  # of the paper: batch sizes are one's
+
+# By configuration: key, value, where the paper says so; "code" is the official code of what it builds on.
+L_R = {
+    "model.reconstruction.pixel": (1e-2, "A.4: weights of L_r's three terms"),
+    "model.reconstruction.perceptual": (1.0, "A.4"),
+    "model.reconstruction.identity": (4e-2, "A.4"),
+    "model.perceptual.class_path": ("models.features.perceptual.LPIPS", "Eq. 6"),
+    "model.perceptual.init_args.net": ("alex", "e4e's code"),
+    "model.identity.class_path": ("models.features.identity.ArcFaceIdentity", "Eq. 6"),
+    "model.schedule.betas": ([0.9, 0.999], "A.4: Adam"),
+    "data.init_args.size": (256, "Sec. 4: FFHQ at 256 x 256"),
+}
+TABLE: dict[str, dict[str, tuple[Any, str]]] = {
+    "artmator/anchor": {
+        "model.search.space": ("z", "Eq. 3"),
+        "model.search.start": ("random", "Sec. 4.1"),
+        "model.search.restarts": (1, "Sec. 4.1"),
+        "model.search.candidates": (0, "Sec. 4.1"),
+        "model.search.refine": (0.0, "Eq. 3: z alone"),
+        "model.search.learning_rate": (2e-2, "Sec. 4.1"),
+        "model.search.betas": ([0.9, 0.999], "Sec. 4.1: Adam"),
+        "model.search.schedule": ("constant", "Sec. 4.1"),
+        "model.search.perceptual": (1.0, "Sec. 4.1: lambda_1 of Eq. 2"),
+        "model.search.pixel": (1.0, "Sec. 4.1: lambda_2 of Eq. 2"),
+        "model.search.prior": (0.0, "Eq. 2 has two terms"),
+        "model.search.pull": (0.0, "Eq. 2 has two terms"),
+        "model.search.optimize_pose": (False, "Sec. 4.5: the camera is held"),
+        "model.perceptual.class_path": ("models.features.perceptual.LPIPS", "Eq. 2"),
+        "data.init_args.size": (128, "Fig. 4"),
+    },
+    "artmator/stylize": {
+        "model.recipe.learning_rate": (1e-5, "Sec. 4.1"),
+        "model.recipe.schedule": ("constant", "Sec. 4.1"),
+        "model.recipe.latent": ("anchor", "Sec. 3.3"),
+        "model.recipe.direction": (1.0, "Sec. 4.1: lambda_3 of Eq. 9"),
+        "model.recipe.spatial": (1.0, "Sec. 4.1: lambda_4 of Eq. 9"),
+        "model.recipe.views": (1, "Sec. 4.1: N of Eq. 7"),
+        "model.recipe.direction_form": ("cosine", "Eq. 7"),
+        "model.recipe.augment.count": (1, "Sec. 4.1: images are augmented before they are encoded"),
+        "model.recipe.rim": (1.0, "Eq. 8: LPIPS against I_ref, as it is"),
+        **{
+            f"model.recipe.{ours}": (0.0, "Eq. 9 has two terms")
+            for ours in ("clip", "pixel", "mirror", "carry", "geometry", "locality")
+        },
+        "model.perceptual.class_path": ("models.features.perceptual.LPIPS", "Eq. 8"),
+        "model.style.class_path": ("models.features.clip.CLIPEmbedding", "Sec. 4.1"),
+    },
+    "graminverter/prior": {
+        "model.generator.init_args.field": ("triplane", "Sec. 3.1"),
+        "model.generator.init_args.backbone": ("stylegan2", "Sec. 3.1"),
+        "model.generator.init_args.resolution": (256, "A.4"),
+        "model.generator.init_args.intersection_stride": (4, "A.3"),
+        "model.generator.init_args.samples": (64, "GRAM's code"),
+        "model.generator.init_args.background": ("shared", "GRAM's code: the last of 24 surfaces is a plane"),
+        "model.generator.init_args.bake_predictor": (False, "A.4: M learns"),
+        "model.generator.init_args.predictor.hidden": (128, "GRAM's code"),
+        "model.generator.init_args.predictor.layers": (3, "GRAM's code"),
+        "model.generator.init_args.rig.yaw_std": (0.3, "GRAM's code"),
+        "model.generator.init_args.rig.pitch_std": (0.155, "GRAM's code"),
+        "model.discriminator.init_args.pose": ("regress", "A.4: pose regularisation"),
+        "model.total_images": (150_000 * 32, "A.4: 150K iterations of 32"),
+        "model.adversarial.weight": (1.0, "A.4"),
+        "model.adversarial.start": (0, "A.4"),
+        "model.adversarial.r1_weight": (10 / 2, "A.4: 10; GRAM's code halves it"),
+        "model.adversarial.r1_every": (1, "GRAM's code"),
+        "model.adversarial.pose_weight": (30.0, "A.4"),
+        "model.adversarial.path_length_weight": (0.0, "A.4: not among its terms"),
+        "model.reconstruction.weight": (0.0, "A.4: a GAN"),
+        "model.optimization.learning_rate": (2.5e-3, "A.4: Psi and m"),
+        "model.optimization.lr_scales.style": (1.0, "A.4: Psi and m"),
+        "model.optimization.lr_scales.predictor": (2e-5 / 2.5e-3, "A.4: M"),
+        "model.optimization.discriminator_lr": (1e-3, "A.4"),
+        "model.optimization.betas": ([0.0, 0.99], "A.4"),
+        "model.optimization.schedule": ("constant", "A.4"),
+        "model.optimization.clip": (1.0, "GRAM's code"),
+        "model.fit_manifolds": (False, "A.4: M is initialised as GRAM's"),
+        "data.init_args.batch_size": (32 // GPUS, "A.4"),
+        "data.init_args.size": (256, "A.4"),
+    },
+    "graminverter/invert": {
+        **L_R,
+        "model.encoder.class_path": ("models.encoders.pyramid.Encoder4Editing", "Sec. 3.2: e4e's"),
+        "model.encoder.init_args.depths": ([3, 4, 14, 3], "e4e's code: ArcFace's IR-SE50"),
+        "model.schedule.learning_rate": (3e-4, "A.4"),
+        "model.schedule.final": (6e-5, "A.4"),
+        "model.schedule.drop_at": (100_000, "A.4"),
+        "model.delta_weight": (1e-3, "A.4: L_d-reg"),
+        "model.pull_weight": (1e-4, "A.4: L_w+"),
+        "model.delta_from": (20_000, "e4e's code"),
+        "model.delta_every": (2_000, "e4e's code"),
+        "model.rendered": (None, "A.4: every picture"),
+        "model.joint": (False, "A.4: the generator is fixed"),
+        "model.code_weight": (0.0, "A.4: not among its terms"),
+        "model.expression_weight": (0.0, "A.4: not among its terms"),
+        "trainer.max_steps": (150_000, "A.4"),
+        "data.init_args.batch_size": (32 // GPUS, "A.4"),
+    },
+    "graminverter/tune": {
+        **L_R,
+        "model.train": ("synthesis", "A.4: Psi and m"),
+        "model.freeze": ("predictor", "A.4: M is unchanged"),
+        "model.locality_weight": (0.5, "A.4: L_R"),
+        "model.locality_distance": (30.0, "PTI's code"),
+        "model.schedule.learning_rate": (1e-3, "A.4"),
+        "model.schedule.final": (1e-3, "A.4"),
+        "trainer.max_steps": (100_000, "A.4"),
+        "data.init_args.batch_size": (16 // GPUS, "A.4"),
+    },
+    "graminverter/detail": {
+        **L_R,
+        "model.regularisation.novel": (4.0, "A.4: L_nv"),
+        "model.regularisation.depth": (2e-4, "A.4: L_depth"),
+        "model.regularisation.mask": ("facing", "Eq. 8"),
+        "model.regularisation.normals": ("opacity", "Eq. 9"),
+        "model.detail.init_args.space": ("camera", "Eq. 5"),
+        "model.detail.init_args.super_resolution": (True, "Sec. 3.3"),
+        "model.detail.init_args.upsampler": ([64, 64], "A.2: two blocks; the paper does not say how wide"),
+        "model.detail.init_args.atlas": (256 // 4, "A.2: two blocks double it twice"),
+        "model.marks": (0.0, "Sec. 4: plain photos"),
+        "model.schedule.learning_rate": (3e-4, "A.4"),
+        "model.schedule.final": (3e-4, "A.4"),
+        "trainer.max_steps": (60_000, "A.4"),
+        "data.init_args.batch_size": (8 // GPUS, "A.4"),
+    },
+    "graminverter/test": {
+        "model.protocol.init_args.surfaces": (50, "Sec. 4.2: test instances"),
+        "model.protocol.init_args.surface_views": (30, "Sec. 4.2: views of each"),
+        "model.protocol.init_args.distribution.class_path": (
+            "models.metrics.distribution.InceptionDistribution", "Table 2: FID",
+        ),
+        "data.init_args.size": (256, "Sec. 4.2"),
+    },
+}  # fmt: skip
+
+GIVEN = {"model.prior.path", "data.init_args.path"}  # by the user, who is asked for them
+NEUTRAL = {
+    "model.save_every": "how often work is saved",
+    "model.tested": "an input of test",
+    "model.variant": "a name in the table",
+    "model.start": "an input: where to go on from",
+    "model.search.refine_learning_rate": "refine is 0", "model.search.refine_pull": "refine is 0",
+    "model.search.final": "the schedule is constant", "model.search.noise_regularization": "noise is held",
+    "model.search.pose_learning_rate": "the camera is held", "model.search.pose_step": "the camera is held",
+    "model.recipe.mirror_hidden": "mirror is 0", "model.recipe.carry_fill": "carry is 0",
+    "model.recipe.locality_distance": "locality is 0",
+    "model.generator.init_args.chart": "of textures and expressions",
+    "model.generator.init_args.ambient": "of expressions",
+    "model.generator.init_args.background_channels": "of a separate background",
+    "model.generator.init_args.predictor.grid": "nothing is baked",
+    **{f"model.reconstruction.{term}_weight": "reconstruction is 0" for term in ("mask", "depth", "edge", "feature")},
+}  # fmt: skip
+IGNORED_BY_TEST = {  # which takes the networks from what is tested
+    "prior", "encoder", "trunk", "inverter", "detail", "train", "freeze", "joint", "rendered", "regularisation",
+    "marks", "pose", "schedule", "delta_weight", "pull_weight", "delta_from", "delta_every", "code_weight",
+    "expression_weight", "locality_weight", "locality_samples", "locality_distance",
+}  # fmt: skip
+NESTED = {"predictor": ManifoldPredictor, "triplane": TriPlaneField, "rig": Rig}  # arguments that are mappings
+
+
+def case(name: str) -> tuple[str, str, list[str]]:
+    """Stage, command and options of a paper's configuration."""
+    stage = name.rpartition("/")[2]
+    stage, command = ("tune", "test") if stage == "test" else (stage, "fit")
+    return stage, command, [f"--config={PAPER / name}.yaml"]
+
+
+def test_every_paper_configuration_is_here():
+    assert set(TABLE) == {file.relative_to(PAPER).with_suffix("").as_posix() for file in PAPER.glob("*/*.yaml")}
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_the_papers_numbers(name):
+    stage, command, options = case(name)
+    found = dict(leaves(resolved(stage, command, *options)))
+    wrong = {key: (found.get(key), *told) for key, told in TABLE[name].items() if found.get(key, "") != told[0]}
+    assert not wrong
+    assert found["trainer.accelerator"] == "auto"
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_nothing_is_left_to_a_default(name):
+    """Every argument of stage, networks and data is named in the file or in what it stands on."""
+    stage, command, options = case(name)
+    files = [option.partition("=")[2] for option in options]
+    named = {key for key, _ in leaves(read_config(stage, files))}
+    found = {key for key, _ in leaves(resolved(stage, command, *options)) if key.startswith(("model.", "data."))}
+    silent = found - named - GIVEN - NEUTRAL.keys()
+    if command == "test":
+        silent = {key for key in silent if key.split(".")[1] not in IGNORED_BY_TEST}
+    assert not silent
+    for key in {key.rpartition(".")[0] for key in found}:  # plain mappings have no defaults to show
+        if kind := NESTED.get(key.rpartition(".")[2]):
+            wanted = {f"{key}.{argument}" for argument in inspect.signature(kind).parameters}
+            assert not wanted - named - NEUTRAL.keys()
+
+
+def foreign(values: dict[str, Any]) -> dict[str, Any]:
+    """What of a resolved configuration belongs to the embedded world."""
+    return {
+        key: value
+        for key, value in leaves(values)
+        if re.search(r"embedded|mannequin|people|assets/|feature_pairs", str(value), re.IGNORECASE)
+    }
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_nothing_of_the_embedded_world(name):
+    stage, command, options = case(name)
+    assert not foreign(resolved(stage, command, *options))
+
+
+@pytest.mark.parametrize("name", ["paper_artform", "paper_inverter"])
+def test_nothing_of_the_embedded_world_in_a_pipeline(name):
+    for stage, command, *options in steps(ROOT / "configs" / "pipelines" / f"{name}.yaml").values():
+        assert not foreign(resolved(stage, command, *options))
+
+
+SMALL = {
+    "prior": {
+        "generator": {
+            "z_dim": 8, "w_dim": 16, "resolution": 32, "channels": [16, 16, 12, 8], "mapping_hidden": 16,
+            "triplane": {"features": 8, "hidden": 8}, "predictor": {"hidden": 8},
+        },
+        "discriminator": {"channels": [8, 8, 8, 8]},
+    },
+    "invert": {
+        "encoder": {"w_dim": 16, "resolution": 32, "widths": [4, 6, 8, 10], "depths": [1, 1, 1, 1], "reduction": 1},
+    },
+    "detail": {
+        "detail": {
+            "features": 4, "resolution": 32, "voxel": [4, 16, 16], "voxel_features": 4, "widths": [8, 8],
+            "unet": [4, 6], "blocks": 1, "atlas": 8, "upsampler": [6, 6],
+        },
+    },
+}  # fmt: skip
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """Stand-ins for the official networks; returns which weights were asked for."""
+    weights = []
+
+    def stand_in(kind, **attributes):
+        real = kind.__init__
+
+        @functools.wraps(real)
+        def init(self, *args, **kwargs):
+            torch.nn.Module.__init__(self)
+            weights.append(inspect.signature(real).bind(self, *args, **kwargs).arguments["weights"])
+            self.network = torch.nn.Identity()
+            for name, value in attributes.items():
+                setattr(self, name, value)
+
+        monkeypatch.setattr(kind, "__init__", init)
+
+    stand_in(LPIPS)
+    stand_in(CLIPEmbedding, dim=8)
+    stand_in(ArcFaceIdentity, dim=8, crop="ffhq")
+    stand_in(InceptionDistribution)
+    return weights
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_builds(name, asked, tmp_path, monkeypatch):
+    stage, command, options = case(name)
+    monkeypatch.chdir(tmp_path)
+    built = []
+    monkeypatch.setattr(cli.GalateaCLI, "_run_subcommand", lambda self, _: built.append(self))
+    small = {"model": {key: {"init_args": value} for key, value in SMALL.get(stage, {}).items()}}
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(small))
+    given = ["--data.init_args.path=pictures", "--trainer.accelerator=cpu", "--config=small.yaml"]
+    if stage == "anchor":
+        given.append("--model.prior.path=prior")
+    cli.run(stage, __main__.find(STAGES[stage][0], stage), [command, *options, *given])
+    (found,) = built
+    assert type(found.model).__name__ == f"{stage.title()}Stage" and found.datamodule is not None
+    official = {"official", "openai", "checkpoints/model_ir_se50.pth"}
+    assert set(asked) <= {*official, "checkpoints/weights-inception-2015-12-05-6726825d.pth"}
+    assert bool(asked) is (stage != "prior")
