@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import subprocess
 import sys
 import time
 
@@ -97,13 +96,14 @@ def test_every_test_marked_gpu_is_where_the_rehearsal_looks():
     assert all(any(path.is_relative_to(ROOT / place) for place in rehearsal.FOLDERS) for path in marked)
 
 
-def test_tests_marked_gpu_skip_themselves_with_a_reason():
+def test_tests_marked_gpu_skip_themselves_with_a_reason(monkeypatch, tmp_path):
     if torch.cuda.is_available():
         pytest.skip("there is a CUDA device")
-    place = "tests/models/generators/test_stylegan2.py"
-    line = [sys.executable, "-m", "pytest", "-m", "gpu", "-p", "no:cacheprovider", place]
-    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0 and "torch finds no CUDA device" in done.stdout and "passed" not in done.stdout
+    monkeypatch.setattr(rehearsal, "FOLDERS", PLACES[:1])
+    part = rehearsal.carry_out(rehearsal.tests, Setting(torch.device("cuda"), True, tmp_path, time.monotonic() + 60))
+    (case,) = part["cases"]
+    assert case["passed"] == 0 < case["left_out"] and case["reasons"] == ["torch finds no CUDA device"]
+    assert part["status"] == "failed" and case["failed"].startswith("no test has passed")
 
 
 def broken(setting):
@@ -170,13 +170,13 @@ def test_without_time_no_part_is_left_out_silently(monkeypatch, tmp_path):
     assert all(part["failure"] == "no time was left" for part in result["parts"].values())
 
 
-def test_a_missing_gpu_is_one_sentence(tmp_path):
+def test_a_missing_gpu_is_one_sentence(monkeypatch, tmp_path):
     if torch.cuda.is_available():
         pytest.skip("there is a CUDA device")
-    line = [sys.executable, "-m", "tests.benchmarks", "gpu", f"--out={tmp_path}"]
-    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 1 and len(done.stderr.strip().splitlines()) == 1
-    assert "there is no GPU to rehearse on: torch finds no CUDA device" in done.stderr
+    monkeypatch.setattr(sys, "argv", ["benchmarks", "gpu", f"--out={tmp_path}"])
+    with pytest.raises(SystemExit) as end:  # a text as its code means exit code 1
+        benchmarks.main()
+    assert str(end.value).startswith("there is no GPU to rehearse on: torch finds no CUDA device; --device cpu --small")
     assert not (tmp_path / "gpu.json").exists()
 
 
