@@ -85,7 +85,7 @@ def test_all_of_it_at_toy_sizes(monkeypatch, tmp_path, capsys):
 @pytest.mark.slow
 def test_the_tests_marked_gpu_work(tmp_path):
     setting = Setting(CPU, True, tmp_path, time.monotonic() + 600)
-    part = rehearsal.carry_out(rehearsal.tests, setting)
+    part = rehearsal.carry_out(rehearsal.tests, setting, tmp_path / "log")
     assert part["status"] == "passed", part
     assert part["cases"][0]["passed"] >= 40 and part["cases"][0]["left_out"] == 0
 
@@ -100,7 +100,8 @@ def test_tests_marked_gpu_skip_themselves_with_a_reason(monkeypatch, tmp_path):
     if torch.cuda.is_available():
         pytest.skip("there is a CUDA device")
     monkeypatch.setattr(rehearsal, "FOLDERS", PLACES[:1])
-    part = rehearsal.carry_out(rehearsal.tests, Setting(torch.device("cuda"), True, tmp_path, time.monotonic() + 60))
+    setting = Setting(torch.device("cuda"), True, tmp_path, time.monotonic() + 60)
+    part = rehearsal.carry_out(rehearsal.tests, setting, tmp_path / "log")
     (case,) = part["cases"]
     assert case["passed"] == 0 < case["left_out"] and case["reasons"] == ["torch finds no CUDA device"]
     assert part["status"] == "failed" and case["failed"].startswith("no test has passed")
@@ -142,13 +143,15 @@ def test_what_fails_fails_alone_and_is_told(monkeypatch, tmp_path, capsys):
     assert cases(result, "broken")["third"]["value"] == 3
     assert "exit code 3" in result["parts"]["abrupt"]["failure"] and cases(result, "abrupt")["first"]["value"] == 1
     assert result["parts"]["mistaken"]["failure"] == "RuntimeError: nothing more"
+    assert "Traceback" in (tmp_path / "logs" / "mistaken.txt").read_text()
+    assert {path.name for path in tmp_path.iterdir()} == {"gpu.json", "logs"}
     assert "ZeroDivisionError: division by zero" in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_part_that_does_not_end_is_ended(monkeypatch, tmp_path):
     monkeypatch.setattr(rehearsal, "GRACE", 0.3)
     begin = time.monotonic()
-    part = rehearsal.carry_out(endless, Setting(CPU, True, tmp_path, begin + 0.5))
+    part = rehearsal.carry_out(endless, Setting(CPU, True, tmp_path, begin + 0.5), tmp_path / "log")
     assert time.monotonic() - begin < 5
     assert part["status"] == "failed" and "ended after" in part["failure"] and part["cases"][0]["value"] == 1
 
@@ -158,7 +161,7 @@ def test_what_no_longer_fits_is_skipped_with_the_reason(tmp_path):
     found = list(rows(lambda _: iter([Case("long", dict, 60), Case("short", dict, 1)]), setting))
     assert found[0]["skipped"].startswith("it takes about 60 s, and") and found[1] == {"case": "short"}
     late = Setting(CPU, True, tmp_path, time.monotonic())
-    assert rehearsal.carry_out(broken, late)["status"] == "skipped"
+    assert rehearsal.carry_out(broken, late, tmp_path / "log")["status"] == "skipped"
 
 
 def test_without_time_no_part_is_left_out_silently(monkeypatch, tmp_path):

@@ -23,7 +23,7 @@ class Setting:
     Attributes:
         device: where it runs.
         small: whether at toy sizes.
-        folder: of its own, for what it writes.
+        folder: of its own, empty, gone afterwards.
         end: when it should be done, ``time.monotonic``.
     """
 
