@@ -8,7 +8,7 @@ IMAGE :=
 # Many small tensors: more threads only help on idle cores.
 THREADS := 1
 
-.PHONY: help install lock demo test test-slurm test-soak test-matrix check bench clean
+.PHONY: help install lock demo test test-slurm test-soak test-matrix check bench gpu clean
 
 help:  ## Show the targets
 	@grep -hE '^[a-z_.$$()/-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([^:]+):[^#]*## /\1\t/' | expand -t 12
@@ -61,6 +61,10 @@ check: $(VENV)/.stamp  ## Style, types and import directions
 
 bench: $(VENV)/.stamp  ## Time the main operations
 	OMP_NUM_THREADS=$(THREADS) $(BIN)/python -m tests.benchmarks
+
+gpu: OUT := runs/gpu
+gpu: $(VENV)/.stamp  ## What only a GPU can show, in three minutes: make gpu [OUT=folder]
+	$(BIN)/python -m tests.benchmarks gpu --out $(OUT)
 
 clean:  ## Remove caches; runs/ and .venv stay
 	rm -rf .pytest_cache .ruff_cache .import_linter_cache build dist *.egg-info

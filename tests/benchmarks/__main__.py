@@ -2,7 +2,7 @@
 
 ``zoo``, generators against official ones; ``manifolds``, efficient GRAM against GRAM; ``free_view``, a head seen
 through its networks and from baked manifolds; ``data``, how long training steps wait for data; ``scaling``, training in
-several processes.
+several processes; ``gpu``, what only a GPU can show (``make gpu``).
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 
 from tests.benchmarks import data, free_view, house, manifolds, scaling, zoo
+from tests.benchmarks.gpu import rehearsal
 
 BENCHMARKS = {
     "zoo": (zoo, "generators of the zoo, beside official ones where given"),
@@ -17,6 +18,7 @@ BENCHMARKS = {
     "free_view": (free_view, "free views: networks beside baked manifolds"),
     "data": (data, "training steps: how long they wait for data"),
     "scaling": (scaling, "training steps in one and in several processes"),
+    "gpu": (rehearsal, "what only a GPU can show, in three minutes"),
 }
 
 

@@ -17,9 +17,10 @@ from models import artifact
 from models.files import ROOT
 
 
-def seconds(function: Callable[[], object], repeats: int = 5) -> float:
-    """Median time of a call, after one that is not counted."""
-    function()
+def seconds(function: Callable[[], object], repeats: int = 5, warm: bool = True) -> float:
+    """Median time of a call, after one that is not counted, or with ``warm=False`` from the first on."""
+    if warm:
+        function()
     times = []
     for _ in range(repeats):
         begin = time.perf_counter()
