@@ -48,7 +48,8 @@ class Stage(pl.LightningModule):
             through all parameters; a stage that has others sets this to false and synchronises itself.
         resumes_itself: whether a fit finds by itself what is done already, so that there may be nothing left to do.
         inputs: by role, the artifacts taken with :meth:`take`.
-        step_hash: hash of everything the step depends on; set by the command line.
+        step_hash: hash of everything the step depends on; set by the command line,
+            on rank 0, and told to the others when a run begins.
     """
 
     name: ClassVar[str]
@@ -128,6 +129,9 @@ class Stage(pl.LightningModule):
         return Path(self.trainer.default_root_dir)
 
     # -- Lightning --------------------------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        self.step_hash = self.trainer.strategy.broadcast(self.step_hash)  # rank 0 alone has read all inputs
 
     def configure_model(self) -> None:
         if not self._built:

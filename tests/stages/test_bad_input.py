@@ -24,7 +24,7 @@ from stages import __main__
 from stages.present import texts
 from tests.stages import heads, small
 
-for _name in ("features", "prior", "anchor", "stylize", "present", "orchestrator"):
+for _name in ("features", "prior", "anchor", "stylize", "present", "pipeline.run"):
     importlib.import_module(f"stages.{_name}")  # once here, and not in every process that a test forks
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from models.errors import UserError
-from stages.pipeline import hashing, steps
+from models.files import ROOT
+from stages.pipeline import hashing, process, steps
 from stages.pipeline import run as orchestrator
 from stages.pipeline.run import main, read_pipeline
 from stages.table import STAGES
@@ -28,7 +29,7 @@ PIPELINE = """
 def place(tmp_path, monkeypatch):
     monkeypatch.setitem(STAGES, "dummy", ("stages.dummy:Dummy", "a dummy"))
     dummy = Path(__file__).with_name("dummy_step.py")
-    monkeypatch.setattr(orchestrator, "PROGRAM", (sys.executable, str(dummy)))
+    monkeypatch.setattr(process, "PROGRAM", (sys.executable, str(dummy)))
     monkeypatch.setattr(orchestrator.signal, "signal", lambda *_: None)
     (tmp_path / "pipeline.yaml").write_text(textwrap.dedent(PIPELINE))
     (tmp_path / "image.png").write_bytes(b"image")
@@ -208,7 +209,7 @@ def test_the_code_version_counts(monkeypatch):
 
 
 def test_shipped_pipelines_are_valid():
-    for file in (steps.ROOT / "configs" / "pipelines").glob("*.yaml"):
+    for file in (ROOT / "configs" / "pipelines").glob("*.yaml"):
         assert read_pipeline(file).steps
 
 
