@@ -38,7 +38,6 @@ from models.documents import MOST_BYTES, check_yaml, parse_yaml
 from models.errors import UserError, one_line, shown
 from models.files import ROOT, atomic_write, check_folder, read_bytes, sweep
 from models.version import VERSION
-from stages.base.per_item import PerItemStage
 from stages.base.ranks import IndependentRanks
 from stages.base.stage import Stage
 from stages.pipeline.hashing import GIVEN, step_hash
@@ -83,7 +82,8 @@ class SaveConfig(SaveConfigCallback):
     """Writes the parsed configuration to ``OUT/config.yaml``, atomically and over an earlier one."""
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        first = getattr(pl_module, "shard", (0, 1))[0] == 0  # of several runs in the same folder
+        assert isinstance(pl_module, Stage)
+        first = pl_module.shard[0] == 0  # of several runs in the same folder
         if trainer.is_global_zero and first and not self.already_saved:
             with atomic_write(Path(trainer.default_root_dir) / "config.yaml") as file:
                 self.parser.save(self.config, file, skip_none=False, overwrite=True, multifile=False)
@@ -205,7 +205,7 @@ class GalateaCLI(LightningCLI):
         except (ValueError, MisconfigurationException) as error:
             raise _told(error) or UserError(one_line(error)) from error
         if (shard := self._option("shard")) is not None:
-            if not isinstance(self.model, PerItemStage) or self.subcommand != "fit":
+            if not self.model.shardable or self.subcommand != "fit":
                 raise UserError(f"--shard is for fits of artworks, not for {self.name} {self.subcommand}")
             self.model.shard = _shard(shard)
         if self.trainer.is_global_zero:  # the others hear it from this one when the run begins
@@ -229,10 +229,10 @@ class GalateaCLI(LightningCLI):
         if SLURMEnvironment.detect() and not TorchElasticEnvironment.detect():
             # Its own handler saves in the middle of a step, callbacks.preemption between two.
             kwargs["plugins"] = [*_as_list(given["plugins"]), SLURMEnvironment(auto_requeue=False)]
-        if isinstance(self.model, PerItemStage) and self.subcommand == "fit":
-            kwargs |= {"max_epochs": 1, "max_steps": -1, "enable_model_summary": False}
-        if not self.model.wrapped and self.subcommand == "fit":
-            kwargs |= self._unwrapped(given)
+        if self.subcommand == "fit":
+            kwargs |= self.model.fit_options
+            if not self.model.wrapped:
+                kwargs |= self._unwrapped(given)
         try:
             trainer = super().instantiate_trainer(**kwargs)
         except UserError:
@@ -291,7 +291,7 @@ class GalateaCLI(LightningCLI):
             raise UserError("--wandb needs the package wandb, which is not installed: pip install wandb")
         out = Path(self._option("out")).absolute()
         pipeline = out.parent.name if (out.parent / PLAN).exists() else None
-        resumes = self.subcommand == "fit" and (self._option("ckpt_path") or isinstance(self.model, PerItemStage))
+        resumes = self.subcommand == "fit" and (self._option("ckpt_path") or self.model.resumes_itself)
         return Dashboard(
             place,
             project,
@@ -315,7 +315,7 @@ class GalateaCLI(LightningCLI):
             ours.append(Compile(modules))
         if self._option("shard") is None:
             ours += [ExportArtifact(), MediaPanels()]
-        if not isinstance(self.model, PerItemStage):
+        if not self.model.resumes_itself:
             ours.append(LastCheckpoint())
         ours.append(Preemption())  # after all that save
         # A kind that the configuration names replaces ours.

@@ -259,10 +259,8 @@ def batches(tasks: Sequence[Task], cluster: Cluster, out: Path) -> list[Batch]:
 
 
 def _check_array(task: Task, cluster: Cluster) -> None:
-    from stages.base.per_item import PerItemStage  # here: heavy, and only arrays need it
-
     module, _, name = STAGES[task.stage][0].partition(":")
-    if "fit" not in task.command or not issubclass(getattr(import_module(module), name), PerItemStage):
+    if "fit" not in task.command or not getattr(import_module(module), name).shardable:  # heavy: only arrays need it
         raise UserError(f"{cluster.file}: step {task.name}: array is for fits of artworks, not for {task.stage}")
 
 
