@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytorch_lightning as pl
 
 from callbacks.dashboard import Dashboard
 from callbacks.progress import batches_done
+from callbacks.protocol import StageLike
 from models import artifact
 from models.errors import UserError
 from models.metrics.records import FILE, holds_records
@@ -20,7 +19,7 @@ class ExportArtifact(pl.Callback):
     measures, and the artifact by reference.
     """
 
-    def on_fit_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: StageLike) -> None:
         trainer.strategy.barrier("before export")
         if trainer.state.fn == "fit" and not batches_done(trainer) and not pl_module.resumes_itself:
             raise UserError(
@@ -33,16 +32,16 @@ class ExportArtifact(pl.Callback):
                 _log(saved, trainer)
         trainer.strategy.barrier("after export")
 
-    on_predict_end = on_fit_end
+    on_predict_end = on_fit_end  # type: ignore[assignment]
 
-    def on_test_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+    def on_test_end(self, trainer: pl.Trainer, pl_module: StageLike) -> None:
         records = pl_module.out / FILE
         if trainer.is_global_zero and records.exists() and holds_records(records):
             for logger in trainer.loggers:
                 if isinstance(logger, Dashboard):
                     logger.log_csv("final/records", records, batches_done(trainer))
 
-    def export(self, stage: Any) -> artifact.Artifact | None:
+    def export(self, stage: StageLike) -> artifact.Artifact | None:
         """Save the artifact now, if the stage hands one on."""
         if (content := stage.export()) is None:
             return None

@@ -20,6 +20,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
 
 from callbacks.progress import batches_done
+from callbacks.protocol import StageLike
 from models.errors import UserError, one_line
 from models.files import atomic_write, is_intact, os_errors
 
@@ -57,23 +58,25 @@ class LastCheckpoint(pl.Callback):
         self._is_due = self._is_best = False  # what is saved next
         self._said = False  # that there are no links
 
-    def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
+    def setup(self, trainer: pl.Trainer, pl_module: StageLike, stage: str) -> None:
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = CheckpointFiles()
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+    def on_train_start(self, trainer: pl.Trainer, pl_module: StageLike) -> None:
         folder, start = folder_of(trainer), trainer.ckpt_path
         goes_on = start is not None and Path(start).resolve().parent == folder.resolve()
         if trainer.is_global_zero and not goes_on and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             set_aside(folder)
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: StageLike, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         loop = trainer.fit_loop
         self._is_due = _ends(trainer) or batches_done(trainer) % self.every_n_batches == 0
         if self._is_due and not loop.epoch_loop._should_check_val_fx(loop._data_fetcher):  # type: ignore[arg-type]
             self.save(trainer)
 
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: StageLike) -> None:
         if trainer.state.fn != "fit" or trainer.sanity_checking:
             return
         if pl_module.monitor is not None:
@@ -85,7 +88,7 @@ class LastCheckpoint(pl.Callback):
         if (self._is_due or self._is_best) and not _ends(trainer):
             self.save(trainer)
 
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: StageLike) -> None:
         self.save(trainer)
 
     def state_dict(self) -> dict[str, Any]:
@@ -131,6 +134,14 @@ class LastCheckpoint(pl.Callback):
             if not self._said:
                 log.info("%s cannot hold links: there is no %s, --ckpt_path last finds the newest", link.parent, LAST)
             self._said = True
+
+
+def save_now(trainer: pl.Trainer) -> None:
+    """Save what a run continues from, where it keeps checkpoints; all ranks call it together and wait for it."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, LastCheckpoint):
+            callback.save(trainer)
+            trainer.strategy.barrier("saved")  # no rank ends while another writes
 
 
 class CheckpointFiles(TorchCheckpointIO):

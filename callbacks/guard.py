@@ -11,6 +11,7 @@ from torch import Tensor
 
 from callbacks.checkpoint import checkpoints, folder_of
 from callbacks.progress import batches_done
+from callbacks.protocol import StageLike
 from models.errors import UserError
 
 LEAST_SCALE = 2.0**-10  # of losses under 16-mixed: 26 steps in a row were skipped from the first one, 2^16, on
@@ -30,14 +31,16 @@ class FiniteGuard(pl.Callback):
         self.every_n_steps = every_n_steps
         self._logged: list[tuple[int, dict[str, Tensor]]] = []  # since the last check
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: StageLike, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         step = batches_done(trainer)
         terms = {name: value for name, value in trainer.callback_metrics.items() if not name.startswith("val/")}
         self._logged.append((step, terms))
         if step % self.every_n_steps == 0:
             self._check(trainer, pl_module, self._terms() or _lost_scale(trainer))
 
-    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: StageLike, checkpoint: dict[str, Any]) -> None:
         found = self._terms()
         if found is None and (name := next(not_finite(checkpoint), None)) is not None:
             found = f"{name} is not finite at step {batches_done(trainer)}"
@@ -52,7 +55,7 @@ class FiniteGuard(pl.Callback):
                     return f"{name} is {float(value)} at step {step}"
         return None
 
-    def _check(self, trainer: pl.Trainer, stage: Any, found: str | None) -> None:
+    def _check(self, trainer: pl.Trainer, stage: StageLike, found: str | None) -> None:
         if stage.agree(found is not None):
             good = checkpoints(folder_of(trainer))
             last = f"the last good checkpoint is {good[0]}" if good else "no checkpoint was saved before"

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from callbacks.dashboard import Dashboard
 from callbacks.progress import batches_done
+from callbacks.protocol import StageLike
 from models.image import write_image, write_video
 
 
@@ -22,20 +23,22 @@ class MediaPanels(pl.Callback):
     def __init__(self, every_n_steps: int = 250) -> None:
         self.every_n_steps = every_n_steps
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: StageLike, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         step = batches_done(trainer)
         if step % self.every_n_steps == 0:
             self._show(trainer, pl_module, step)
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+    def on_train_end(self, trainer: pl.Trainer, pl_module: StageLike) -> None:
         step = batches_done(trainer)
         if step % self.every_n_steps != 0:
             self._show(trainer, pl_module, step)
 
-    def on_predict_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+    def on_predict_end(self, trainer: pl.Trainer, pl_module: StageLike) -> None:
         self._show(trainer, pl_module, 0)
 
-    def _show(self, trainer: pl.Trainer, pl_module: Any, step: int) -> None:
+    def _show(self, trainer: pl.Trainer, pl_module: StageLike, step: int) -> None:
         if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         for name, panel in pl_module.panels().items():

@@ -13,6 +13,7 @@ import torch
 from torch.optim import Optimizer
 
 from callbacks.progress import batches_done
+from callbacks.protocol import StageLike
 
 
 class Monitor(pl.Callback):
@@ -34,30 +35,30 @@ class Monitor(pl.Callback):
         self._squares: dict[str, float] = {}
         self._rates: dict[str, float] = {}
 
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: StageLike) -> None:
         inputs = {role: artifact.id for role, artifact in pl_module.inputs.items()}
         for logger in trainer.loggers:
             logger.log_hyperparams({"inputs": inputs, "step_hash": pl_module.step_hash})
 
-    on_test_start = on_predict_start = on_fit_start
+    on_test_start = on_predict_start = on_fit_start  # type: ignore[assignment]
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+    def on_train_start(self, trainer: pl.Trainer, pl_module: StageLike) -> None:
         self._restart(trainer)
 
-    def on_validation_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: StageLike) -> None:
         self._paused = time.monotonic()
         if trainer.state.fn == "validate":
             self.on_fit_start(trainer, pl_module)
 
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: StageLike) -> None:
         self._begin += time.monotonic() - self._paused
 
-    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: StageLike, batch: Any, batch_idx: int) -> None:
         self._steps += 1
         self._images += pl_module.images_in(batch)
         self._due = (batches_done(trainer) + 1) % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
 
-    def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: Any, optimizer: Optimizer) -> None:
+    def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: StageLike, optimizer: Optimizer) -> None:
         if not (self._due and trainer.is_global_zero):
             return
         owner = {p: name for name, network in pl_module.named_children() for p in network.parameters()}
@@ -72,7 +73,9 @@ class Monitor(pl.Callback):
             norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)).float())
             self._squares[name] = self._squares.get(name, 0.0) + float(norm) ** 2
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: StageLike, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         if not self._due:
             return
         values = {**self._speed(trainer), **_memory(pl_module.device), **self._optimisers()}

@@ -10,7 +10,9 @@ from typing import Any
 
 import pytorch_lightning as pl
 
+from callbacks.checkpoint import save_now
 from callbacks.progress import batches_done
+from callbacks.protocol import StageLike
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +30,7 @@ class Preemption(pl.Callback):
         self._asked = False
         self._before: Any = None
 
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+    def setup(self, trainer: pl.Trainer, pl_module: StageLike, stage: str) -> None:
         self._before = signal.signal(signal.SIGUSR1, self._ask)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -37,16 +39,19 @@ class Preemption(pl.Callback):
     def _ask(self, *_: Any) -> None:
         self._asked = True
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: StageLike, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         if not trainer.is_last_batch:  # resumed after it, the epoch's validation would be left out
             self._leave_if_asked(trainer, pl_module)
 
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: StageLike) -> None:
         self._leave_if_asked(trainer, pl_module)
 
-    def _leave_if_asked(self, trainer: pl.Trainer, stage: Any) -> None:
+    def _leave_if_asked(self, trainer: pl.Trainer, stage: StageLike) -> None:
         if stage.agree(self._asked):
             stage.save_progress()
+            save_now(trainer)
             log.info("asked to stop: saved after %d batches", batches_done(trainer))
             sys.exit(PREEMPTED)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import os
 import pickle
 import re
 import sys
@@ -37,11 +38,10 @@ from models.documents import check_yaml
 from models.errors import UserError, one_line, shown
 from models.files import atomic_write, check_folder, sweep
 from models.version import VERSION
-from stages.base.per_item import PerItemStage
 from stages.base.ranks import IndependentRanks
 from stages.base.stage import Stage
 from stages.configs import read_config
-from stages.pipeline.hashing import step_hash
+from stages.pipeline.hashing import GIVEN, step_hash
 from stages.pipeline.jobs import PLAN
 
 PRECISIONS = ("None", "32", "32-true", "bf16", "bf16-mixed", "16", "16-mixed")  # as Lightning spells the three
@@ -83,7 +83,8 @@ class SaveConfig(SaveConfigCallback):
     """Writes the parsed configuration to ``OUT/config.yaml``, atomically and over an earlier one."""
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        first = getattr(pl_module, "shard", (0, 1))[0] == 0  # of several runs in the same folder
+        assert isinstance(pl_module, Stage)
+        first = pl_module.shard[0] == 0  # of several runs in the same folder
         if trainer.is_global_zero and first and not self.already_saved:
             with atomic_write(Path(trainer.default_root_dir) / "config.yaml") as file:
                 self.parser.save(self.config, file, skip_none=False, overwrite=True, multifile=False)
@@ -159,6 +160,9 @@ class GalateaCLI(LightningCLI):
             help="fit every N-th group of artworks only, from the I-th (0 is the first), and export nothing: for jobs "
             "that share a folder; the same command without it finishes",
         )
+        parser.add_argument(
+            "--print_hash", action="store_true", help="print the step hash of these options and inputs, and run nothing"
+        )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         if {"-h", "--help"} & set(args):  # the help is the parser's, which shows only defaults
@@ -175,6 +179,13 @@ class GalateaCLI(LightningCLI):
             name = {"last": LAST, "best": BEST}.get(path)
             path = Path(options["out"]) / "checkpoints" / name if name else Path(path)
             options["ckpt_path"] = str(checkpoint_to_read(path))
+        if options["print_hash"]:
+            print(self._step_hash(), flush=True)
+            sys.exit()
+
+    def _step_hash(self) -> str:
+        command = self.config.subcommand
+        return step_hash(self.name, command, self.config[command].as_dict())
 
     def _parse_ckpt_path(self) -> None:
         """Nothing: Lightning's lets a checkpoint's own ``hyper_parameters`` replace options, classes among them."""
@@ -194,10 +205,11 @@ class GalateaCLI(LightningCLI):
         except (ValueError, MisconfigurationException) as error:
             raise _told(error) or UserError(one_line(error)) from error
         if (shard := self._option("shard")) is not None:
-            if not isinstance(self.model, PerItemStage) or self.subcommand != "fit":
+            if not self.model.shardable or self.subcommand != "fit":
                 raise UserError(f"--shard is for fits of artworks, not for {self.name} {self.subcommand}")
             self.model.shard = _shard(shard)
-        self.model.step_hash = step_hash(self.name, self.subcommand, self.config[self.subcommand].as_dict())
+        if self.trainer.is_global_zero:  # the others hear it from this one when the run begins
+            self.model.step_hash = os.environ.get(GIVEN) or self._step_hash()
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         given = self.config_init[self.subcommand]["trainer"]
@@ -217,10 +229,10 @@ class GalateaCLI(LightningCLI):
         if SLURMEnvironment.detect() and not TorchElasticEnvironment.detect():
             # Its own handler saves in the middle of a step, callbacks.preemption between two.
             kwargs["plugins"] = [*_as_list(given["plugins"]), SLURMEnvironment(auto_requeue=False)]
-        if isinstance(self.model, PerItemStage) and self.subcommand == "fit":
-            kwargs |= {"max_epochs": 1, "max_steps": -1, "enable_model_summary": False}
-        if not self.model.wrapped and self.subcommand == "fit" and (given["num_nodes"] > 1 or _devices(given) > 1):
-            kwargs["strategy"] = IndependentRanks()
+        if self.subcommand == "fit":
+            kwargs |= self.model.fit_options
+            if not self.model.wrapped:
+                kwargs |= self._unwrapped(given)
         try:
             trainer = super().instantiate_trainer(**kwargs)
         except UserError:
@@ -231,6 +243,19 @@ class GalateaCLI(LightningCLI):
         if str(given["precision"]).startswith("16") and str(trainer.precision).startswith("bf16"):
             raise UserError("trainer.precision 16-mixed needs a GPU: on CPUs take bf16-mixed or 32-true")
         return trainer
+
+    def _unwrapped(self, given: Any) -> dict[str, Any]:
+        """The strategy of a fit whose gradients Lightning must leave alone."""
+        strategy = given["strategy"]
+        if isinstance(strategy, IndependentRanks):
+            return {}
+        if strategy not in ("auto", "ddp"):
+            raise UserError(
+                f"trainer.strategy is {shown(strategy)}: {self.name} brings its ranks together itself, which takes ddp "
+                "or auto; options of ddp go to class_path stages.base.ranks.IndependentRanks"
+            )
+        several = given["num_nodes"] > 1 or _devices(given) > 1
+        return {"strategy": IndependentRanks()} if several or strategy == "ddp" else {}
 
     def _check_trainer(self, given: Any) -> None:
         """Refuse options that Lightning takes and that cannot work here."""
@@ -266,7 +291,7 @@ class GalateaCLI(LightningCLI):
             raise UserError("--wandb needs the package wandb, which is not installed: pip install wandb")
         out = Path(self._option("out")).absolute()
         pipeline = out.parent.name if (out.parent / PLAN).exists() else None
-        resumes = self.subcommand == "fit" and (self._option("ckpt_path") or isinstance(self.model, PerItemStage))
+        resumes = self.subcommand == "fit" and (self._option("ckpt_path") or self.model.resumes_itself)
         return Dashboard(
             place,
             project,
@@ -290,7 +315,7 @@ class GalateaCLI(LightningCLI):
             ours.append(Compile(modules))
         if self._option("shard") is None:
             ours += [ExportArtifact(), MediaPanels()]
-        if not isinstance(self.model, PerItemStage):
+        if not self.model.resumes_itself:
             ours.append(LastCheckpoint())
         ours.append(Preemption())  # after all that save
         # A kind that the configuration names replaces ours.
@@ -315,11 +340,16 @@ def _shard(text: str) -> tuple[int, int]:
 
 
 def _devices(trainer: Any) -> int:
+    """How many devices of a machine are asked for, in any of Lightning's ways."""
     devices = trainer["devices"]
     if isinstance(devices, list):
         return len(devices)
     if str(devices) in ("auto", "-1"):
         return torch.cuda.device_count() if trainer["accelerator"] != "cpu" else 1
+    if isinstance(devices, str) and "," in devices:  # their numbers
+        return len([number for number in devices.split(",") if number.strip()])
+    if not str(devices).isdecimal():
+        raise UserError(f"trainer.devices is {shown(devices)}: write how many, or their numbers as in 0,1")
     return int(devices)
 
 

@@ -477,6 +477,7 @@ class StylizeStage(PerItemStage[Artwork, StyleState]):
     # -- evaluation -------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
+        super().setup(stage)
         if stage != "test":
             if self.tested:
                 raise UserError("model.tested is for test")

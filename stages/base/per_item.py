@@ -57,14 +57,14 @@ class PerItemStage(Stage, Generic[Item, State]):
         save_every: steps between saves of the resident group.
         seed: of all draws, see :func:`item_generator`.
 
-    Attributes:
-        shard: (index, count) takes every count-th group only, as one of several runs in the same folder; a run
-            without it then finishes and exports. Set by the command line.
+    With a ``shard`` (index, count) a run takes every count-th group only, as one of several in the same folder; a run
+    without it then finishes and exports.
     """
 
     wrapped = False
     resumes_itself = True
-    shard: tuple[int, int] = (0, 1)
+    shardable = True
+    fit_options = {"max_epochs": 1, "max_steps": -1, "enable_model_summary": False}
 
     def __init__(self, *, steps: int, group_size: int = 1, save_every: int = 100, seed: int = 0) -> None:
         super().__init__()

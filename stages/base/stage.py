@@ -17,7 +17,6 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from callbacks.checkpoint import LastCheckpoint
 from models.artifact import Artifact, Export, load
 from models.errors import UserError
 from models.features.base import Frozen
@@ -66,9 +65,14 @@ class Stage(pl.LightningModule):
         monitor: what is logged in validation, and "max" or "min", by which the best checkpoint is known.
         wrapped: whether ``DistributedDataParallel`` may synchronise gradients. It expects one backward pass a step
             through all parameters; a stage that has others sets this to false and synchronises itself.
-        resumes_itself: whether a fit finds by itself what is done already, so that there may be nothing left to do.
+        resumes_itself: whether a fit finds by itself what is done already, so that there may be nothing left to do;
+            it needs no checkpoints.
+        shardable: whether several fits may share a folder, each doing its ``shard`` of the work.
+        fit_options: options of the trainer that a fit has, whatever is asked.
+        shard: (index, count) of this run. Set by the command line.
         inputs: by role, the artifacts taken with :meth:`take`.
-        step_hash: hash of everything the step depends on; set by the command line.
+        step_hash: hash of everything the step depends on; set by the command line,
+            on rank 0, and told to the others when a run begins.
         records: what the running test has measured, item by item; ``test_step`` adds to them.
     """
 
@@ -76,6 +80,9 @@ class Stage(pl.LightningModule):
     monitor: ClassVar[tuple[str, Literal["max", "min"]] | None] = None
     wrapped: ClassVar[bool] = True
     resumes_itself: ClassVar[bool] = False
+    shardable: ClassVar[bool] = False
+    fit_options: ClassVar[dict[str, Any]] = {}
+    shard: tuple[int, int] = (0, 1)
 
     def __init__(self) -> None:
         super().__init__()
@@ -118,11 +125,7 @@ class Stage(pl.LightningModule):
         return self.trainer.strategy.reduce_boolean_decision(asked, all=False)
 
     def save_progress(self) -> None:
-        """Save what the run continues from; between batches, after :meth:`agree`."""
-        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, LastCheckpoint):
-                callback.save(self.trainer)
-        self.trainer.strategy.barrier("saved")  # no rank ends while another writes
+        """Save what the run continues from beside its checkpoints; between batches, after :meth:`agree`."""
 
     def take(self, role: str, path: str, module: str, kind: type[ModuleT]) -> ModuleT:
         """A module of the artifact ``path``, which becomes a parent of what this stage exports.
@@ -173,6 +176,9 @@ class Stage(pl.LightningModule):
         return Path(self.trainer.default_root_dir)
 
     # -- Lightning --------------------------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        self.step_hash = self.trainer.strategy.broadcast(self.step_hash)  # rank 0 alone has read all inputs
 
     def configure_model(self) -> None:
         if not self._built:

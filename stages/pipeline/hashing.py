@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,25 +14,39 @@ from models.manifest import MANIFEST, manifest_id, read_manifest
 from models.names import IMAGE_SUFFIXES
 from models.version import VERSION
 
+GIVEN = "GALATEA_STEP_HASH"  # in the environment of a pipeline's step: its hash, for which all inputs have been read
 READ = IMAGE_SUFFIXES | {".json"}
 
-# Where, how visibly and how fast a step runs; not what comes out.
-_NOT_HASHED = frozenset(
-    {
-        *("out", "wandb", "compile", "threads", "shard", "config", "ckpt_path", "weights_only", "verbose"),
-        *("cache", "cache_dir"),
-        *("accelerator", "devices", "num_nodes", "strategy", "plugins", "num_workers", "workers", "draw_workers"),
-        *("logger", "log_every_n_steps", "callbacks", "save_every", "enable_checkpointing", "default_root_dir"),
-        *("enable_progress_bar", "enable_model_summary", "profiler", "detect_anomaly", "return_predictions"),
-    }
-)
+# Where, how visibly and how fast a step runs; not what comes out. By section: elsewhere the same names do count.
+_DATA = frozenset({"cache", "cache_dir", "num_workers", "workers", "draw_workers"})
+_NOT_HASHED = {
+    "": frozenset(
+        {
+            *("out", "wandb", "compile", "threads", "shard", "print_hash", "config"),
+            *("ckpt_path", "weights_only", "verbose", "return_predictions"),
+        }
+    ),
+    "trainer": frozenset(
+        {
+            *("accelerator", "devices", "num_nodes", "strategy", "plugins"),
+            *("logger", "log_every_n_steps", "callbacks", "enable_checkpointing", "default_root_dir"),
+            *("enable_progress_bar", "enable_model_summary", "profiler", "detect_anomaly"),
+        }
+    ),
+    "model": frozenset({"save_every"}),
+    "data": _DATA,
+    "data.init_args": _DATA,
+}
+# Where a bare word is a path; elsewhere a folder that is named like an option's value must not count.
+_PATH_KEY = re.compile(r"(?!class_path$)(.*_)?(path|file|folder|dir)s?")
 
 
 def step_hash(stage: str, command: str, config: Mapping[str, Any]) -> str:
     """Hash of a step.
 
-    Covers the stage, its command, the version of the code and the configuration, in which the path of an
-    existing file or folder counts by its content and an artifact by its id; not devices, loggers or output.
+    Covers the stage, its command, the version of the code and ``config``, all options with their defaults, in which
+    the path of an existing file or folder counts by its content and an artifact by its id; not devices, loggers or
+    output.
 
     Raises:
         UserError: when an input cannot be read.
@@ -40,14 +55,16 @@ def step_hash(stage: str, command: str, config: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def _content(value: Any, key: str = "") -> Any:
+def _content(value: Any, place: str = "") -> Any:
+    """What counts of ``value``, which stands at ``place``: the dotted names of its keys."""
     if isinstance(value, Mapping):
-        content = {str(k): _content(v, str(k)) for k, v in value.items() if k not in _NOT_HASHED}
+        left_out = _NOT_HASHED.get(place, frozenset())
+        content = {str(k): _content(v, f"{place}.{k}".lstrip(".")) for k, v in value.items() if k not in left_out}
         return {k: v for k, v in content.items() if v != {}}  # a section that only held what does not count
     if isinstance(value, list | tuple):
-        return [_content(item, key) for item in value]
-    # A bare word is a path only where the key says so: a folder named like an option's value must not count.
-    if isinstance(value, str) and (key == "path" or "/" in value or "." in value):
+        return [_content(item, place) for item in value]
+    is_path = _PATH_KEY.fullmatch(place.rpartition(".")[2]) is not None
+    if isinstance(value, str) and (is_path or "/" in value or "." in value):
         path = resolve(value)
         with os_errors(path, "read"):
             if value and path.exists():

@@ -33,14 +33,13 @@ from models.errors import UserError, one_line, shown
 from models.files import resolve
 from stages.arguments import Parser
 from stages.configs import read_yaml
-from stages.pipeline import slurm
+from stages.pipeline import process, slurm
 from stages.pipeline.jobs import Entry, refuse_active, write_plan
 from stages.pipeline.slurm import Cluster, read_cluster
 from stages.pipeline.steps import Task, clear, execute, locked, read_state, resume_options
 from stages.table import STAGES
 
 COMMANDS = ("fit", "validate", "test", "predict")
-PROGRAM = (sys.executable, "-m", "stages")
 
 
 def _boolean(text: str) -> bool:
@@ -285,7 +284,7 @@ def run(
                 print(f"{title}: {'resuming' if resuming else 'running'}", flush=True)
                 if not resuming:
                     clear(task.folder)
-                if not execute(task.name, task.folder, task.command, lock):
+                if not execute(task.name, task.folder, task.command, lock, task.digest):
                     raise UserError(
                         f"step {task.name} was stopped and has saved its work; the same command continues it"
                     )
@@ -301,15 +300,15 @@ def _tasks(
     for step in pipeline.steps:
         folder = out / step.name
         inputs = {option: str(out / source / "artifact") for option, source in step.inputs.items()}
-        command = [*PROGRAM, step.stage, step.command]
+        command = [*process.PROGRAM, step.stage, step.command]
         command += [f"--config={resolve(config)}" for config in step.configs]
         options = {**step.overrides, **settings.get(step.name, {}), **inputs}
         command += [f"--{key}={_text(value)}" for key, value in options.items()]
         command += [f"--out={folder}"]
         # Before the first step that runs, inputs are as they will be; after it they need not even exist.
-        state = "changed" if fresh or step.name == start else read_state(folder, command)
+        state, digest = ("changed", None) if fresh or step.name == start else read_state(folder, command)
         fresh = fresh or state != "done"
-        yield Task(step.name, step.stage, folder, command, state, list(dict.fromkeys(step.inputs.values())))
+        yield Task(step.name, step.stage, folder, command, state, list(dict.fromkeys(step.inputs.values())), digest)
 
 
 def _text(value: Any) -> str:

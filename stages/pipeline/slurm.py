@@ -260,10 +260,8 @@ def batches(tasks: Sequence[Task], cluster: Cluster, out: Path) -> list[Batch]:
 
 
 def _check_array(task: Task, cluster: Cluster) -> None:
-    from stages.base.per_item import PerItemStage  # here: heavy, and only arrays need it
-
     module, _, name = STAGES[task.stage][0].partition(":")
-    if "fit" not in task.command or not issubclass(getattr(import_module(module), name), PerItemStage):
+    if "fit" not in task.command or not getattr(import_module(module), name).shardable:  # heavy: only arrays need it
         raise UserError(f"{cluster.file}: step {task.name}: array is for fits of artworks, not for {task.stage}")
 
 
@@ -340,17 +338,19 @@ def step(arguments: Sequence[str]) -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the running step is ended as well
     folder, command, name = options.folder, options.command, options.folder.name
     with locked(folder.parent, shared=True) as lock:
-        if (state := read_state(folder, command)) == "changed":
+        state, digest = read_state(folder, command)
+        if state == "changed":
             raise UserError(f"step {name} has other settings or inputs than when it was begun: submit it again")
         if options.shard is not None:
             if state == "new":  # so that a later submission continues what the shards have begun
-                write_status(folder, {"state": "running", "hash": command_hash(command)})
+                digest = command_hash(command)
+                write_status(folder, {"state": "running", "hash": digest})
             folder = folder / "shards" / options.shard.partition("/")[0]
             command = [*command, f"--shard={options.shard}"]
-            state = read_state(folder, command)
+            state, _ = read_state(folder, command, digest)
         if state == "done":
             print(f"{name}: up to date", flush=True)
-        elif not execute(name, folder, command, lock):
+        elif not execute(name, folder, command, lock, digest):
             _requeue(options.requeues)
 
 

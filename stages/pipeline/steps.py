@@ -1,7 +1,8 @@
 """A step of a pipeline and its folder: done, to be continued or to be done again; and its process.
 
 ``status.json`` tells the step's state and hash, ``log.txt`` holds what it printed. A step is known by its command
-line, ``... STAGE COMMAND --OPTION=VALUE...``: whatever launches it, and wherever, its hash is the same.
+line, ``... STAGE COMMAND --OPTION=VALUE...``: whatever launches it, and wherever, its hash is the same; the step is
+asked for it (``--print_hash``).
 """
 
 from __future__ import annotations
@@ -10,22 +11,21 @@ import fcntl
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import takewhile
+from itertools import dropwhile
 from pathlib import Path
 from typing import Any
 
-from models.documents import parse_json
 from models.errors import UserError
-from models.files import ROOT, atomic_write, os_errors, read_json, remove_folder, sweep, versions
+from models.files import atomic_write, os_errors, read_json, remove_folder, sweep, versions
 from models.manifest import MANIFEST, manifest_id, read_manifest
-from stages.configs import merge, read_config
-from stages.pipeline.hashing import step_hash
+from stages.pipeline.hashing import GIVEN
+from stages.pipeline.process import start
+from stages.table import STAGES
 
 STATUS = "status.json"
 PREEMPTED = os.EX_TEMPFAIL  # exit status of callbacks.preemption: saved and stopped, the same command continues
@@ -39,7 +39,7 @@ class Task:
         name, stage: of the step.
         folder: its own.
         command: ``... STAGE COMMAND --OPTION=VALUE...``
-        state: of :func:`read_state`.
+        state, digest: of :func:`read_state`.
         after: names of the steps whose artifacts it takes.
     """
 
@@ -49,55 +49,52 @@ class Task:
     command: list[str]
     state: str
     after: list[str]
+    digest: str | None = None
 
 
 # -- the hash ------------------------------------------------------------------------------------------
 
 
 def command_hash(command: Sequence[str]) -> str:
-    """Hash of the step that ``command`` runs: of its stage, its command and its configuration.
+    """Hash of the step that ``command`` runs, as the step itself tells it: it alone knows all its options.
 
     Raises:
-        UserError: when a configuration or an input cannot be read.
+        UserError: when the step refuses its options, or an input cannot be read.
     """
-    options = list(takewhile(lambda word: word.startswith("--"), reversed(command)))[::-1]
-    stage, verb = command[: len(command) - len(options)][-2:]
-    words = [option.removeprefix("--").partition("=") for option in options]
-    config = read_config(stage, [text for key, _, text in words if key == "config"])
-    for key, _, text in words:
-        if key == "config":
-            continue
-        value = _value(key, text)
-        for part in reversed(key.split(".")):
-            value = {part: value}
-        merge(config, value)
-    return step_hash(stage, verb, config)
-
-
-def _value(key: str, text: str) -> Any:
-    if key.endswith("path"):  # a folder may be called 2024
-        return text
-    try:
-        return parse_json(text, key)
-    except UserError:
-        return text
+    words = list(command)
+    if words[0] == "srun":
+        words = list(dropwhile(lambda word: word.startswith("--"), words[1:]))
+    source, sink = os.pipe()
+    with open(source, "rb") as answer:
+        process = start([*words, "--print_hash"], sink, source)
+        os.close(sink)
+        lines = answer.read().decode(errors="replace").splitlines()
+    if process.wait() != 0 or not lines:
+        stage = next(word for word in words if word in STAGES)
+        raise UserError(f"{stage}: {lines[-1].removeprefix('galatea: error: ') if lines else 'it does not start'}")
+    return lines[-1]
 
 
 # -- the folder ----------------------------------------------------------------------------------------
 
 
-def read_state(folder: Path, command: Sequence[str]) -> str:
-    """ "done", "unfinished", "changed" (done or begun with another hash) or "new": what is new needs no hash."""
+def read_state(folder: Path, command: Sequence[str], digest: str | None = None) -> tuple[str, str | None]:
+    """ "done", "unfinished", "changed" (done or begun with another hash) or "new"; and the hash, if not new.
+
+    Args:
+        digest: the hash, where it is known.
+    """
     status = _read_status(folder)
     if not status:
         if versions(folder / STATUS):
             raise UserError(f"{folder / STATUS} is damaged: remove {folder} to do this step again")
-        return "new"
-    if status.get("hash") != command_hash(command):
-        return "changed"
+        return "new", digest
+    digest = digest or command_hash(command)
+    if status.get("hash") != digest:
+        return "changed", digest
     if status.get("state") != "done":
-        return "unfinished"
-    return "done" if status.get("artifact") == _artifact_id(folder) else "changed"
+        return "unfinished", digest
+    return "done" if status.get("artifact") == _artifact_id(folder) else "changed", digest
 
 
 def clear(folder: Path) -> None:
@@ -160,8 +157,12 @@ def _artifact_id(folder: Path) -> str | None:
 # -- the process ---------------------------------------------------------------------------------------
 
 
-def execute(name: str, folder: Path, command: Sequence[str], lock: int) -> bool:
+def execute(name: str, folder: Path, command: Sequence[str], lock: int, digest: str | None = None) -> bool:
     """Run a step, or continue it, and keep its ``status.json`` and ``log.txt``.
+
+    Args:
+        lock: a file that the step holds as well.
+        digest: the step's hash, where it is known.
 
     Returns:
         whether it is done; ``False`` when it was asked to stop (``SIGUSR1``) and can be continued.
@@ -169,12 +170,12 @@ def execute(name: str, folder: Path, command: Sequence[str], lock: int) -> bool:
     Raises:
         UserError: when it fails.
     """
-    digest, before = command_hash(command), _read_status(folder)
+    digest, before = digest or command_hash(command), _read_status(folder)
     starts = before.get("starts", 0) + 1 if before.get("hash") == digest else 1
     status: dict[str, Any] = {"state": "running", "hash": digest, "starts": starts}
     write_status(folder, status)
     log, begin = folder / "log.txt", time.monotonic()
-    code = _stream([*command, *resume_options(folder, command)], log, lock)
+    code = _stream([*command, *resume_options(folder, command)], log, lock, digest)
     status |= {"state": {0: "done", PREEMPTED: "stopped"}.get(code, "failed"), "exit_code": code}
     status |= {"seconds": round(time.monotonic() - begin, 1), "artifact": _artifact_id(folder)}
     for _ in range(2):  # so that the one before it knows as well, should it be damaged
@@ -185,30 +186,27 @@ def execute(name: str, folder: Path, command: Sequence[str], lock: int) -> bool:
     return code == 0
 
 
-def _stream(command: Sequence[str], log: Path, lock: int) -> int:
+def _stream(command: Sequence[str], log: Path, lock: int, digest: str) -> int:
     """Run ``command``, passing what it prints on as it comes and appending it to ``log``.
 
     The command holds ``lock`` as well: should we be killed, it may live on, and nobody else must write meanwhile.
     ``SIGUSR1`` is passed on to it; then it may end as it likes, the exit status is ``PREEMPTED`` unless it was done.
     """
-    environment = {**os.environ, "PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1"}
-    # Ours first: the current folder may hold another repository's `models`.
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    with os_errors(log), open(log, "ab") as file:
-        process = subprocess.Popen(
-            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, pass_fds=(lock,)
-        )
-        assert process.stdout is not None
+    source, sink = os.pipe()
+    with os_errors(log), open(log, "ab") as file, open(source, "rb") as printed:
+        process = start(command, sink, source, lock, **{GIVEN: digest})
+        os.close(sink)
         asked = False
 
         def pass_on(*_: Any) -> None:
             nonlocal asked
             asked = True
-            process.send_signal(signal.SIGUSR1)
+            if process.poll() is None:
+                os.kill(process.pid, signal.SIGUSR1)
 
         previous = signal.signal(signal.SIGUSR1, pass_on)
         try:
-            while chunk := os.read(process.stdout.fileno(), 65536):
+            while chunk := os.read(printed.fileno(), 65536):
                 file.write(chunk)
                 file.flush()
                 sys.stdout.buffer.write(chunk)

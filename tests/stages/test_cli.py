@@ -1,6 +1,7 @@
 """The command line: fast help, one-sentence errors, a run from end to end."""
 
 import csv
+import json
 import subprocess
 import sys
 
@@ -12,6 +13,7 @@ from models import artifact
 from models.errors import UserError
 from models.files import ROOT
 from stages import __main__, cli
+from stages.base.ranks import IndependentRanks
 from stages.table import STAGES, VERBS
 from tests.stages.toy import ToyPerArtwork, ToyTraining
 
@@ -163,3 +165,51 @@ def test_another_models_package_is_refused(tmp_path):
     code = f"import sys; sys.path[:0] = [{str(tmp_path)!r}, {str(ROOT)!r}]; import stages"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode != 0 and "galatea needs its own 'models' package" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("devices", "number"),
+    [(1, 1), (3, 3), ("2", 2), ("0,1", 2), ("0, 2,3", 3), ("1,", 1), ([0, 1], 2), ([3], 1), ("auto", 4), (-1, 4)],
+)
+def test_devices_are_counted_as_lightning_counts_them(monkeypatch, devices, number):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    assert cli._devices({"devices": devices, "accelerator": "auto"}) == number
+    if devices in ("auto", -1):
+        assert cli._devices({"devices": devices, "accelerator": "cpu"}) == 1
+
+
+@pytest.fixture
+def trainer(tmp_path, monkeypatch):
+    """The trainer of a toy's command line, which does not run."""
+    monkeypatch.setattr(cli.GalateaCLI, "_run_subcommand", lambda *_: None)
+    monkeypatch.setattr("pytorch_lightning.accelerators.cuda.CUDAAccelerator.is_available", lambda: False)
+
+    def build(*options):
+        common = ["fit", DATA, "--model.steps=3", f"--out={tmp_path}", "--trainer.accelerator=cpu"]
+        return cli.GalateaCLI("toy", ToyPerArtwork, [*common, *options]).trainer
+
+    return build
+
+
+@pytest.mark.parametrize(
+    ("options", "devices", "unwrapped"),
+    [
+        (["--trainer.devices=1"], 1, False),
+        (["--trainer.devices=auto"], 1, False),
+        (["--trainer.devices=2"], 2, True),
+        (["--trainer.devices=2", "--trainer.strategy=ddp"], 2, True),
+        (["--trainer.devices=1", "--trainer.strategy=ddp"], 1, True),
+    ],
+)
+def test_devices_and_strategies(trainer, options, devices, unwrapped):
+    built = trainer(*options)
+    assert built.num_devices == devices and isinstance(built.strategy, IndependentRanks) is unwrapped
+
+
+def test_a_named_strategy_is_kept_or_refused(trainer):
+    given = {"class_path": "stages.base.ranks.IndependentRanks", "init_args": {"process_group_backend": "gloo"}}
+    kept = trainer("--trainer.devices=2", f"--trainer.strategy={json.dumps(given)}").strategy
+    assert isinstance(kept, IndependentRanks) and kept.process_group_backend == "gloo"
+    for name in ("fsdp", "ddp_find_unused_parameters_true"):
+        with pytest.raises(UserError, match=rf"trainer\.strategy is '{name}': toy brings its ranks together itself"):
+            trainer("--trainer.devices=2", f"--trainer.strategy={name}")

@@ -1,10 +1,8 @@
 """SIGKILL at any moment, then the same command again: the same bytes as without it, and nothing half-written."""
 
 import json
-import os
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import pytest
 import safetensors
@@ -14,8 +12,6 @@ from PIL import Image
 
 from models import artifact, files
 from models.errors import UserError
-from stages import __main__
-from stages.pipeline import run as orchestrator
 from stages.pipeline import steps
 from tests.stages import small
 from tests.stages.processes import Kill, galatea
@@ -95,34 +91,8 @@ steps:
 """
 
 
-class Forked:
-    """Stands in for ``subprocess.Popen`` of a step: forked, it imports nothing again."""
-
-    def __init__(self, command, env, stdout, stderr, pass_fds):
-        source, sink = os.pipe()
-        self.pid, self.code = os.fork(), None
-        if self.pid == 0:
-            os.dup2(sink, 1)
-            os.dup2(sink, 2)
-            sys.stdout = sys.stderr = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115
-            os.environ.update(env)
-            sys.argv = ["galatea", *command[len(orchestrator.PROGRAM) :]]
-            os._exit(__main__.main())
-        os.close(sink)
-        self.stdout = open(source, "rb", buffering=0)  # noqa: SIM115
-
-    def poll(self):
-        return self.code
-
-    def wait(self):
-        self.code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
-        return self.code
-
-
-def test_a_killed_pipeline(work, lines, tmp_path, monkeypatch):
+def test_a_killed_pipeline(work, lines, tmp_path):
     """Orchestrator and step die together, again and again; standalone stages give the same artifacts."""
-    forking = SimpleNamespace(Popen=Forked, PIPE=subprocess.PIPE, STDOUT=subprocess.STDOUT)
-    monkeypatch.setattr(steps, "subprocess", forking)
     settings = {
         stage: {key: yaml.safe_load(value) for key, value in (o[2:].split("=", 1) for o in lines[stage][2:])}
         for stage in ("anchor", "stylize", "present")

@@ -54,6 +54,15 @@ def results(out):
     }
 
 
+def step_hashes(out):
+    """As the ranks wrote them to the files of their groups."""
+    found = set()
+    for path in out.glob("items/*/group.safetensors"):
+        with safetensors.safe_open(path, "pt") as file:
+            found.add(json.loads(file.metadata()["galatea"])["identity"]["step_hash"])
+    return found
+
+
 def equal(a, b):
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
@@ -129,6 +138,8 @@ class TestPerArtwork:
         assert equal(results(tmp_path), reference)
         rows = artifact.load(tmp_path).extra["rows"]
         assert rows == {name: row.tolist() for name, row in reference.items()}
+        # The second rank has read no inputs, and yet knows their hash.
+        assert step_hashes(tmp_path) == {artifact.load(tmp_path).manifest["step_hash"]} != {None}
 
     @pytest.mark.parametrize("devices", [1, 2])
     def test_a_killed_run_continues_to_the_same_bits(self, reference, tmp_path, devices):

@@ -1,7 +1,7 @@
 """Stands in for ``python -m stages`` in the orchestrator's tests: light, and it obeys its options.
 
 ``--work N`` writes N marks, one at a time, continuing after those of an earlier process; ``--die_at K`` kills it
-before mark K, once; ``--fail 1`` fails. The artifact's ``extra`` is what the step saw.
+before mark K, once; ``--fail 1`` fails; ``--print_hash`` tells its hash. The artifact's ``extra`` is what the step saw.
 """
 
 import json
@@ -10,8 +10,17 @@ import signal
 import sys
 from pathlib import Path
 
+from stages.pipeline.hashing import step_hash
+
 stage, command, *rest = sys.argv[1:]
-options = dict(text.removeprefix("--").split("=", 1) for text in rest)
+options = dict(text.removeprefix("--").split("=", 1) for text in rest if text != "--print_hash")
+if "--print_hash" in rest:
+    config = {section: {} for section in ("trainer", "data")}
+    for key, value in options.items():
+        section, _, name = key.rpartition(".")
+        config.setdefault(section, {})[name] = value
+    print(step_hash(stage, command, config.pop("", {}) | config))
+    sys.exit()
 out = Path(options["out"])
 if options.get("fail"):
     print(f"galatea: error: {stage} does not feel well")

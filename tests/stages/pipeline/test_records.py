@@ -9,6 +9,7 @@ import pytest
 from models.errors import UserError
 from models.files import atomic_write, previous, read_json, versions
 from stages.commands import status
+from stages.pipeline import process
 from stages.pipeline import run as orchestrator
 from stages.pipeline.jobs import read_plan
 from stages.table import STAGES
@@ -24,7 +25,7 @@ steps:
 def galatea(tmp_path, monkeypatch, capfd):
     """Run the pipeline in ``OUT``; returns what it printed."""
     monkeypatch.setitem(STAGES, "dummy", ("stages.dummy:Dummy", "a dummy"))
-    monkeypatch.setattr(orchestrator, "PROGRAM", (sys.executable, str(Path(__file__).with_name("dummy_step.py"))))
+    monkeypatch.setattr(process, "PROGRAM", (sys.executable, str(Path(__file__).with_name("dummy_step.py"))))
     monkeypatch.setattr(orchestrator.signal, "signal", lambda *_: None)
     (tmp_path / "pipeline.yaml").write_text(PIPELINE)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from models.errors import UserError
-from stages.pipeline import hashing, steps
+from stages.pipeline import hashing, process, steps
 from stages.pipeline import run as orchestrator
 from stages.pipeline.run import main, read_pipeline
 from stages.table import STAGES
@@ -28,7 +28,7 @@ PIPELINE = """
 def place(tmp_path, monkeypatch):
     monkeypatch.setitem(STAGES, "dummy", ("stages.dummy:Dummy", "a dummy"))
     dummy = Path(__file__).with_name("dummy_step.py")
-    monkeypatch.setattr(orchestrator, "PROGRAM", (sys.executable, str(dummy)))
+    monkeypatch.setattr(process, "PROGRAM", (sys.executable, str(dummy)))
     monkeypatch.setattr(orchestrator.signal, "signal", lambda *_: None)
     (tmp_path / "pipeline.yaml").write_text(textwrap.dedent(PIPELINE))
     (tmp_path / "image.png").write_bytes(b"image")

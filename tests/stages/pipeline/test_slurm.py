@@ -15,8 +15,8 @@ import yaml
 
 from models.errors import UserError
 from models.files import ROOT
+from stages.pipeline import process, slurm, steps
 from stages.pipeline import run as orchestrator
-from stages.pipeline import slurm, steps
 from stages.pipeline.jobs import Entry, Job, query, read_plan, write_plan
 from stages.pipeline.run import main
 from stages.pipeline.slurm import Resources, read_cluster
@@ -48,7 +48,7 @@ SHOW = "cat {place}/{name}.txt 2>/dev/null"
 def place(tmp_path, monkeypatch):
     """A folder with a pipeline, and the scheduler's programs on the PATH."""
     monkeypatch.setitem(STAGES, "dummy", ("stages.base.stage:Stage", "a dummy"))
-    monkeypatch.setattr(orchestrator, "PROGRAM", (sys.executable, str(DUMMY)))
+    monkeypatch.setattr(process, "PROGRAM", (sys.executable, str(DUMMY)))
     monkeypatch.setattr(orchestrator.signal, "signal", lambda *_: None)
     programs = tmp_path / "bin"
     programs.mkdir()

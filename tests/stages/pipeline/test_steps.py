@@ -3,47 +3,44 @@
 import json
 import os
 import signal
+import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
 from models.errors import UserError
-from stages.pipeline import steps
+from stages.pipeline import process, steps
 from stages.pipeline.steps import command_hash, execute, locked
+from stages.table import STAGES
 
-STEP = ["anchor", "fit", "--model.steps=3", "--data.init_args.path=art"]
+DUMMY = str(Path(__file__).with_name("dummy_step.py"))
+
+
+@pytest.fixture(autouse=True)
+def dummy(monkeypatch):
+    monkeypatch.setitem(STAGES, "dummy", ("stages.dummy:Dummy", "a dummy"))
 
 
 class TestHash:
     def test_whatever_launches_it(self):
-        assert command_hash(["srun", "--wait=9", "python", "-m", "stages", *STEP]) == command_hash(["x", *STEP])
-        assert command_hash([*STEP, "--out=a", "--trainer.devices=4", "--shard=0/2"]) == command_hash(STEP)
+        step = [sys.executable, DUMMY, "dummy", "fit", "--colour=red"]
+        assert command_hash(["srun", "--wait=9", *step]) == command_hash(step)
+        assert command_hash([*step, "--out=a", "--trainer.devices=4", "--shard=0/2"]) == command_hash(step)
+        assert command_hash([*step[:-1], "--colour=blue"]) != command_hash(step)
 
-    def test_what_counts(self):
-        assert command_hash(["x", *STEP[:2]]) != command_hash(["x", *STEP])
-        assert command_hash([*STEP, "--model.steps=4"]) != command_hash(STEP)
-        assert command_hash(["stylize", *STEP[1:]]) != command_hash(STEP)
-
-    def test_values_are_as_a_configuration_holds_them(self, tmp_path):
-        (tmp_path / "a.yaml").write_text(
-            "model: {steps: 3, search: {space: z, restarts: 2}}\ndata: {init_args: {path: art}}\n"
-        )
-        (tmp_path / "b.yaml").write_text("model: {search: {restarts: 5}}\n")
-        config = [f"--config={tmp_path / name}" for name in ("a.yaml", "b.yaml")]
-        nested = '--model.search={"space": "z", "restarts": 5}'
-        assert command_hash(["anchor", "fit", *config]) == command_hash([*STEP, nested])
-
-    def test_a_folder_may_be_called_2024(self, tmp_path, monkeypatch):
-        monkeypatch.chdir(tmp_path)
-        (tmp_path / "2024").mkdir()
-        before = command_hash(["anchor", "fit", "--data.init_args.path=2024"])
-        (tmp_path / "2024" / "a.png").write_bytes(b"a")
-        assert command_hash(["anchor", "fit", "--data.init_args.path=2024"]) != before
+    def test_a_step_that_refuses_its_options(self):
+        """In the words of the step, and whether its process is forked or not."""
+        for program in (process.PROGRAM, ("env", *process.PROGRAM)):
+            with pytest.raises(UserError, match=r"^anchor: .*model\.speed"):
+                command_hash([*program, "anchor", "fit", "--model.speed=9"])
 
 
 def script(text):
-    return ["bash", "-c", text, "anchor", "fit"]
+    """A step that runs ``text``, and whose hash is that of its options."""
+    hashes = f'[[ " $* " != *" --print_hash "* ]] || exec {sys.executable} {DUMMY} dummy "$@"'
+    return ["bash", "-c", f"{hashes}\n{text}", "dummy", "fit"]
 
 
 def status(folder):
@@ -81,7 +78,7 @@ class TestProcess:
             with pytest.raises(UserError, match=r"step one failed \(exit code 3\)"):
                 execute("one", tmp_path, script("exit 3"), locks())
             assert (status(tmp_path)["starts"], status(tmp_path)["exit_code"]) == (starts, 3)
-        execute("one", tmp_path, [*script("exit 0"), "--model.steps=2"], locks())
+        execute("one", tmp_path, [*script("exit 0"), "--steps=2"], locks())
         assert status(tmp_path)["starts"] == 1
 
 
