@@ -15,7 +15,7 @@ from models.generators.manifold import ManifoldGenerator
 from models.losses.gan import r1_penalty
 from stages import cli
 from stages.prior import PriorStage
-from tests.stages import small, tiny
+from tests.stages import cases, tiny
 from tests.stages.toy import ToyTraining
 
 
@@ -133,7 +133,7 @@ def test_refusals(name, match):
 def test_on_the_command_line(tmp_path, warnings, no_compiler):
     artifacts = []
     for options in ([], ["--compile=[discriminator,generator.map_network]"]):
-        line = [*small.lines(tmp_path)["prior"][1:], f"--out={tmp_path / str(len(options))}", *options]
+        line = [*cases.lines(tmp_path)["prior"][1:], f"--out={tmp_path / str(len(options))}", *options]
         cli.run("prior", PriorStage, line)
         artifacts.append(artifact.load(tmp_path / str(len(options))))
     assert len(warnings()) == 2

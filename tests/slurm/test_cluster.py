@@ -15,7 +15,7 @@ from models.errors import UserError
 from stages.commands import status
 from stages.pipeline import run as orchestrator
 from stages.pipeline.jobs import query, read_plan
-from tests.stages import small
+from tests.stages import cases, small, test_prior
 from tests.stages.processes import galatea
 
 pytestmark = pytest.mark.slurm
@@ -47,7 +47,7 @@ def work(tmp_path_factory):
     """Folder of the inputs and of each stage's uninterrupted, local result."""
     folder = tmp_path_factory.mktemp("work")
     for stage in ("anchor", "stylize", "present"):
-        galatea(*small.lines(folder)[stage], f"--out={folder / stage}")
+        galatea(*cases.lines(folder)[stage], f"--out={folder / stage}")
     return folder
 
 
@@ -83,7 +83,7 @@ def logs(out):
 
 
 def pipeline(work, tmp_path):
-    lines = small.lines(work)
+    lines = cases.lines(work)
     steps = [{"name": s, "stage": s, "command": lines[s][1], "overrides": overrides(lines[s])} for s in lines]
     steps = [step for step in steps if step["name"] in ("anchor", "stylize", "present")]
     inputs = {"anchor": {}, "stylize": {"model.anchor.path": "anchor", "data.path": "anchor"}}
@@ -113,11 +113,11 @@ def test_the_same_artifacts_as_on_one_machine(cluster, work, tmp_path, capfd):
 
 def test_a_prior_that_is_preempted_twice(cluster, tmp_path):
     """Two nodes train together; the job leaves twice and goes on at that very batch: the same bytes as undisturbed."""
-    config = yaml.safe_load(small._write(tmp_path / "prior.yaml", small._prior(tmp_path)).read_text())
+    config = yaml.safe_load(small.write(tmp_path / "prior.yaml", test_prior.small_config(tmp_path)).read_text())
     config["model"]["total_images"] = 64
     config["data"]["init_args"]["train_subjects"] = 24
     del config["trainer"]  # so that only the end of an epoch, after six batches, and leaving save
-    small._write(tmp_path / "prior.yaml", config)
+    small.write(tmp_path / "prior.yaml", config)
     line = ["prior", "fit", f"--config={tmp_path / 'prior.yaml'}", *small.TRAINER, "--trainer.strategy=ddp"]
     galatea(*line, f"--out={tmp_path / 'whole'}", ranks=2)
     options = overrides(line) | {
@@ -137,11 +137,11 @@ def test_a_prior_that_is_preempted_twice(cluster, tmp_path):
 
 def test_a_time_limit(cluster, tmp_path):
     """The scheduler itself asks a training to leave: it goes on at that very batch. A test begins anew."""
-    features = small.lines(tmp_path)["features"]
-    config = yaml.safe_load(small._write(tmp_path / "prior.yaml", small._prior(tmp_path)).read_text())
+    features = cases.lines(tmp_path)["features"]
+    config = yaml.safe_load(small.write(tmp_path / "prior.yaml", test_prior.small_config(tmp_path)).read_text())
     config["data"]["init_args"]["train_subjects"] = 24
     del config["trainer"]  # so that only leaving saves before the end
-    small._write(tmp_path / "prior.yaml", config)
+    small.write(tmp_path / "prior.yaml", config)
     lines = {"prior": ["prior", "fit", f"--config={tmp_path / 'prior.yaml'}", *small.TRAINER]}
     lines["scores"] = ["features", "test", *features[2:]]
     callbacks = {

@@ -24,14 +24,13 @@ from models.errors import UserError
 from models.files import is_temporary
 from stages import __main__
 from stages.pipeline.steps import locked
-from tests.stages import inversions, small
+from tests.stages import cases
 from tests.stages.processes import galatea
 from tests.stages.test_killed import PIPELINE, check_complete, resume
 
 SEED = 0
-KILLS = {"prior": 3, "features": 3, "invert": 3, "tune": 3, "detail": 3, "anchor": 3, "stylize": 3, "present": 3}
+KILLS = 3  # of each stage
 PIPELINE_KILLS = 6
-AFTER = {"stylize": "anchor", "present": "stylize", "tune": "invert", "detail": "tune"}
 PATIENCE_S = 600
 
 
@@ -40,14 +39,14 @@ class Inputs:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.lines = small.lines(folder) | inversions.lines(inversions.prepare(folder))
+        self.lines = cases.lines(folder)
         self.seconds: dict[str, float] = {}
 
     def whole(self, stage: str) -> str:
         """Id of the stage's artifact; the second run, which finds all caches filled, is the one that is timed."""
         if stage not in self.seconds:
-            if stage in AFTER:
-                self.whole(AFTER[stage])
+            if (needed := cases.collect()[stage].needs) is not None:
+                self.whole(needed)
             for out in (self.folder / stage, self.folder / f"{stage}-again"):
                 begin = time.monotonic()
                 galatea(*self.lines[stage], f"--out={out}")
@@ -152,11 +151,11 @@ def test_one_kill(inputs, tmp_path, stage):
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("stage", KILLS)
+@pytest.mark.parametrize("stage", cases.collect())
 def test_stages(inputs, tmp_path, record_property, stage):
     begin = time.monotonic()
-    tally = soak(inputs, stage, KILLS[stage], tmp_path)
-    assert tally.kills == KILLS[stage]
+    tally = soak(inputs, stage, KILLS, tmp_path)
+    assert tally.kills == KILLS
     tell(record_property, stage, tally, begin)
 
 

@@ -13,9 +13,10 @@ from models import artifact
 from models.generators.base import Generator
 from models.image import write_image
 from stages.base.stage import GeneratorRef
-from tests.stages import small, tiny
+from tests.stages import cases, small, tiny
 
-COUNT = 12
+SUBJECTS = 22  # twelve to train on; five each to validate and test, which neither two nor three ranks divide
+FIFTHS = {f"data.init_args.{split}_fraction": 5 / SUBJECTS for split in ("val", "test")}
 ENCODER = {
     "num_ws": 7, "w_dim": 16, "resolution": 32, "widths": [4, 6, 8, 10], "depths": [1, 1, 1, 1], "reduction": 1,
     "style_width": 8, "expressions": 0,
@@ -28,7 +29,7 @@ DETAIL = {
 }  # fmt: skip
 
 
-def portraits(folder: Path, generator: Generator, labels: bool = True, count: int = COUNT) -> Path:
+def portraits(folder: Path, generator: Generator, labels: bool = True, count: int = cases.COUNT) -> Path:
     """Samples of a generator as files of a folder, beside their cameras; held out is a third."""
     draws = torch.Generator().manual_seed(3)
     z = generator.sample_z(count, draws)
@@ -70,8 +71,7 @@ PROTOCOL = {
 def settings(folder: Path, **model: Any) -> list[str]:
     """Options of these stages: a configuration file, and four steps of two portraits, which is one pass."""
     shared = {"perceptual": network("EmbeddedLPIPS"), "identity": network("EmbeddedIdentity"), "protocol": PROTOCOL}
-    checkpoint = {"class_path": "callbacks.checkpoint.LastCheckpoint", "init_args": {"every_n_batches": 1}}
-    trainer = {"max_steps": 4, "callbacks": [checkpoint]}
+    trainer = {"max_steps": 4, "callbacks": [small.CHECKPOINT]}
     config = {"model": {**shared, **model}, "data": data(folder / "portraits", 32), "trainer": trainer}
     file = folder / f"{'-'.join(sorted(model))}.yaml"
     file.write_text(yaml.safe_dump(config))
@@ -99,12 +99,7 @@ def detail(folder: Path, **model: Any) -> list[str]:
     return ["detail", "fit", *settings(folder, **{**given, **model})]
 
 
-def lines(folder: Path) -> dict[str, list[str]]:
-    """Per stage its command line but for ``--out``, as of :func:`tests.stages.small.lines`."""
-    return {"invert": invert(folder), "tune": tune(folder), "detail": detail(folder)}
-
-
-def prepare(folder: Path, count: int = COUNT) -> Path:
+def prepare(folder: Path, count: int = cases.COUNT) -> Path:
     """Write the prior and its portraits."""
     generator = artifact.load(tiny.prior(folder / "tiny").path).module("generator")
     portraits(folder / "portraits", generator, count=count)  # type: ignore[arg-type]

@@ -14,7 +14,33 @@ from models.heads.codes import HeadCodes
 from stages.anchor import AnchorSearch, AnchorStage
 from stages.base.ranks import IndependentRanks
 from stages.base.stage import GeneratorRef
+from tests.stages import small
+from tests.stages.cases import Command, StageCase
+from tests.stages.processes import Kill
 from tests.stages.tiny import Portraits, fit, killed, network, prior, psnr, ranks
+
+
+def line(folder):
+    options = {
+        "model.prior.path": folder / "tiny",
+        "data": "tests.stages.tiny.Portraits",
+        "data.path": folder / "tiny",
+        "data.count": len(small.IDS),
+        "data.tint": 0.4,
+        "model.steps": 6,
+        "model.search.candidates": 4,
+        "model.search.restarts": 2,
+        "model.save_every": 2,
+    }
+    return ["anchor", "fit", *small.options(options), *small.TRAINER]
+
+
+CASE = StageCase(
+    line,
+    small.tiny_prior,
+    commands={"fit": Command()},
+    kills=[Kill("group.safetensors"), Kill("anchor.json", 2), Kill("artifact")],
+)
 
 QUICK = AnchorSearch(restarts=2, candidates=4, prune=0.5, refine=0.25, learning_rate=0.1)
 

@@ -22,7 +22,7 @@ from PIL import Image
 from models import artifact
 from stages import __main__
 from stages.present import texts
-from tests.stages import heads, small
+from tests.stages import cases, heads
 
 for _name in ("features", "prior", "anchor", "stylize", "present", "pipeline.run"):
     importlib.import_module(f"stages.{_name}")  # once here, and not in every process that a test forks
@@ -305,7 +305,7 @@ def test_output_below_a_file(inputs, here, stage):
 def training(tmp_path_factory):
     """Command lines of the training stages, whose pictures are drawn."""
     folder = tmp_path_factory.mktemp("training")
-    lines = small.lines(folder)
+    lines = cases.lines(folder)
     code, text = galatea(folder, *lines["prior"], "--trainer.fast_dev_run=true", f"--out={folder / 'drawn'}")
     assert code == 0, text
     return {stage: (*lines[stage], "--out=out") for stage in ("prior", "features")}

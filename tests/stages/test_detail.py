@@ -32,8 +32,19 @@ from models.metrics.records import read_records
 from stages.base.inversion import Schedule
 from stages.base.stage import ArtifactRef
 from stages.detail import DetailStage, Regularisation, depth_change
-from tests.stages import tiny
+from tests.stages import inversions, tiny
+from tests.stages.cases import Command, StageCase
 from tests.stages.processes import InStep
+
+CASE = StageCase(
+    inversions.detail,
+    inversions.prepare,
+    needs="tune",
+    commands={
+        "fit": Command(batch=6, options={**inversions.FIFTHS, "model.marks": 0.5}, tolerance=1e-4),
+        "predict": Command(options=inversions.FIFTHS),
+    },
+)
 
 SIDE = tiny.OPTIONS["resolution"]
 DETAIL = {

@@ -1,66 +1,19 @@
 """Every stage in one, two and three processes and in every precision, by the real command lines."""
 
-from dataclasses import dataclass, field
 from importlib import import_module
 
 import pytest
 import torch
 
-from datamodules.feature_pairs import FeaturePairs
 from models import artifact
 from models.errors import UserError
 from stages import cli
 from stages.table import STAGES
-from tests.stages import inversions, small
+from tests.stages import cases, inversions, small
 from tests.stages.processes import galatea
 
-SUBJECTS = 22  # twelve to train on; five each in validation and in test, which neither two nor three ranks divide
-
-
-@dataclass(frozen=True)
-class Case:
-    """How much a command may depend on the number of processes.
-
-    Attributes:
-        needs: the commands whose results it takes.
-        batch: of all processes together; 0 leaves it.
-        shared: options that count pictures, as the batch does, of all processes together.
-        options: of the command line.
-        tolerance: of the weights at equal batches, relative to how far training has moved them; 0: artifacts and tables
-            are equal to the byte; None: ranks agree, but the losses compare what is in a rank's own batch.
-    """
-
-    needs: tuple[str, ...] = ()
-    batch: int = 0
-    shared: tuple[str, ...] = ()
-    options: dict[str, object] = field(default_factory=dict)
-    tolerance: float | None = 0
-
-
-_FIFTHS = {f"data.init_args.{split}_fraction": 5 / SUBJECTS for split in ("val", "test")}
-_FIVES = {f"data.init_args.{split}_subjects": count for split, count in (("train", 12), ("val", 5), ("test", 5))}
-_PRIOR = {
-    **_FIVES,
-    "model.total_images": 48,
-    # Of the minibatch standard deviation each rank has its own, as in StyleGAN.
-    "model.discriminator.init_args.minibatch_group": 0,
-}
-_GAN = {"model.reconstruction.weight": 0, "model.adversarial.start": 0}
-_SCORES = {"model.fit_subjects": 2, "model.neighbours": 2, "model.kid_features": "EmbeddedDistribution"}
 CASES = {
-    "anchor fit": Case(),
-    "stylize fit": Case(("anchor fit",)),
-    "present predict": Case(("stylize fit",)),
-    "prior fit": Case(batch=6, options={**_PRIOR, "model.adversarial.start": 24}, tolerance=5e-3),
-    "prior fit, plain GAN": Case(batch=6, options={**_PRIOR, **_GAN}, tolerance=5e-3),
-    "prior test": Case(options={**_PRIOR, **_SCORES}),
-    "invert fit": Case(batch=6, shared=("model.rendered",), options=_FIFTHS, tolerance=1e-4),
-    "invert test": Case(options=_FIFTHS),
-    "tune fit": Case(("invert fit",), 6, ("model.locality_samples",), _FIFTHS, tolerance=1e-4),
-    "detail fit": Case(("tune fit",), 6, options={**_FIFTHS, "model.marks": 0.5}, tolerance=1e-4),
-    "detail predict": Case(("tune fit",), options=_FIFTHS),
-    "features fit": Case(batch=6, options=_FIVES, tolerance=None),
-    "features test": Case(options=_FIVES),
+    f"{stage} {name}": command for stage, case in cases.collect().items() for name, command in case.commands.items()
 }
 
 
@@ -68,10 +21,7 @@ class Results:
     """Runs a command when its result is asked for first, and before it those whose results it takes."""
 
     def __init__(self, folder):
-        self.folder = folder
-        inversions.prepare(folder, SUBJECTS)
-        self.lines = {**small.lines(folder), **inversions.lines(folder)}
-        small.pictures(FeaturePairs(str(folder / "pictures"), 64, 12, 5, 5))
+        self.folder, self.lines = folder, cases.lines(folder, inversions.SUBJECTS)
 
     def __call__(self, name, ranks=1, **options):
         """Output folder of a case; ``options`` make it a run of their own."""
@@ -80,8 +30,8 @@ class Results:
         plain = alone and name.endswith(" fit")  # where later stages expect it
         out = self.folder / (stage if plain else "-".join([*name.split(), str(ranks), *options.values()]))
         if not out.exists():
-            for needed in case.needs:
-                self(needed)
+            if (needed := cases.collect()[stage].needs) is not None:
+                self(f"{needed} fit")
             given = {**case.options, **{f"trainer.{key}": value for key, value in options.items()}}
             if case.batch:
                 given |= dict.fromkeys(["data.init_args.batch_size", *case.shared], case.batch // ranks)

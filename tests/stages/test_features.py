@@ -12,7 +12,40 @@ from models.features.embedded import EmbeddedStyle
 from models.files import ROOT
 from models.metrics.records import read_records
 from stages.features import FeaturesStage
+from tests.stages import small
+from tests.stages.cases import Command, StageCase
+from tests.stages.processes import Kill
 from tests.stages.small import pictures
+
+
+def small_config(folder):
+    """Four steps of two subjects, validated after each second."""
+    data = {"train_subjects": 4, "val_subjects": 4, "test_subjects": 4, "batch_size": 2}
+    data = {
+        "class_path": "datamodules.feature_pairs.FeaturePairs",
+        "init_args": data | {"size": 64, "cache": str(folder / "pictures")},
+    }
+    trainer = {"max_steps": 4, "check_val_every_n_epoch": 1, "callbacks": [small.CHECKPOINT]}
+    return {"data": data, "trainer": trainer}
+
+
+def line(folder):
+    file = small.write(folder / "features.yaml", small_config(folder))
+    return ["features", "fit", f"--config={file}", *small.TRAINER]
+
+
+def inputs(folder, count):
+    for counts in ((4, 4, 4), (12, 5, 5)):
+        small.pictures(FeaturePairs(str(folder / "pictures"), 64, *counts))
+
+
+_FIVES = {f"data.init_args.{split}_subjects": count for split, count in (("train", 12), ("val", 5), ("test", 5))}
+CASE = StageCase(
+    line,
+    inputs,
+    commands={"fit": Command(batch=6, options=_FIVES, tolerance=None), "test": Command(options=_FIVES)},
+    kills=[Kill("last.ckpt"), Kill("last.ckpt", 4), Kill("artifact")],
+)
 
 COUNT = 8
 

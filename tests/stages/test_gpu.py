@@ -10,11 +10,9 @@ import torch
 
 from models import artifact
 from stages.__main__ import dispatch
-from tests.stages import inversions, small
+from tests.stages import cases, small
 
 pytestmark = pytest.mark.gpu
-
-NEEDS = {"stylize": ("anchor",), "present": ("stylize",), "tune": ("invert",), "detail": ("tune",)}
 
 
 class Results:
@@ -22,14 +20,13 @@ class Results:
 
     def __init__(self, folder):
         self.folder = folder
-        inversions.prepare(folder)
-        self.lines = {**small.lines(folder), **inversions.lines(folder)}
+        self.lines = cases.lines(folder)
 
     def __call__(self, stage, device, name="", **options):
         """Output folder; ``options`` and ``name`` make it a run of its own."""
         out = self.folder / (name or stage)
         if not (out / "artifact").exists() or options:
-            for needed in NEEDS.get(stage, ()):
+            if (needed := cases.collect()[stage].needs) is not None:
                 self(needed, device)
             given = {"trainer.accelerator": "gpu" if device.type == "cuda" else "cpu", "trainer.devices": 1}
             given |= {key.replace("__", "."): value for key, value in options.items()}

@@ -22,7 +22,17 @@ from stages.base.inversion import Schedule
 from stages.invert import InvertStage
 from tests.models.generators.protocol import awaken
 from tests.stages import inversions, tiny
+from tests.stages.cases import Command, StageCase
 from tests.stages.processes import Kill, galatea
+
+CASE = StageCase(
+    inversions.invert,
+    inversions.prepare,
+    commands={
+        "fit": Command(batch=6, shared=("model.rendered",), options=inversions.FIFTHS, tolerance=1e-4),
+        "test": Command(options=inversions.FIFTHS),
+    },
+)
 
 
 @pytest.fixture(scope="module")

@@ -13,31 +13,25 @@ from PIL import Image
 from models import artifact, files
 from models.errors import UserError
 from stages.pipeline import steps
-from tests.stages import small
+from tests.stages import cases
 from tests.stages.processes import Kill, galatea
 
-# Just before the named file takes its place, for the count-th time.
-MOMENTS = {
-    "prior": [Kill("last.ckpt"), Kill("last.ckpt", 5), Kill("artifact")],
-    "features": [Kill("last.ckpt"), Kill("last.ckpt", 4), Kill("artifact")],
-    "anchor": [Kill("group.safetensors"), Kill("anchor.json", 2), Kill("artifact")],
-    "stylize": [Kill("group.safetensors", 2), Kill("tuned.safetensors", 3), Kill("artifact")],
-    "present": [Kill("turntable_p0.mp4"), Kill("card.json", 2), Kill("artifact")],
-}
+CASES = {stage: case for stage, case in cases.collect().items() if case.kills}
 
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory):
     """Folder of the inputs and of each stage's uninterrupted result."""
     folder = tmp_path_factory.mktemp("work")
-    for stage, line in small.lines(folder).items():
-        galatea(*line, f"--out={folder / stage}")
+    lines = cases.lines(folder)
+    for stage in CASES:
+        galatea(*lines[stage], f"--out={folder / stage}")
     return folder
 
 
 @pytest.fixture(scope="module")
 def lines(work):
-    return small.lines(work)
+    return cases.lines(work)
 
 
 def resume(out):
@@ -71,7 +65,7 @@ def check_complete(out):
                     image.load()
 
 
-@pytest.mark.parametrize(("stage", "kill"), [(stage, kill) for stage, kills in MOMENTS.items() for kill in kills])
+@pytest.mark.parametrize(("stage", "kill"), [(stage, kill) for stage, case in CASES.items() for kill in case.kills])
 def test_a_killed_stage(work, lines, tmp_path, stage, kill):
     line = [*lines[stage], f"--out={tmp_path}"]
     galatea(*line, kill=kill)

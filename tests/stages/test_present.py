@@ -22,7 +22,24 @@ from stages import cli
 from stages.base.stage import GeneratorRef
 from stages.gallery.page import Card, page
 from stages.present import PresentStage
-from tests.stages import heads, tiny
+from tests.stages import heads, small, tiny
+from tests.stages.cases import Command, StageCase
+from tests.stages.processes import Kill
+
+
+def line(folder):
+    options = {"frames": 4, "scale": 1, "video_size": 32, "tile": 32, "mesh_size": 32}
+    given = {"model.result.path": folder / "stylize", **{f"model.{name}": value for name, value in options.items()}}
+    return ["present", "predict", *small.options(given), *small.TRAINER]
+
+
+CASE = StageCase(
+    line,
+    small.tiny_prior,
+    needs="stylize",
+    commands={"predict": Command()},
+    kills=[Kill("turntable_p0.mp4"), Kill("card.json", 2), Kill("artifact")],
+)
 
 SMALL = {"frames": 6, "scale": 1, "video_size": 32, "tile": 32, "mesh_size": 32, "samples": 1}
 KINDS = {

@@ -24,6 +24,73 @@ from models.metrics.records import read_records
 from models.rendering.output import Rendering
 from stages.base.adversarial import AdversarialLoss, Optimization
 from stages.prior import PriorStage
+from tests.stages import small
+from tests.stages.cases import Command, StageCase
+from tests.stages.processes import Kill
+
+
+def small_config(folder):
+    """Eight steps of two subjects with two views, adversarial from the fifth."""
+    generator = {
+        "resolution": 16,
+        "w_dim": 16,
+        "channels": [16, 12, 8],
+        "start": 4,
+        "mapping_hidden": 16,
+        "background_channels": [8, 8],
+        "predictor": {"hidden": 8, "grid": 32},
+    }
+    model = {
+        "generator": {"class_path": "models.generators.manifold.ManifoldGenerator", "init_args": generator},
+        "discriminator": {
+            "class_path": "models.generators.discriminator.ImageDiscriminator",
+            "init_args": {"channels": [8, 12, 16]},
+        },
+        "total_images": 32,
+        "adversarial": {"start": 16, "r1_every": 2},
+        "optimization": {"warmup_images": 1},
+        "fit_manifolds": False,
+    }
+    data = {
+        "train_subjects": 6,
+        "val_subjects": 2,
+        "test_subjects": 2,
+        "size": 16,
+        "views_per_subject": 2,
+        "batch_size": 2,
+        "supersample": 1,
+        "draw_workers": 0,
+        "compiled": False,
+        "cache_dir": str(folder / "cache"),
+    }
+    data = {"class_path": "datamodules.mannequins.MannequinDataModule", "init_args": data}
+    return {"model": model, "data": data, "trainer": {"callbacks": [small.CHECKPOINT]}}
+
+
+def line(folder):
+    return ["prior", "fit", f"--config={small.write(folder / 'prior.yaml', small_config(folder))}", *small.TRAINER]
+
+
+# Twelve subjects to train on; five each in validation and in test, which neither two nor three ranks divide.
+_FIVES = {f"data.init_args.{split}_subjects": count for split, count in (("train", 12), ("val", 5), ("test", 5))}
+_LONGER = {
+    **_FIVES,
+    "model.total_images": 48,
+    # Of the minibatch standard deviation each rank has its own, as in StyleGAN.
+    "model.discriminator.init_args.minibatch_group": 0,
+}
+_GAN = {"model.reconstruction.weight": 0, "model.adversarial.start": 0}
+_SCORES = {"model.fit_subjects": 2, "model.neighbours": 2, "model.kid_features": "EmbeddedDistribution"}
+CASE = StageCase(
+    line,
+    small.tiny_prior,
+    commands={
+        "fit": Command(batch=6, options={**_LONGER, "model.adversarial.start": 24}, tolerance=5e-3),
+        "fit, plain GAN": Command(batch=6, options={**_LONGER, **_GAN}, tolerance=5e-3),
+        "test": Command(options={**_LONGER, **_SCORES}),
+    },
+    kills=[Kill("last.ckpt"), Kill("last.ckpt", 5), Kill("artifact")],
+)
 
 SIZE = 16
 DATA = {

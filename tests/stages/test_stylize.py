@@ -19,7 +19,30 @@ from stages.anchor import AnchorSearch, AnchorStage
 from stages.base.ranks import IndependentRanks
 from stages.base.stage import ArtifactRef, GeneratorRef
 from stages.stylize import StylizeStage, TuningConfig
+from tests.stages import small
+from tests.stages.cases import Command, StageCase
+from tests.stages.processes import Kill
 from tests.stages.tiny import Portraits, fit, killed, network, prior, psnr, ranks, trainer
+
+
+def line(folder):
+    options = {
+        "model.anchor.path": folder / "anchor",
+        "data.path": folder / "anchor",
+        "model.recipe.steps": 6,
+        "model.recipe.pool": 3,
+        "model.save_every": 2,
+    }
+    return ["stylize", "fit", *small.options(options), *small.TRAINER]
+
+
+CASE = StageCase(
+    line,
+    small.tiny_prior,
+    needs="anchor",
+    commands={"fit": Command()},
+    kills=[Kill("group.safetensors", 2), Kill("tuned.safetensors", 3), Kill("artifact")],
+)
 
 QUICK = TuningConfig(steps=8, learning_rate=3e-3, pool=3, clip=1.0)
 

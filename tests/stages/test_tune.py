@@ -13,7 +13,15 @@ from models.metrics.records import read_records
 from stages import cli
 from stages.tune import TuneStage
 from tests.stages import inversions, tiny
+from tests.stages.cases import Command, StageCase
 from tests.stages.processes import Kill, galatea
+
+CASE = StageCase(
+    inversions.tune,
+    inversions.prepare,
+    needs="invert",
+    commands={"fit": Command(batch=6, shared=("model.locality_samples",), options=inversions.FIFTHS, tolerance=1e-4)},
+)
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ from stages import cli
 from stages.anchor import AnchorStage
 from stages.pipeline.jobs import Entry, write_plan
 from stages.present import PresentStage
-from tests.stages import heads, small
+from tests.stages import cases, heads, small
 from tests.stages.processes import galatea
 from tests.stages.toy import ToyPerArtwork, ToyTraining
 
@@ -74,7 +74,7 @@ def offline(monkeypatch):
 
 
 def test_a_step_of_a_pipeline(tmp_path):
-    line = small.lines(tmp_path)["anchor"]
+    line = cases.lines(tmp_path)["anchor"]
     out = tmp_path / "heads" / "anchor"
     write_plan(out.parent, {"anchor": Entry([])})
     cli.run("anchor", AnchorStage, [*line[1:], f"--out={out}", "--trainer.log_every_n_steps=2", "--wandb=portraits"])
@@ -167,7 +167,7 @@ def children(pid):
 @pytest.mark.parametrize("both", ["false", "true"])
 def test_killed_in_the_middle(tmp_path, both):
     cut = ["--trainer.callbacks+=tests.stages.test_wandb.Cut", f"--trainer.callbacks.both={both}"]
-    line = [*small.lines(tmp_path)["anchor"], f"--out={tmp_path / 'out'}", "--wandb", *cut]
+    line = [*cases.lines(tmp_path)["anchor"], f"--out={tmp_path / 'out'}", "--wandb", *cut]
     galatea(*line, "--trainer.log_every_n_steps=1")  # ends with 0
     assert artifact.load(tmp_path / "out").stage == "anchor" and (tmp_path / "out" / "cut").exists()
 
@@ -175,7 +175,7 @@ def test_killed_in_the_middle(tmp_path, both):
 def test_no_network(tmp_path, monkeypatch):
     for name, value in {"API_KEY": "0" * 40, "BASE_URL": "http://127.0.0.1:9", "INIT_TIMEOUT": "2"}.items():
         monkeypatch.setenv(f"WANDB_{name}", value)
-    galatea(*small.lines(tmp_path)["anchor"], f"--out={tmp_path / 'out'}", "--wandb")
+    galatea(*cases.lines(tmp_path)["anchor"], f"--out={tmp_path / 'out'}", "--wandb")
     _, _, history = logged(tmp_path / "out")  # offline
     assert history["final/perceptual"] == [artifact.load(tmp_path / "out").metrics["perceptual"]]
 

@@ -29,7 +29,7 @@ from stages.__main__ import dispatch
 from tests.benchmarks.free_view import PAPER, configured
 from tests.benchmarks.gpu.networks import small_eg3d
 from tests.benchmarks.gpu.parts import Case, Row, Setting, forget_peak, peak_mib, synchronize
-from tests.stages import inversions, small, tiny
+from tests.stages import cases, inversions, small, tiny
 
 ARTWORK = ROOT / "assets" / "artworks" / "toon-1100003.png"
 POSE = {"data.init_args.yaw_deg": -20.0, "data.init_args.pitch_deg": 8.0}
@@ -217,9 +217,9 @@ class Inputs:
     def _small(self, stage: str) -> tuple[list[str], dict[str, Any]]:
         """The tests' own command lines, with the networks that were made."""
         if stage == "prior":
-            return small.lines(self.folder)["prior"], {"model.total_images": 12}
+            return cases.lines(self.folder)["prior"], {"model.total_images": 12}
         options = {} if stage == "invert" else {"model.inverter.path": self.folder / "invert"}
-        return inversions.lines(self.folder)[stage], options
+        return cases.lines(self.folder)[stage], options
 
     def _full(self, stage: str) -> tuple[list[str], dict[str, Any]]:
         """The paper's settings."""
@@ -291,7 +291,7 @@ class Training:
         folder, steps = self.folder, 12 if self.setting.small else 48
         if not folder.exists():
             folder.mkdir()
-            self.lines = small.lines(folder)
+            self.lines = cases.lines(folder)
             if self.stage == "stylize":
                 run(self.setting, folder / "anchor", self.lines["anchor"], data__count=1)
         options: dict[str, Any] = {"trainer.precision": name, "trainer.log_every_n_steps": 1}

@@ -15,14 +15,14 @@ from stages.commands import lineage
 from stages.pipeline.hashing import path_hash
 from stages.pipeline.jobs import Entry, write_plan
 from stages.stylize import StylizeStage
-from tests.stages import small
+from tests.stages import cases
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """A pipeline's folder with the results of two steps, made from a prior that lies beside it."""
     folder = tmp_path_factory.mktemp("made")
-    lines = small.lines(folder)
+    lines = cases.lines(folder)
     for name, stage in (("anchor", AnchorStage), ("stylize", StylizeStage)):
         cli.run(name, stage, [*lines[name][1:], f"--out={folder / name}"])
     write_plan(folder, {"anchor": Entry([]), "stylize": Entry(["anchor"]), "present": Entry(["stylize"])})
