@@ -168,8 +168,8 @@ def free_view(setting: Setting) -> Iterator[Case]:
     for name, make in heads.items():
         for side in sides:
             view = FreeView(small_manifolds if setting.small else make, setting, side)
-            yield Case(f"{name}, {side} px, synthesis", view.synthesis)
-            yield Case(f"{name}, {side} px, cached", view.cached)
+            yield Case(f"{name}, {side} px, synthesis", view.synthesis, 1.5)
+            yield Case(f"{name}, {side} px, cached", view.cached, 2)
 
 
 class FreeView:
