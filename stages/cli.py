@@ -151,7 +151,9 @@ class GalateaCLI(LightningCLI):
             metavar="MODULE",
             help="torch.compile this module of the stage, or several: --compile=[encoder,generator.backbone]",
         )
-        parser.add_argument("--threads", type=int | None, default=None, help="CPU threads per process")
+        parser.add_argument(
+            "--threads", type=int | None, default=None, help="CPU threads per process (null: $OMP_NUM_THREADS, or 1)"
+        )
         parser.add_argument(
             "--shard",
             type=str | None,
@@ -195,10 +197,7 @@ class GalateaCLI(LightningCLI):
 
     def instantiate_classes(self) -> None:
         check_folder(self._option("out"))
-        if (threads := self._option("threads")) is not None:
-            if threads < 1:
-                raise UserError(f"--threads is {threads}: it must be at least 1")
-            torch.set_num_threads(threads)
+        _set_threads(self._option("threads"))
         try:
             super().instantiate_classes()
         # A constructor's refusal of what its arguments say together.
@@ -371,6 +370,20 @@ def _configured(name: str, arguments: Sequence[str]) -> tuple[list[str], dict[st
     if config:
         options.insert(1, f"--config={yaml.safe_dump(config)}")
     return options, config
+
+
+def _set_threads(threads: int | None) -> None:
+    """Of this process, and of the ranks that it starts.
+
+    Unasked, one: on a machine that has more to do, two take ten times as long for tensors as small as ours, waiting for
+    each other; and results depend on their number, which must not be the machine's.
+    """
+    if threads is not None and threads < 1:
+        raise UserError(f"--threads is {threads}: it must be at least 1")
+    if threads is None and "OMP_NUM_THREADS" in os.environ:  # which torch has read
+        return
+    torch.set_num_threads(threads or 1)
+    os.environ["OMP_NUM_THREADS"] = str(threads or 1)  # Lightning would take all cores for several processes
 
 
 def _bounded(stream: str, **options: Any) -> Any:

@@ -9,7 +9,6 @@ import math
 from collections.abc import Callable
 
 import torch
-from kornia.filters import gaussian_blur2d
 from torch import Generator, Tensor
 from torch.nn import functional as F
 from torchmetrics.functional.image import structural_similarity_index_measure
@@ -44,6 +43,8 @@ def ssim(image: Tensor, truth: Tensor, mask: Tensor | None = None) -> Tensor:
 def high_frequency(image: Tensor, sigma: float = 1.0) -> Tensor:
     """Root mean square of what a Gaussian blur takes away: (B,); ``sigma`` in pixels."""
     side = 2 * math.ceil(3 * sigma) + 1
+    from kornia.filters import gaussian_blur2d  # here: slow to import
+
     return (image - gaussian_blur2d(image, (side, side), (sigma, sigma))).square().flatten(1).mean(1).sqrt()
 
 

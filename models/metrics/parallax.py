@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from kornia.filters import gaussian_blur2d
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
@@ -80,6 +79,8 @@ def choose_mark(source: Views, sweep: Views, generator: Generator, pixels: float
     origins, directions = source.camera.rays(height, width)
     points = (origins + source.depth.flatten(2).mT * directions)[0]
     facing = -(F.normalize(directions[0], dim=-1) * source.normals[0].flatten(1).T).sum(-1)
+    from kornia.filters import gaussian_blur2d  # here: slow to import
+
     skin = gaussian_blur2d((source.segmentation == _SKIN)[:, None].float(), (5, 5), (pixels, pixels))
     usable = (skin.flatten() > 0.95) & (facing > 0.7)
     score = torch.where(usable, shown.flatten(), -1)
@@ -127,6 +128,8 @@ def locate(plain: Tensor, marked: Tensor, painted: Tensor, pixels: float = 1.4) 
 
     def response(difference: Tensor) -> Tensor:
         along = (difference * change[:, None, None]).sum(1, keepdim=True) / change.square().sum()
+        from kornia.filters import gaussian_blur2d  # here: slow to import
+
         return gaussian_blur2d(along, (side, side), (pixels, pixels))[:, 0]
 
     found, full = response(marked - plain), response(painted[None])

@@ -59,8 +59,9 @@ class _Forked:
 def start(command: Sequence[str], output: int, unread: int, lock: int = -1, **variables: str) -> Process:
     """Start ``command``, its output and errors going to the file ``output``.
 
-    A step of ours is forked from this process, which imports what all steps need before the first one: no tensor is
-    made here, no thread started, no seed set. Forking is for Linux; other systems' libraries do not survive it.
+    A step of ours is forked from this process, which imports what all steps need before the first one: nothing is
+    computed here, no seed set, and no thread started but those of NumPy's BLAS, which are made for it. Forking is for
+    Linux; other systems' libraries do not survive it.
 
     Args:
         unread: the other end of ``output``, which the command must not hold.
@@ -71,7 +72,7 @@ def start(command: Sequence[str], output: int, unread: int, lock: int = -1, **va
     # Ours first: the current folder may hold another repository's `models`.
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     if sys.platform == "linux" and tuple(command[: len(PROGRAM)]) == (sys.executable, "-m", "stages"):
-        importlib.import_module("pytorch_lightning.cli")  # here: heavy
+        importlib.import_module("stages.cli")  # by its name: it stands above pipelines; here: heavy
         return _Forked(command, environment, output, unread)
     files = () if lock < 0 else (lock,)
     return subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT, pass_fds=files)

@@ -154,7 +154,7 @@ def _param(name: str, entry: Any, steps: Sequence[str], file: Path) -> Param:
     where = f"{file}: parameter {one_line(name)[:80]}"
     _typed(entry, dict, where)
     _check_keys(entry, {"type", "default", "help", "sets"}, {"sets"}, where)
-    ours = ("out", "launcher", "cluster", "dry_run", "from", "set", "wandb", "help")
+    ours = ("out", "device", "launcher", "cluster", "dry_run", "from", "set", "wandb", "help")
     if not re.fullmatch(r"[a-z]\w*", name) or name in ours:
         raise UserError(f"{where}: this name cannot be an option")
     kind = entry.get("type", "str")
@@ -192,6 +192,7 @@ def _parser(pipeline: Pipeline | None, file: str) -> Parser:
             help=text.replace("%", "%%"),
         )
     parser.add_argument("--out", default=None, metavar="DIR", help="output folder (default: runs/PIPELINE)")
+    parser.add_argument("--device", choices=("gpu", "cpu"), help="where all steps run (default: a GPU if there is one)")
     parser.add_argument("--launcher", default="local", choices=("local", "slurm"), help="run here, or submit to SLURM")
     parser.add_argument("--cluster", metavar="FILE", help="with --launcher slurm: what a step asks for")
     parser.add_argument("--dry_run", action="store_true", help="print what would run, and run nothing")
@@ -222,8 +223,9 @@ def main(arguments: Sequence[str]) -> None:
     names = [step.name for step in pipeline.steps]
     if options.start is not None and options.start not in names:
         raise UserError(f"--from {options.start}: there is no such step, there are: {', '.join(names)}")
-    logged = {} if options.wandb is None else {"wandb": options.wandb}
-    settings: dict[str, dict[str, Any]] = {name: dict(logged) for name in names}
+    common = {"wandb": options.wandb, "trainer.accelerator": None if options.cluster else options.device}
+    common = {key: value for key, value in common.items() if value is not None}
+    settings: dict[str, dict[str, Any]] = {name: dict(common) for name in names}
     for param in pipeline.params:
         value = getattr(options, param.name)
         if param.type == "path" and value is not None and not resolve(value).exists():
@@ -237,7 +239,7 @@ def main(arguments: Sequence[str]) -> None:
         parse_yaml(match[3], f"--set {match[1]}.{match[2]}")  # a mistake shows before anything runs
         settings[match[1]][match[2]] = match[3]  # as it was written: the step knows whether 00012 is a number or a name
     out = Path(options.out or f"runs/{Path(arguments[0]).stem}")
-    cluster = read_cluster(options.cluster) if options.cluster else None
+    cluster = read_cluster(options.cluster, options.device) if options.cluster else None
     run(pipeline, settings, out, start=options.start, dry_run=options.dry_run, cluster=cluster)
 
 

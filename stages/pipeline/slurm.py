@@ -120,11 +120,16 @@ class Resources:
 
 @dataclass(frozen=True)
 class Cluster:
-    """A cluster file: resources for all steps, and under ``steps`` what differs, by a step's or a stage's name."""
+    """A cluster file: resources for all steps, and under ``steps`` what differs, by a step's or a stage's name.
+
+    Attributes:
+        device: where all steps run, whatever the file says: "cpu", or "gpu", one a machine for steps that have none.
+    """
 
     file: Path
     common: dict[str, Any]
     steps: dict[str, dict[str, Any]]
+    device: str | None = None
 
     def resources(self, step: str, stage: str) -> Resources:
         """Of one step; its own name counts more than its stage's.
@@ -138,14 +143,18 @@ class Cluster:
             raise UserError(
                 f"{self.file}: unknown key {shown(unknown[0])}, known are: steps, {', '.join(sorted(known))}"
             )
+        if self.device == "cpu":
+            given["gpus_per_node"] = 0
+        elif self.device == "gpu" and not given.get("gpus_per_node"):
+            given |= {"gpus_per_node": 1, "tasks_per_node": None}
         resources = Resources(**given)
         if problem := resources.problem():
             raise UserError(f"{self.file}: step {step}: {problem}")
         return resources
 
 
-def read_cluster(path: str | os.PathLike[str]) -> Cluster:
-    """Read a cluster file.
+def read_cluster(path: str | os.PathLike[str], device: str | None = None) -> Cluster:
+    """Read a cluster file, for steps that all run on ``device``, when it is given.
 
     Raises:
         UserError: when it is none.
@@ -155,7 +164,7 @@ def read_cluster(path: str | os.PathLike[str]) -> Cluster:
     steps = common.pop("steps", None) or {}
     if not isinstance(steps, dict) or not all(isinstance(given, dict) for given in steps.values()):
         raise UserError(f"{file}: steps must hold a mapping of options under each step's name")
-    return Cluster(file, {str(k): v for k, v in common.items()}, {str(k): v for k, v in steps.items()})
+    return Cluster(file, {str(k): v for k, v in common.items()}, {str(k): v for k, v in steps.items()}, device)
 
 
 def _seconds(time: str) -> int:

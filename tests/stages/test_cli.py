@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import subprocess
 import sys
 
@@ -17,6 +18,7 @@ from stages.base.ranks import IndependentRanks
 from stages.table import STAGES, VERBS
 from tests.stages.toy import ToyPerArtwork, ToyTraining
 
+TOY = ROOT / "tests" / "stages" / "toy.py"
 DATA = "--data=tests.stages.toy.ToyArtworks"
 COMMON = ("--trainer.accelerator=cpu", "--trainer.devices=1")
 
@@ -213,3 +215,26 @@ def test_a_named_strategy_is_kept_or_refused(trainer):
     for name in ("fsdp", "ddp_find_unused_parameters_true"):
         with pytest.raises(UserError, match=rf"trainer\.strategy is '{name}': toy brings its ranks together itself"):
             trainer("--trainer.devices=2", f"--trainer.strategy={name}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("options", "threads"), [([], 1), (["--threads=3"], 3)])
+def test_threads(tmp_path, options, threads):
+    """Few, whatever the machine has; and of two processes on one machine, each as many as were asked for."""
+    line = ["training", "fit", "--data=toy.ToyData", "--trainer.max_steps=1", "--trainer.accelerator=cpu", *options]
+    line += ["--trainer.devices=2", "--trainer.callbacks=toy.Threads", f"--out={tmp_path}"]
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    environment["PYTHONPATH"] = str(ROOT)
+    done = subprocess.run([sys.executable, str(TOY), *line], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert [line for line in done.stdout.splitlines() if "threads" in line] == [f"{threads} threads"] * 2
+
+
+def test_threads_that_the_environment_names(monkeypatch):
+    asked = []
+    monkeypatch.setattr(torch, "set_num_threads", asked.append)
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")  # torch has read it
+    cli._set_threads(None)
+    assert asked == []
+    cli._set_threads(2)
+    assert asked == [2] and os.environ["OMP_NUM_THREADS"] == "2"

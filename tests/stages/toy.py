@@ -118,6 +118,13 @@ class ToyData(pl.LightningDataModule):
         return ResumableLoader(rows, batch_size=4, trainer=self.trainer)  # type: ignore[arg-type]
 
 
+class Threads(pl.Callback):
+    """Tells how many CPU threads a rank has."""
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        print(f"{torch.get_num_threads()} threads", flush=True)
+
+
 STAGES = {"toy": ToyPerArtwork, "training": ToyTraining}
 
 if __name__ == "__main__":

@@ -138,6 +138,15 @@ def test_every_step_goes_to_the_dashboard(place, galatea):
     assert galatea("--from", "two", "--dry_run", "--wandb").count("--wandb=true") == 2
 
 
+def test_a_device_for_all_steps(place, galatea):
+    galatea()
+    assert galatea("--device", "gpu").count("up to date") == 3  # where it runs is not what comes out
+    text = galatea("--from", "one", "--dry_run", "--device", "gpu", "--set", "two.trainer.accelerator=cpu")
+    assert text.count("--trainer.accelerator=gpu") == 2 and text.count("--trainer.accelerator=cpu") == 1
+    with pytest.raises(UserError, match="argument --device: invalid choice: 'tpu'"):
+        galatea("--device", "tpu")
+
+
 def test_a_failing_step(place, galatea):
     with pytest.raises(UserError, match=r"step two failed \(exit code 2\)"):
         galatea("--set", "two.fail=1")

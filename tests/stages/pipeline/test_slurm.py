@@ -189,6 +189,13 @@ class TestScripts:
         times = {name: (place / "out" / "slurm" / f"{name}.sbatch").read_text() for name in ("one", "two")}
         assert "--time=02:00:00" in times["one"] and "--time=03:00:00" in times["two"]
 
+    @pytest.mark.parametrize(("device", "gpus"), [("gpu", ["4", "1"]), ("cpu", [])])
+    def test_a_device_for_all_steps(self, place, submit, device, gpus):
+        submit("--device", device, cluster={"gpus_per_node": 4, "steps": {"two": {"gpus_per_node": 0}}})
+        texts = [(place / "out" / "slurm" / f"{name}.sbatch").read_text() for name in ("one", "two")]
+        assert [number for text in texts for number in re.findall(r"--gpus-per-node=(\d)", text)] == gpus
+        assert all(f"--trainer.accelerator={device} " in text for text in texts)
+
     def test_an_array_and_the_job_that_exports(self, place, submit, monkeypatch):
         monkeypatch.setitem(STAGES, "dummy", ("stages.base.per_item:PerItemStage", "artworks"))
         submit(cluster={"steps": {"two": {"array": 3, "array_limit": 2}}})
