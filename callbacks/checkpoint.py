@@ -67,6 +67,10 @@ class LastCheckpoint(pl.Callback):
         goes_on = start is not None and Path(start).resolve().parent == folder.resolve()
         if trainer.is_global_zero and not goes_on and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             set_aside(folder)
+        loop = trainer.fit_loop
+        if loop._combined_loader is not None and loop._combined_loader_states_to_load:
+            # Of a checkpoint from the end of an epoch: Lightning begins the data anew there, with the first pass's order.
+            loop._combined_loader._load_state_dicts(loop._combined_loader_states_to_load)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: StageLike, outputs: Any, batch: Any, batch_idx: int
