@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import resource
 import subprocess
 import sys
 import tempfile
@@ -49,11 +51,32 @@ def one_photo() -> float:
     return time.perf_counter() - begin
 
 
+def cpu_of_steps(count: int) -> float:
+    """CPU seconds, user and system, of a local pipeline of ``count`` steps that do next to nothing."""
+    options = {"model.steps": 1, "model.search.candidates": 1, "model.search.restarts": 1, "trainer.accelerator": "cpu"}
+    options["data.init_args.path"] = str(sorted((ROOT / "assets" / "artworks").glob("*.png"))[0])
+    steps = [
+        {"name": f"step{i}", "stage": "anchor", "command": "fit", "overrides": {**options, "seed_everything": i}}
+        for i in range(count)
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "pipeline.yaml"
+        file.write_text(json.dumps({"steps": steps}))
+        command = [sys.executable, "-m", "stages", "run", str(file), f"--out={folder}/out"]
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run(command, cwd=ROOT, capture_output=True, check=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
 def main() -> None:
     """Measure and print."""
     table = Table("operation", "seconds", title=f"torch {torch.__version__}, {torch.get_num_threads()} threads")
     command = [sys.executable, "-m", "stages", "--help"]
     table.add_row("galatea --help", f"{seconds(lambda: subprocess.run(command, cwd=ROOT, capture_output=True)):.3f}")
+    for name, few, many in (("first", 0, 1), ("further", 1, 3)):
+        spent = sorted(cpu_of_steps(many) - (cpu_of_steps(few) if few else 0) for _ in range(3))[1]
+        table.add_row(f"a pipeline's {name} step with one optimisation step, CPU", f"{spent / (many - few):.3f}")
     cold = "from tests.benchmarks.house import *; import models.heads.subjects, datamodules.poses; print(one_photo())"
     times = [float(subprocess.check_output([sys.executable, "-c", cold], cwd=ROOT)) for _ in range(3)]
     table.add_row("one photo to a head, networks loaded for it", f"{sorted(times)[1]:.3f}")
