@@ -69,7 +69,7 @@ class LastCheckpoint(pl.Callback):
             set_aside(folder)
         loop = trainer.fit_loop
         if loop._combined_loader is not None and loop._combined_loader_states_to_load:
-            # Of a checkpoint from the end of an epoch: Lightning begins the data anew there, with the first pass's order.
+            # Of a checkpoint from the end of an epoch, where Lightning would begin with the first pass's order again.
             loop._combined_loader._load_state_dicts(loop._combined_loader_states_to_load)
 
     def on_train_batch_end(

@@ -6,6 +6,7 @@ import yaml
 from models.errors import UserError
 from stages import cli
 from stages.configs import merge, read_config
+from stages.pipeline.process import PROGRAM
 from stages.pipeline.steps import command_hash
 from tests.stages.toy import ToyTraining
 
@@ -45,22 +46,22 @@ class TestBase:
     @pytest.mark.parametrize(
         ("content", "match"),
         [
-            ({"base": ["a.yaml"]}, r"^a\.yaml stands on itself: a\.yaml on a\.yaml$"),
-            ({"base": ["b.yaml"]}, r"^a\.yaml stands on itself: a\.yaml on b\.yaml on a\.yaml$"),
-            ({"base": ["none.yaml"]}, r"^a\.yaml: base names none\.yaml, and there is no file none\.yaml$"),
+            ({"base": ["a.yaml"]}, r"^(anchor: )?a\.yaml stands on itself: a\.yaml on a\.yaml$"),
+            ({"base": ["b.yaml"]}, r"^(anchor: )?a\.yaml stands on itself: a\.yaml on b\.yaml on a\.yaml$"),
+            ({"base": ["none.yaml"]}, r"^(anchor: )?a\.yaml: base names none\.yaml, and there is no file none\.yaml$"),
             ({"base": ["."]}, r"base names \., and there is no file"),
             ({"base": "b.yaml"}, "base is 'b.yaml', it must be a list of files"),
             ({"base": [1]}, r"base is \[1\], it must be a list of files"),
             ({"base": None}, "base is None, it must be a list of files"),
-            ({"base": ["c.yaml"]}, r"^c\.yaml: expected a dict"),
-            ({"base": ["d.yaml"]}, r"^d\.yaml is not valid YAML"),
+            ({"base": ["c.yaml"]}, r"^(anchor: )?c\.yaml: expected a dict"),
+            ({"base": ["d.yaml"]}, r"^(anchor: )?d\.yaml is not valid YAML"),
         ],
     )
     def test_what_cannot_be_is_one_sentence(self, write, content, match):
         write(a=content, b={"base": ["a.yaml"]}, c="- 1", d="[")
         for read in (
             lambda: read_config("anchor", ["a.yaml"]),
-            lambda: command_hash(["anchor", "fit", "--config=a.yaml"]),
+            lambda: command_hash([*PROGRAM, "anchor", "fit", "--config=a.yaml"]),
         ):
             with pytest.raises(UserError, match=match):
                 read()
@@ -116,8 +117,9 @@ class TestCommandLine:
 
 
 def test_a_step_is_known_by_all_that_its_files_say(write):
-    write(low={"model": {"steps": 3}}, top={"base": ["low.yaml"]})
-    before = command_hash(["anchor", "fit", "--config=top.yaml"])
-    assert before == command_hash(["anchor", "fit", "--config=top.yaml", "--model.steps=3"])
-    write(low={"model": {"steps": 4}})
-    assert command_hash(["anchor", "fit", "--config=top.yaml"]) != before
+    line = [*PROGRAM, "present", "predict", "--config=top.yaml"]
+    write(low={"model": {"result": {"path": "x"}, "samples": 3}}, top={"base": ["low.yaml"]})
+    before = command_hash(line)
+    assert before == command_hash([*line, "--model.samples=3"])
+    write(low={"model": {"result": {"path": "x"}, "samples": 4}})
+    assert command_hash(line) != before
