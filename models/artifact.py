@@ -113,7 +113,8 @@ class Artifact:
             base = self.bases[delta["id"]].tensors(delta["module"]) if delta["id"] in self.bases else None
         if base is None:
             raise ArtifactError(
-                f"{self.path}: module {name!r} only stores changes, load it with base= the artifact {delta['id'][:12]}"
+                f"{self.path}: module {name!r} only stores changes of the artifact {delta['id'][:12]}, which is neither "
+                "where it was nor beside this one: put it there (in a notebook: load(path, base=...))"
             )
         if not stored.keys() <= base.keys():
             raise ArtifactError(f"{self.path}: module {name!r} has tensors its base does not have")
@@ -389,8 +390,11 @@ def _find_bases(path: Path, manifest: dict[str, Any], base: Artifact | None, dep
     places = (read_json(path / RUN) or {}).get("bases")  # a convenience, not part of the artifact
     for identity in sorted(wanted - found.keys()):
         noted = [path / str(places[identity])] if isinstance(places, dict) and places.get(identity) else []
-        # Where it was, or among those that are shipped.
-        place = next((p for p in (*noted, *(ROOT / "assets").iterdir()) if p != path and _has_id(p, identity)), None)
+        # Where it was, beside this one, or among those that are shipped.
+        run = path.parent if path.name == "artifact" else path
+        around = (folder for parent in (run.parent, ROOT / "assets") for folder in sorted(parent.iterdir()))
+        candidates = (*noted, *(place for folder in around for place in (folder, folder / "artifact")))
+        place = next((p for p in candidates if p != path and _has_id(p, identity)), None)
         if place is not None:
             found[identity] = _load(place, None, depth + 1)
     return found

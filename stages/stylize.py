@@ -468,7 +468,7 @@ class StylizeStage(PerItemStage[Artwork, StyleState]):
             media=media,
             extra=about | subject_index(entries),
             dtype=dict.fromkeys(deltas, "float16"),
-            delta_of=deltas | self.unchanged(modules),
+            delta_of=deltas | self.unchanged({"generator": self.generator}),
         )
 
     def panels(self) -> dict[str, Tensor]:

@@ -237,6 +237,16 @@ class TestDelta:
         assert same(again.module("m"), first.module("generator")) and same(again.module("own"), changed)
         assert third.origin("own") == (third, "own")
 
+    def test_is_completed_by_what_lies_beside_it(self, toy, tmp_path):
+        base = save(tmp_path / "runs" / "prior" / "artifact", stage="s", modules={"m": toy.Inner()})
+        module = base.module("m")
+        save(tmp_path / "runs" / "anchor" / "artifact", stage="s", modules={"m": module}, delta_of={"m": base})
+        shutil.move(tmp_path / "runs" / "anchor", tmp_path / "moved" / "anchor")
+        with pytest.raises(ArtifactError, match="neither where it was nor beside this one"):
+            load(tmp_path / "moved" / "anchor").module("m")
+        shutil.copytree(tmp_path / "runs" / "prior" / "artifact", tmp_path / "moved" / "any name")
+        assert same(load(tmp_path / "moved" / "anchor").module("m"), module)
+
     def test_of_what_is_shipped_is_found_from_anywhere(self, toy, tmp_path, monkeypatch):
         monkeypatch.setattr(artifact, "ROOT", tmp_path)
         shipped = save(tmp_path / "assets" / "prior", stage="s", modules={"m": toy.Inner()})
@@ -518,7 +528,7 @@ class TestStrangers:
             load(tmp_path / "a").module("m")
 
     def test_bases_that_name_themselves(self, toy, tmp_path):
-        base = save(tmp_path / "base", stage="s", modules={"m": toy.Inner()})
+        base = save(tmp_path / "far" / "base", stage="s", modules={"m": toy.Inner()})
         save(tmp_path / "a", stage="s", modules={"m": toy.Inner()}, delta_of={"m": base})
         for place in (".", "../a", "../none", "\0", "x" * 5000, 7, ["a"]):
             (tmp_path / "a" / "run.json").write_text(json.dumps({"bases": {base.id: place}}))
