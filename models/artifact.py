@@ -113,8 +113,8 @@ class Artifact:
             base = self.bases[delta["id"]].tensors(delta["module"]) if delta["id"] in self.bases else None
         if base is None:
             raise ArtifactError(
-                f"{self.path}: module {name!r} only stores changes of the artifact {delta['id'][:12]}, which is neither "
-                "where it was nor beside this one: put it there (in a notebook: load(path, base=...))"
+                f"{self.path}: module {name!r} only stores changes of the artifact {delta['id'][:12]}, which is "
+                "neither where it was nor beside this one: put it there (in a notebook: load(path, base=...))"
             )
         if not stored.keys() <= base.keys():
             raise ArtifactError(f"{self.path}: module {name!r} has tensors its base does not have")
