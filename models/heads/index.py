@@ -47,8 +47,8 @@ _FIELDS = {f.name: f.type for f in fields(Entry)}
 
 
 def subject_index(entries: Iterable[Entry]) -> dict[str, Any]:
-    """Entries as part of a manifest's ``extra``."""
-    return {KEY: [asdict(entry) for entry in entries]}
+    """Entries, in any order, as part of a manifest's ``extra``."""
+    return {KEY: [asdict(entry) for entry in sorted(entries, key=lambda entry: entry.id)]}
 
 
 def read_index(manifest: Mapping[str, Any]) -> list[Entry]:

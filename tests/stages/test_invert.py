@@ -31,6 +31,7 @@ CASE = StageCase(
     commands={
         "fit": Command(batch=6, shared=("model.rendered",), options=inversions.FIFTHS, tolerance=1e-4),
         "test": Command(options=inversions.FIFTHS),
+        "predict": Command(options={**inversions.FIFTHS, "data.init_args.batch_size": 1}),
     },
 )
 
