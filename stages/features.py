@@ -7,7 +7,6 @@ five self-contained networks are exported.
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
@@ -68,7 +67,6 @@ class FeaturesStage(Stage):
         self.learning_rate = learning_rate
         self.seed = seed
         check_positive(self, "learning_rate")
-        self._validated: dict[str, float] = {}  # of the last validation, for the artifact
         self.loss_weights = {
             "identity": identity_weight,
             "pose": pose_weight,
@@ -235,16 +233,8 @@ class FeaturesStage(Stage):
     test_step = validation_step
 
     def on_validation_epoch_end(self) -> None:
-        self._validated = {f"val/{name}": value for name, value in self._measure().items()}
-        self.log_dict(self._validated)
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        super().on_save_checkpoint(checkpoint)
-        checkpoint["validated"] = self._validated
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        super().on_load_checkpoint(checkpoint)
-        self._validated = checkpoint["validated"]
+        self.validated = {f"val/{name}": value for name, value in self._measure().items()}
+        self.log_dict(self.validated)
 
     def summary(self) -> list[Record]:
         measured = self._measure().items()
@@ -268,4 +258,4 @@ class FeaturesStage(Stage):
 
     def export(self) -> Export:
         modules = {name: getattr(self, name) for name in ("perceptual", "style", "identity", "parser", "pose")}
-        return Export(modules, self._validated, dtype=dict.fromkeys(modules, "float16"))
+        return Export(modules, self.validated, dtype=dict.fromkeys(modules, "float16"))

@@ -116,7 +116,6 @@ class InversionStage(Stage):
         self.protocol = protocol
         self.reconstruction, self.schedule, self.tested = reconstruction, schedule, tested
         self.variant, self.seed = variant or self.name, seed
-        self._validated: dict[str, float] = {}  # of the last validation, for the artifact
         self._scored: list[dict[str, Tensor]] = []  # of the running validation
         self._heads: dict[str, HeadCode] = {}  # of predict, by id
         self._shown: PortraitBatch | None = None
@@ -229,7 +228,7 @@ class InversionStage(Stage):
             self.log(name, value, prog_bar=name == "val/psnr")
         self._scored.clear()
         if not self.trainer.sanity_checking:
-            self._validated = found
+            self.validated = found
 
     def scores(self, found: Tensor, image: Tensor) -> dict[str, Tensor]:
         """How well renderings show pictures: psnr, ssim, lpips and, with an identity network, id, (B,) each."""
@@ -329,12 +328,16 @@ class InversionStage(Stage):
             return self.export_heads()
         modules = self.modules_out()
         dtype = dict.fromkeys(modules, "float16") | {"generator": self._precision}
-        return Export(modules, self._validated, dtype=dtype, delta_of=self.unchanged(modules))
+        return Export(modules, self.validated, dtype=dtype, delta_of=self.unchanged(modules))
 
     @property
     def _precision(self) -> str | None:
         """That the generator came in."""
-        return next(iter(self.inputs.values())).manifest["modules"].get("generator", {}).get("dtype")
+        source = next(iter(self.inputs.values()))
+        if "generator" not in source.manifest["modules"]:  # taken by another name
+            return None
+        source, name = source.origin("generator")
+        return source.manifest["modules"][name]["dtype"]
 
     def export_heads(self) -> Export:
         """The heads of predict beside their generator, for the stages that go on from ``anchor``."""
@@ -342,16 +345,6 @@ class InversionStage(Stage):
         media = {entry.artwork: self.out / "pictures" / entry.artwork for entry in entries if entry.artwork is not None}
         modules = {"generator": self.generator, "anchors": HeadCodes.pack(self._heads, self.generator)}
         return Export(modules, media=media, extra=subject_index(entries), delta_of=self.unchanged(modules))
-
-    # -- resume -----------------------------------------------------------------------------------
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        super().on_save_checkpoint(checkpoint)
-        checkpoint["validated"] = self._validated
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        super().on_load_checkpoint(checkpoint)
-        self._validated = checkpoint["validated"]
 
 
 def items_of(batch: PortraitBatch) -> list[str]:

@@ -74,6 +74,7 @@ class Stage(pl.LightningModule):
         step_hash: hash of everything the step depends on; set by the command line,
             on rank 0, and told to the others when a run begins.
         records: what the running test has measured, item by item; ``test_step`` adds to them.
+        validated: scores of the last validation, for the artifact; checkpoints keep them.
     """
 
     name: ClassVar[str]
@@ -89,6 +90,7 @@ class Stage(pl.LightningModule):
         self.inputs: dict[str, Artifact] = {}
         self.step_hash: str | None = None
         self.records = Records()
+        self.validated: dict[str, float] = {}
         self._taken: list[tuple[nn.Module, tuple[Artifact, str]]] = []
         self._built = False
         self._rng: dict[str, Any] | None = None
@@ -216,6 +218,7 @@ class Stage(pl.LightningModule):
             states = [None] * torch.distributed.get_world_size()
             torch.distributed.all_gather_object(states, rng_state())
         checkpoint[_RECORD] = {"stage": self.name, "inputs": self._input_ids(), "rng": states}
+        checkpoint["validated"] = self.validated
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         record = checkpoint.get(_RECORD)
@@ -228,6 +231,7 @@ class Stage(pl.LightningModule):
                     f"the checkpoint was made with another {role}: artifact {str(record['inputs'].get(role))[:12]}, "
                     f"not {identity[:12]} ({self.inputs[role].path}); start again in a new --out folder"
                 )
+        self.validated = checkpoint.get("validated", {})
         if self.global_rank < len(record["rng"]):
             self._rng = record["rng"][self.global_rank]
 
