@@ -8,6 +8,7 @@ asked for it (``--print_hash``).
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 import signal
@@ -21,13 +22,14 @@ from pathlib import Path
 from typing import Any
 
 from models.errors import UserError
-from models.files import atomic_write, os_errors, read_json, remove_folder, sweep, versions
+from models.files import ROOT, atomic_write, os_errors, read_json, remove_folder, sweep, versions
 from models.manifest import MANIFEST, manifest_id, read_manifest
-from stages.pipeline.hashing import GIVEN
+from stages.configs import read_config, read_yaml
+from stages.pipeline.hashing import GIVEN, step_hash
 from stages.pipeline.process import start
-from stages.table import STAGES
 
 STATUS = "status.json"
+_CODE = ("models", "datamodules", "callbacks", "stages")
 PREEMPTED = os.EX_TEMPFAIL  # exit status of callbacks.preemption: saved and stopped, the same command continues
 
 
@@ -70,9 +72,37 @@ def command_hash(command: Sequence[str]) -> str:
         os.close(sink)
         lines = answer.read().decode(errors="replace").splitlines()
     if process.wait() != 0 or not lines:
-        stage = next(word for word in words if word in STAGES)
-        raise UserError(f"{stage}: {lines[-1].removeprefix('galatea: error: ') if lines else 'it does not start'}")
+        said = lines[-1].removeprefix("galatea: error: ") if lines else "it does not start"
+        raise UserError(f"{_stage(words)[0]}: {said}")
     return lines[-1]
+
+
+def _remembered(folder: Path, command: Sequence[str], status: Mapping[str, Any]) -> str | None:
+    """The hash that asking the step would give, where nothing has changed that its options are made of.
+
+    They are in ``config.yaml`` then, and only what its inputs hold is looked at: no step need be started for it.
+    """
+    config = folder / "config.yaml"
+    if status.get("asked") != _asked(command) or not config.exists():
+        return None
+    stage, verb = _stage(command)
+    return step_hash(stage, verb, read_yaml(config))
+
+
+def _asked(command: Sequence[str]) -> str:
+    """Of a command's words, what its configuration files say, and the state of our code."""
+    stage, _ = _stage(command)
+    files = [word.removeprefix("--config=") for word in command if word.startswith("--config=")]
+    found = sorted(file for room in _CODE for file in (ROOT / room).rglob("*.py"))
+    code = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in found]
+    content = json.dumps([list(command), read_config(stage, files), code], sort_keys=True, default=str)
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
+def _stage(command: Sequence[str]) -> tuple[str, str]:
+    """Stage and command of ``... STAGE COMMAND --OPTION=VALUE...``."""
+    words = list(dropwhile(lambda word: word.startswith("--"), reversed(command)))
+    return words[1], words[0]
 
 
 # -- the folder ----------------------------------------------------------------------------------------
@@ -89,7 +119,10 @@ def read_state(folder: Path, command: Sequence[str], digest: str | None = None) 
         if versions(folder / STATUS):
             raise UserError(f"{folder / STATUS} is damaged: remove {folder} to do this step again")
         return "new", digest
-    digest = digest or command_hash(command)
+    if digest is None:
+        digest = _remembered(folder, command, status)
+        if digest != status.get("hash"):
+            digest = command_hash(command)
     if status.get("hash") != digest:
         return "changed", digest
     if status.get("state") != "done":
@@ -172,7 +205,7 @@ def execute(name: str, folder: Path, command: Sequence[str], lock: int, digest: 
     """
     digest, before = digest or command_hash(command), _read_status(folder)
     starts = before.get("starts", 0) + 1 if before.get("hash") == digest else 1
-    status: dict[str, Any] = {"state": "running", "hash": digest, "starts": starts}
+    status: dict[str, Any] = {"state": "running", "hash": digest, "starts": starts, "asked": _asked(command)}
     write_status(folder, status)
     log, begin = folder / "log.txt", time.monotonic()
     code = _stream([*command, *resume_options(folder, command)], log, lock, digest)

@@ -14,7 +14,7 @@ from models import artifact
 from models.files import ROOT
 from stages.pipeline.process import PROGRAM, start
 from stages.table import STAGES, VERBS
-from tests.stages import small
+from tests.stages import cases
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="steps are forked on Linux only")
 
@@ -104,7 +104,7 @@ class TestForked:
     @pytest.mark.parametrize("devices", [1, 2])
     def test_the_same_bytes_as_a_new_process(self, tmp_path, devices):
         """On two devices too: the second rank starts anew from the command line."""
-        line = small.lines(tmp_path / "inputs")["anchor"]
+        line = cases.lines(tmp_path / "inputs")["anchor"]
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
         options = ["--threads=1", f"--trainer.devices={devices}"]
         new, forked = tmp_path / "new", tmp_path / "forked"
