@@ -19,7 +19,8 @@ import platform
 import re
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -391,13 +392,28 @@ def _find_bases(path: Path, manifest: dict[str, Any], base: Artifact | None, dep
     for identity in sorted(wanted - found.keys()):
         noted = [path / str(places[identity])] if isinstance(places, dict) and places.get(identity) else []
         # Where it was, beside this one, or among those that are shipped.
-        run = path.parent if path.name == "artifact" else path
-        around = (folder for parent in (run.parent, ROOT / "assets") for folder in sorted(parent.iterdir()))
-        candidates = (*noted, *(place for folder in around for place in (folder, folder / "artifact")))
-        place = next((p for p in candidates if p != path and _has_id(p, identity)), None)
-        if place is not None:
-            found[identity] = _load(place, None, depth + 1)
+        own = path.resolve()
+        run = own.parent if own.name == "artifact" else own
+        damaged: ArtifactError | None = None
+        for place in (*noted, *_around(run.parent), *_around(ROOT / "assets")):
+            if not _has_id(place, identity) or place.resolve() == own:
+                continue
+            try:
+                found[identity] = _load(place, None, depth + 1)
+                break
+            except ArtifactError as error:  # there may be a whole copy
+                damaged = error
+        else:
+            if damaged is not None:
+                raise damaged
     return found
+
+
+def _around(folder: Path) -> Iterator[Path]:
+    """Where artifacts may lie in a folder of runs."""
+    with suppress(OSError):  # not there, or not ours to read
+        for entry in sorted(folder.iterdir()):
+            yield from (entry, entry / "artifact")
 
 
 def _has_id(place: Path, identity: str) -> bool:

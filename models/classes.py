@@ -46,6 +46,9 @@ BUILDABLE = frozenset(
     )
 )
 
+WRAPPERS = frozenset({"models.heads.detailed.DetailedGenerator"})
+"""Generators made of other modules alone, which an index of subjects may name: they have no weights of their own."""
+
 FILES = ("weights",)
 """Arguments of these classes that name a file: a manifest leaves them null, as its own files hold the weights."""
 

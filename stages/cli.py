@@ -368,8 +368,15 @@ def _configured(name: str, arguments: Sequence[str]) -> tuple[list[str], dict[st
             options.append(word)
     config = read_config(name, files) if options and options[0] in GalateaCLI.subcommands() else {}
     if config:
-        options.insert(1, f"--config={yaml.safe_dump(config)}")
+        options.insert(1, f"--config={yaml.dump(config, Dumper=_Quoting)}")
     return options, config
+
+
+class _Quoting(yaml.SafeDumper):
+    """Puts all texts in quotes: the parser takes more for numbers than YAML does, "1e5" among them."""
+
+
+_Quoting.add_representer(str, lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"'))
 
 
 def _set_threads(threads: int | None) -> None:

@@ -38,10 +38,11 @@ def read_config(stage: str, files: Iterable[str | Path]) -> dict[str, Any]:
     Raises:
         UserError: when one cannot be read, or stands on itself.
     """
-    layers = [layer for file in files for layer in _layers(resolve(file), {})]
+    met: set[Path] = set()
+    layers = [layer for file in files for layer in _layers(resolve(file), {}, met)]
     default = ROOT / "configs" / "stages" / f"{stage}.yaml"
     if default.exists() and not any(BASE in layer for layer in layers):
-        layers = [*_layers(default, {}), *layers]
+        layers = [*_layers(default, {}, met), *layers]
     config: dict[str, Any] = {}
     for layer in layers:
         merge(config, layer)
@@ -49,11 +50,17 @@ def read_config(stage: str, files: Iterable[str | Path]) -> dict[str, Any]:
     return config
 
 
-def _layers(file: Path, above: Mapping[Path, str]) -> list[dict[str, Any]]:
-    """The contents of the files that ``file`` stands on, and its own; ``above`` are those that stand on it."""
+def _layers(file: Path, above: Mapping[Path, str], met: set[Path]) -> list[dict[str, Any]]:
+    """The contents of the files that ``file`` stands on, and its own; ``above`` are those that stand on it.
+
+    One that two files stand on is read once, below both: met again, it would undo what the first says.
+    """
     place = file.resolve()
     if place in above:
         raise UserError(f"{file} stands on itself: {' on '.join([*above.values(), str(file)])}")
+    if place in met and above:
+        return []
+    met.add(place)
     content = read_yaml(file)
     names = content.get(BASE, [])
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
@@ -62,7 +69,7 @@ def _layers(file: Path, above: Mapping[Path, str]) -> list[dict[str, Any]]:
     for name in names:
         if not (file.parent / name).is_file():
             raise UserError(f"{file}: {BASE} names {name}, and there is no file {file.parent / name}")
-        layers += _layers(file.parent / name, {**above, place: str(file)})
+        layers += _layers(file.parent / name, {**above, place: str(file)}, met)
     return [*layers, content]
 
 

@@ -238,7 +238,7 @@ class PresentStage(Stage):
             exhibit.picture("depth", "Depth and normals", text, sheet(maps, self.tile, ["Depth", "Normals"]))
 
     def _styles(self, show: _Show, exhibit: Exhibit) -> None:
-        if show.subject.original is None:
+        if not show.subject.blends:
             return
         camera = show.camera(0.0, 0.45)
         seen = [show(camera, show.subject.styled(strength)).image for strength in STYLE_STRENGTHS]

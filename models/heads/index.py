@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
+from itertools import pairwise
 from typing import Any
 
+from models.classes import WRAPPERS
 from models.errors import shown
 from models.manifest import ArtifactError
 from models.names import is_plain
@@ -26,7 +28,8 @@ class Entry:
         codes: module with the subject's code (:class:`models.heads.codes.HeadCodes`); None: there are pictures alone.
         generator: module that shows it.
         original: module of the generator before it was changed for this subject; None when it was not.
-        wrapper: class path of a generator made of modules for this subject alone, which then shows it.
+        wrapper: class path of a generator made of modules for this subject alone, which then shows it; one of
+            :data:`models.classes.WRAPPERS`.
         parts: the wrapper's arguments, by the name of the module that each is. One of several subjects' codes is
             narrowed down to the subject.
         artwork: media file of the artwork, as it was framed.
@@ -62,7 +65,11 @@ def read_index(manifest: Mapping[str, Any]) -> list[Entry]:
         return _of_before(manifest)
     if not isinstance(listed, list):
         raise ArtifactError(f"the index of subjects is {shown(listed)}, it must be a list")
-    return sorted((_entry(value, manifest) for value in listed), key=lambda entry: entry.id)
+    entries = sorted((_entry(value, manifest) for value in listed), key=lambda entry: entry.id)
+    for one, other in pairwise(entries):
+        if one.id == other.id:
+            raise ArtifactError(f"the index of subjects has {one.id} twice")
+    return entries
 
 
 def _entry(value: Any, manifest: Mapping[str, Any]) -> Entry:
@@ -78,10 +85,14 @@ def _entry(value: Any, manifest: Mapping[str, Any]) -> Entry:
     entry = Entry(**texts, parts=parts)
     if not is_plain(entry.id):
         raise ArtifactError(f"the index of subjects has the id {shown(entry.id)}, which cannot name a file")
-    if entry.codes is not None:
-        for name in filter(None, (entry.codes, entry.generator, entry.original, *entry.parts.values())):
-            if name not in manifest["modules"]:
-                raise ArtifactError(f"the index says that {entry.id} is shown by {shown(name)}, which is not there")
+    if entry.wrapper is not None and entry.wrapper not in WRAPPERS:
+        raise ArtifactError(f"the index says that {entry.id} is shown by {shown(entry.wrapper)}, which wraps nothing")
+    if bool(entry.parts) != (entry.wrapper is not None) or (entry.codes is None and entry.wrapper is not None):
+        raise ArtifactError(f"the index gives {entry.id} a wrapper without its parts or codes, or parts without one")
+    modules = () if entry.codes is None else (entry.codes, entry.generator, entry.original, *entry.parts.values())
+    for name in filter(None, modules):
+        if name not in manifest["modules"]:
+            raise ArtifactError(f"the index says that {entry.id} is shown by {shown(name)}, which is not there")
     if entry.artwork is not None and f"media/{entry.artwork}" not in manifest["files"]:
         raise ArtifactError(f"the index says that {entry.id} is {shown(entry.artwork)}, which is not there")
     return entry
@@ -97,8 +108,10 @@ def _of_before(manifest: Mapping[str, Any]) -> list[Entry]:
     }
     codes = modules.get("anchors")
     if codes is None:
-        return [Entry(identity, codes=None, artwork=pictures[identity]) for identity in sorted(pictures)]
+        return [Entry(name, codes=None, artwork=pictures[name]) for name in sorted(pictures) if is_plain(name)]
     ids = codes["init_args"].get("ids", [])
+    if not isinstance(ids, list) or not all(isinstance(identity, str) and is_plain(identity) for identity in ids):
+        raise ArtifactError(f"the codes of heads have the ids {shown(ids)}, which must be names")
     detailed = str(codes["class_path"]).endswith(".PhotoSet") and "detail" in modules
     for identity in sorted(ids):
         own, artwork = f"stylised.{identity}", pictures.get(identity)

@@ -62,13 +62,18 @@ class Subject:
     def _between(self) -> Generator:
         return copy.deepcopy(self.generator)
 
+    @property
+    def blends(self) -> bool:
+        """Whether there are weights between those of the original and of the result."""
+        return self.original is not None and type(self.original) is type(self.generator)
+
     def styled(self, strength: float) -> Generator:
         """The generator whose weights lie at ``strength`` between the original (0) and the stylised one (1).
 
         Outside of [0, 1] the difference is exaggerated or reversed. Without an original it is the generator.
         The result is valid until the next call.
         """
-        if self.original is None or strength == 1:
+        if self.original is None or strength == 1 or not self.blends:
             return self.generator
         if strength == 0:
             return self.original
@@ -150,14 +155,12 @@ class Subjects:
         codes = self._module(entry.codes, HeadCodes)
         if identity not in codes:
             raise ArtifactError(f"{self.artifact.path}: its index has {identity}, its {entry.codes} have not")
-        code, original = codes[identity], None
+        code = codes[identity]
+        original = None if entry.original is None else self._module(entry.original, Generator)
         if entry.wrapper is not None:
             generator = self._wrapped(entry)
-        elif entry.original is not None:
-            original = self._module(entry.original, Generator)
-            generator = self._module(entry.generator, Generator, shared=False)  # its own: others do not need it
-        else:
-            generator = self._module(entry.generator, Generator)
+        else:  # what was changed for one subject, others do not need
+            generator = self._module(entry.generator, Generator, shared=original is None)
         artwork = None if entry.artwork is None else read_image(self.artifact.media(entry.artwork))[0]
         return Subject(
             identity, generator, original, code.latents, code.expression, code.camera, artwork, entry.caption
@@ -175,13 +178,11 @@ class Subjects:
     def _wrapped(self, entry: Entry) -> Generator:
         assert entry.wrapper is not None
         parts = {name: self._module(module, nn.Module) for name, module in entry.parts.items()}
-        own = {name: p.only(entry.id) if isinstance(p, HeadCodes) else p for name, p in parts.items()}
         try:
-            wrapper = class_named(entry.wrapper)(**own)
-        except (TypeError, ValueError, KeyError, AttributeError) as error:
+            own = {name: p.only(entry.id) if isinstance(p, HeadCodes) else p for name, p in parts.items()}
+            wrapper: Generator = class_named(entry.wrapper)(**own)
+        except (TypeError, ValueError, KeyError, AttributeError, RuntimeError) as error:
             raise ArtifactError(f"{self.artifact.path}: {entry.id} cannot be shown: {one_line(error)}") from error
-        if not isinstance(wrapper, Generator):
-            raise ArtifactError(f"{self.artifact.path}: {entry.id} is shown by {entry.wrapper}, which is no generator")
         return wrapper.requires_grad_(False).eval()
 
     def _sampled(self, identity: str) -> Subject:

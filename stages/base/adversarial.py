@@ -155,6 +155,7 @@ class AdversarialStage(Stage):
         check_positive(self, "total_images")
         self.channels_last, self.seed = channels_last, seed
         self._step = 0  # steps_done on the host
+        self._panel: Tensor | None = None
         self.register_buffer("images_seen", torch.zeros((), dtype=torch.int64))
         self.register_buffer("steps_done", torch.zeros((), dtype=torch.int64))
         self.register_buffer("path_length", torch.zeros(()), persistent=adversarial.path_length_weight > 0)
@@ -197,6 +198,35 @@ class AdversarialStage(Stage):
         """The generator's loss but for the adversarial terms, None for none, and scalars to log."""
         return None, {}
 
+    def adversarial_terms(
+        self, output: DiscriminatorOutput, fakes: Fakes, batch: PortraitBatch
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The generator's loss from what the discriminator says of its pictures, and scalars to log."""
+        losses = {
+            "adversarial": generator_nonsaturating(output.logits),
+            "fake_pose": self._pose_error(output, fakes.camera),
+        }
+        return losses["adversarial"] + self.adversarial.pose_weight * losses["fake_pose"], losses
+
+    def discriminator_terms(
+        self, real: DiscriminatorOutput, fake: DiscriminatorOutput, fakes: Fakes, batch: PortraitBatch
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The discriminator's loss but for R1, from what it says of real and generated pictures, and scalars to log."""
+        losses = {
+            "discriminator": discriminator_nonsaturating(real.logits, fake.logits),
+            "real_pose": self._pose_error(real, self._label(batch)),
+        }
+        poses = losses["real_pose"] + self._pose_error(fake, fakes.camera)
+        return losses["discriminator"] + self.adversarial.pose_weight * poses, losses
+
+    def judge(self, image: Tensor, camera: Camera | None, purpose: str) -> DiscriminatorOutput:
+        """What the discriminator says of pictures, and of their cameras if it asks; ``purpose`` names augment's draws."""
+        network = self.discriminator
+        assert network is not None
+        if network.camera_conditioned and camera is None:
+            raise UserError("the discriminator judges pictures with their cameras, and these have none")
+        return network(self.augment(image, self.draws(purpose)), camera if network.camera_conditioned else None)
+
     def augment(self, image: Tensor, draws: torch.Generator) -> Tensor:
         """What the discriminator sees of pictures (B, 3, H, W), real and generated ones alike; differentiable twice."""
         return image
@@ -235,7 +265,9 @@ class AdversarialStage(Stage):
         }
         members: dict[float, list[nn.Parameter]] = {1.0: []}
         for parameter in self.trained.parameters():
-            if parameter.requires_grad and id(parameter) in scales:
+            # What no group names is not trained: gradients that no step uses would pile up in the norm that is clipped.
+            parameter.requires_grad_(parameter.requires_grad and id(parameter) in scales)
+            if parameter.requires_grad:
                 members.setdefault(scales[id(parameter)], []).append(parameter)
         parameters = [{"params": found, "scale": scale} for scale, found in members.items() if found]
         optimizers: list[torch.optim.Optimizer] = [
@@ -268,12 +300,11 @@ class AdversarialStage(Stage):
         loss, losses = self.generator_terms(batch, fakes)
         if judged:
             self._learns(others[0], False)
-            verdict = self._verdict(fakes.rendering.image, fakes.camera, "generated")
-            losses["adversarial"] = generator_nonsaturating(verdict.logits)
-            losses["fake_pose"] = self._pose_error(verdict, fakes.camera)
             weights = self.adversarial
-            term = weights.weight * (losses["adversarial"] + weights.pose_weight * losses["fake_pose"])
-            loss = term if loss is None else loss + term
+            output = self.judge(fakes.rendering.image, fakes.camera, "generated")
+            term, found = self.adversarial_terms(output, fakes, batch)
+            losses |= found
+            loss = weights.weight * term if loss is None else loss + weights.weight * term
             if weights.path_length_weight and self._step % weights.path_length_every == 0:
                 losses["path_length"] = self._path_length(fakes)
                 loss = loss + weights.path_length_weight * weights.path_length_every * losses["path_length"]
@@ -331,17 +362,12 @@ class AdversarialStage(Stage):
 
     def _discriminator_step(self, optimizer: Any, batch: PortraitBatch, fakes: Fakes) -> dict[str, Tensor]:
         real, weights = batch["image"].flatten(0, 1), self.adversarial
-        camera = Camera.from_label(batch["label"].flatten(0, 1)) if "label" in batch else None
-        verdict = self._verdict(real, camera, "real")
-        doubt = self._verdict(fakes.rendering.image.detach(), fakes.camera, "doubted")
-        losses = {
-            "discriminator": discriminator_nonsaturating(verdict.logits, doubt.logits),
-            "real_pose": self._pose_error(verdict, camera),
-        }
-        poses = losses["real_pose"] + self._pose_error(doubt, fakes.camera)
-        loss = losses["discriminator"] + weights.pose_weight * poses
+        camera = self._label(batch)
+        output = self.judge(real, camera, "real")
+        fake = self.judge(fakes.rendering.image.detach(), fakes.camera, "doubted")
+        loss, losses = self.discriminator_terms(output, fake, fakes, batch)
         if self._step % weights.r1_every == 0:
-            penalty, _ = r1_penalty(lambda image: self._verdict(image, camera, "real").logits, real)
+            penalty, _ = r1_penalty(lambda image: self.judge(image, camera, "real").logits, real)
             losses["r1"] = penalty.mean()
             loss = loss + weights.r1_weight * weights.r1_every * losses["r1"]
         optimizer.zero_grad()
@@ -351,12 +377,10 @@ class AdversarialStage(Stage):
         optimizer.step()
         return losses
 
-    def _verdict(self, image: Tensor, camera: Camera | None, purpose: str) -> DiscriminatorOutput:
-        network = self.discriminator
-        assert network is not None
-        if network.camera_conditioned and camera is None:
-            raise UserError("the discriminator judges pictures with their cameras, and these have none")
-        return network(self.augment(image, self.draws(purpose)), camera if network.camera_conditioned else None)
+    @staticmethod
+    def _label(batch: PortraitBatch) -> Camera | None:
+        """The cameras of the pictures, where they are known: also of those that a 2D generator learns from."""
+        return Camera.from_label(batch["label"].flatten(0, 1)) if "label" in batch else None
 
     def _path_length(self, fakes: Fakes) -> Tensor:
         """Of half of the codes, as in the paper, with noise of their own."""
@@ -371,10 +395,10 @@ class AdversarialStage(Stage):
         return penalty.mean()
 
     @staticmethod
-    def _pose_error(verdict: DiscriminatorOutput, camera: Camera | None) -> Tensor:
-        if verdict.pose is None or camera is None:
-            return verdict.logits.new_zeros(())
-        return F.mse_loss(verdict.pose.float(), torch.stack([camera.yaw, camera.pitch], -1))
+    def _pose_error(output: DiscriminatorOutput, camera: Camera | None) -> Tensor:
+        if output.pose is None or camera is None:
+            return output.logits.new_zeros(())
+        return F.mse_loss(output.pose.float(), torch.stack([camera.yaw, camera.pitch], -1))
 
     @staticmethod
     def _learns(optimizer: Any, on: bool) -> None:
@@ -406,7 +430,7 @@ class AdversarialStage(Stage):
 
     def panels(self) -> dict[str, Tensor]:
         """Real and generated pictures from the same cameras, side by side."""
-        pairs = getattr(self, "_panel", None)
+        pairs = self._panel
         if pairs is None:
             return {}
         rows = -(-len(pairs) // 8)

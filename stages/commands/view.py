@@ -299,7 +299,7 @@ class Viewer:
         self.sizes = {f"{native * scale} px": native * scale for scale in scales}
         self.size = gui.add_dropdown("Resolution", tuple(self.sizes), initial_value=f"{scales[:2][-1] * native} px")
         self.strength = gui.add_slider("Style strength", 0.0, 1.5, 0.05, 1.0)
-        self.strength.visible = self._subject.original is not None
+        self.strength.visible = self._subject.blends
         self.expressions: dict[str, Any] = {}
         if subjects.generator.expressions:
             with gui.add_folder("Expression", expand_by_default=len(subjects.generator.expressions) <= FEW):
@@ -326,7 +326,7 @@ class Viewer:
         with self._wake:
             if identity == self.item.value:  # nobody has gone on to another head meanwhile
                 self._subject = subject
-                self.strength.visible = subject.original is not None
+                self.strength.visible = subject.blends
                 self._restore()
                 self.changed()
 

@@ -247,6 +247,22 @@ class TestDelta:
         shutil.copytree(tmp_path / "runs" / "prior" / "artifact", tmp_path / "moved" / "any name")
         assert same(load(tmp_path / "moved" / "anchor").module("m"), module)
 
+    def test_a_damaged_neighbour_is_passed_over(self, toy, tmp_path, monkeypatch):
+        base = save(tmp_path / "far" / "prior", stage="s", modules={"m": toy.Inner()})
+        module = base.module("m")
+        save(tmp_path / "runs" / "a", stage="s", modules={"m": module}, delta_of={"m": base})
+        (tmp_path / "runs" / "a" / "run.json").unlink()
+        for name in ("1 damaged", "2 whole"):
+            shutil.copytree(base.path, tmp_path / "runs" / name)
+        (tmp_path / "runs" / "1 damaged" / "m.safetensors").write_bytes(b"")
+        monkeypatch.chdir(tmp_path / "runs" / "a")
+        monkeypatch.setattr(artifact, "ROOT", tmp_path / "nowhere")
+        for path in (".", "../a", tmp_path / "runs" / "a"):
+            assert same(load(path).module("m"), module)
+        shutil.rmtree(tmp_path / "runs" / "2 whole")
+        with pytest.raises(ArtifactError, match="is damaged"):
+            load(".")
+
     def test_of_what_is_shipped_is_found_from_anywhere(self, toy, tmp_path, monkeypatch):
         monkeypatch.setattr(artifact, "ROOT", tmp_path)
         shipped = save(tmp_path / "assets" / "prior", stage="s", modules={"m": toy.Inner()})

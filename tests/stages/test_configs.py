@@ -18,7 +18,7 @@ def write(tmp_path, monkeypatch):
 
     def files(**contents):
         for name, content in contents.items():
-            text = content if isinstance(content, str) else yaml.safe_dump(content)
+            text = content if isinstance(content, str) else yaml.dump(content, Dumper=cli._Quoting)
             (tmp_path / f"{name}.yaml").write_text(text)
 
     return files
@@ -66,6 +66,17 @@ class TestBase:
             with pytest.raises(UserError, match=match):
                 read()
 
+    def test_what_two_stand_on_lies_below_both(self, write):
+        write(low={"a": 1}, left={"base": ["low.yaml"], "a": 2}, right={"base": ["low.yaml"], "b": 3})
+        write(top={"base": ["left.yaml", "right.yaml"]})
+        assert read_config("none", ["top.yaml"]) == {"a": 2, "b": 3}
+        assert read_config("none", ["top.yaml", "low.yaml"]) == {"a": 1, "b": 3}  # given by name, it counts
+        names = ["low"]
+        for level in range(40):  # each read once
+            write(**{f"f{level}": {"base": [f"{names[-1]}.yaml", f"{names[max(0, level - 1)]}.yaml"]}})
+            names.append(f"f{level}")
+        assert read_config("none", ["f39.yaml"]) == {"a": 1}
+
     def test_a_file_may_be_met_twice(self, write):
         write(low={"a": 1}, left={"base": ["low.yaml"], "b": 1}, right={"base": ["low.yaml"], "c": 1})
         write(top={"base": ["left.yaml", "right.yaml"]})
@@ -104,6 +115,11 @@ class TestCommandLine:
         write(low={"model": {"rate": 0.5}})
         assert self.resolved(capsys, "--model.rate=0.25", "--config=low.yaml")["model"]["rate"] == 0.25
         assert self.resolved(capsys, "--config=low.yaml", "--model.rate=0.25")["model"]["rate"] == 0.25
+
+    def test_texts_in_quotes_stay_texts(self, write, capsys):
+        for text in ("1e5", "00012", "no", "null", "2026-01-01", "=", "~", "a: b", 'say "x"', "été"):
+            write(low={"out": text})
+            assert self.resolved(capsys, "--config=low.yaml")["out"] == text
 
     def test_numbers_are_read_as_they_are_in_a_file(self, write, capsys):
         write(low="model: {rate: 1e-3}")

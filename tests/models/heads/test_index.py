@@ -14,6 +14,8 @@ from models.heads.subjects import Subjects
 from tests.models.heads.test_detailed import head as detailed
 from tests.stages import heads
 
+WRAPPER = "models.heads.detailed.DetailedGenerator"
+
 
 @pytest.fixture(scope="module")
 def stylised(tmp_path_factory):
@@ -95,11 +97,28 @@ def test_one_generator_for_all(stylised):
         ([{"id": "ann", "generator": "nobody"}], "shown by 'nobody', which is not there"),
         ([{"id": "ann", "parts": {"coarse": ["x"]}}], "must be names by name"),
         ([{"id": "ann", "artwork": "../../x.png"}], "which is not there"),
+        ([{"id": "ann"}, {"id": "bob"}, {"id": "ann"}], "has ann twice"),
+        ([{"id": "ann", "wrapper": "os.system", "parts": {"command": "anchors"}}], "which wraps nothing"),
+        # A generator of its own would be built with random weights.
+        ([{"id": "ann", "wrapper": "models.generators.gram.GRAMGenerator"}], "which wraps nothing"),
+        ([{"id": "ann", "wrapper": WRAPPER}], "a wrapper without its parts"),
+        ([{"id": "ann", "parts": {"coarse": "generator"}}], "or parts without one"),
+        (
+            [{"id": "ann", "codes": None, "wrapper": WRAPPER, "parts": {"photo": "anchors"}}],
+            "without its parts or codes",
+        ),
     ],
 )
 def test_an_index_that_cannot_be(stylised, tmp_path, subjects, message):
     with pytest.raises(ArtifactError, match=message):
         read_index(stylised.manifest | {"extra": {"subjects": subjects}})
+
+
+@pytest.mark.parametrize("ids", [5, [["a"], 3], ["../x"], ["a", None]])
+def test_ids_of_before_that_cannot_be(stylised, ids):
+    codes = {"class_path": "models.anchors.AnchorSet", "init_args": {"ids": ids}}
+    with pytest.raises(ArtifactError, match="must be names"):
+        read_index(stylised.manifest | {"modules": {"anchors": codes}})
 
 
 @pytest.mark.parametrize(
@@ -108,9 +127,8 @@ def test_an_index_that_cannot_be(stylised, tmp_path, subjects, message):
         ({"id": "eve"}, "its index has eve, its anchors have not"),
         ({"id": "ann", "codes": "generator"}, "is not codes of heads"),
         ({"id": "ann", "generator": "anchors"}, "is not a generator"),
-        ({"id": "ann", "wrapper": "os.system"}, "does not name a class"),
-        ({"id": "ann", "wrapper": "models.heads.detailed.DetailedGenerator"}, "cannot be shown"),
-        ({"id": "ann", "wrapper": "models.rendering.atlas.Chart"}, "which is no generator"),
+        ({"id": "ann", "wrapper": WRAPPER, "parts": {"coarse": "generator"}}, "cannot be shown"),
+        ({"id": "eve", "wrapper": WRAPPER, "parts": {"photo": "anchors"}}, "its index has eve"),
     ],
 )
 def test_what_an_index_cannot_show(stylised, tmp_path, entry, message):
