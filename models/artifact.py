@@ -31,7 +31,7 @@ import torch
 from torch import Tensor, nn
 
 from models.configurable import build, spec
-from models.errors import one_line, shown
+from models.errors import UserError, one_line, shown
 from models.files import ROOT, destination, os_errors, read_json, replace_folder, resolve, sha256, temporary
 from models.manifest import FORMAT, MANIFEST, MOST_DEPTH, ArtifactError, canonical, manifest_id, read_manifest
 from models.names import is_plain
@@ -299,13 +299,19 @@ def load(path: str | os.PathLike[str], base: Artifact | None = None) -> Artifact
 def _load(path: Path, base: Artifact | None, depth: int) -> Artifact:
     if not (path / MANIFEST).exists() and (path / "artifact" / MANIFEST).exists():
         path = path / "artifact"
+    manifest = _verified(path)
+    return Artifact(path, manifest, _find_bases(path, manifest, base, depth))
+
+
+def _verified(path: Path) -> dict[str, Any]:
+    """The manifest of an artifact whose files are those that it names."""
     manifest = read_manifest(path)
     for name, digest in manifest["files"].items():
         file = _safe_file(path, name)
         with os_errors(file, "read"):
             if sha256(file) != digest:
                 raise ArtifactError(f"{file} is damaged: its SHA-256 is not the one in the manifest")
-    return Artifact(path, manifest, _find_bases(path, manifest, base, depth))
+    return manifest
 
 
 def strictest(licences: Sequence[Mapping[str, str]]) -> str:
@@ -394,15 +400,17 @@ def _find_bases(path: Path, manifest: dict[str, Any], base: Artifact | None, dep
         # Where it was, beside this one, or among those that are shipped.
         own = path.resolve()
         run = own.parent if own.name == "artifact" else own
-        damaged: ArtifactError | None = None
+        damaged: UserError | None = None
         for place in (*noted, *_around(run.parent), *_around(ROOT / "assets")):
             if not _has_id(place, identity) or place.resolve() == own:
                 continue
             try:
-                found[identity] = _load(place, None, depth + 1)
-                break
-            except ArtifactError as error:  # there may be a whole copy
+                manifest = _verified(place)
+            except UserError as error:  # there may be a whole copy
                 damaged = error
+                continue
+            found[identity] = Artifact(place, manifest, _find_bases(place, manifest, None, depth + 1))
+            break
         else:
             if damaged is not None:
                 raise damaged

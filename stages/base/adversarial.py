@@ -220,7 +220,7 @@ class AdversarialStage(Stage):
         return losses["discriminator"] + self.adversarial.pose_weight * poses, losses
 
     def judge(self, image: Tensor, camera: Camera | None, purpose: str) -> DiscriminatorOutput:
-        """What the discriminator says of pictures, and of their cameras if it asks; ``purpose`` names augment's draws."""
+        """What the discriminator says of pictures, with cameras if it asks; ``purpose`` names the draws of augment."""
         network = self.discriminator
         assert network is not None
         if network.camera_conditioned and camera is None:
