@@ -52,6 +52,12 @@ def test_touches_four_places(house):
     assert changed == {"stages/table.py"}
 
 
+def test_keeps_the_order_of_the_house(house):
+    options = ["-q", "-p", "no:cacheprovider", f"--basetemp={house / 'work'}"]
+    assert " passed" in python(house, "-m", "pytest", *options, "tests/test_house.py")
+    shutil.rmtree(house / "work")
+
+
 def test_its_configuration_is_read(house):
     assert f"  {STAGE}" in python(house, "-m", "stages", "--help")
     shown = python(house, "-m", "stages", STAGE, "fit", "--print_config")
