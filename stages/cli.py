@@ -159,7 +159,7 @@ class GalateaCLI(LightningCLI):
             type=str | None,
             default=None,
             metavar="I/N",
-            help="fit every N-th group of artworks only, from the I-th (0 is the first), and export nothing: for jobs "
+            help="fit every N-th group of items only, from the I-th (0 is the first), and export nothing: for jobs "
             "that share a folder; the same command without it finishes",
         )
         parser.add_argument(
@@ -205,7 +205,7 @@ class GalateaCLI(LightningCLI):
             raise _told(error) or UserError(one_line(error)) from error
         if (shard := self._option("shard")) is not None:
             if not self.model.shardable or self.subcommand != "fit":
-                raise UserError(f"--shard is for fits of artworks, not for {self.name} {self.subcommand}")
+                raise UserError(f"--shard is for fits item by item, not for {self.name} {self.subcommand}")
             self.model.shard = _shard(shard)
         if self.trainer.is_global_zero:  # the others hear it from this one when the run begins
             self.model.step_hash = os.environ.get(GIVEN) or self._step_hash()

@@ -67,9 +67,8 @@ class PoseEstimator(Protocol):
 class Frozen(Generic[ModuleT]):
     """Holds a network outside its owner's ``state_dict``, ``parameters()`` and DDP buckets.
 
-    It is not an ``nn.Module``, so the owner neither registers, saves, trains nor moves it; the owner moves it
-    by calling :meth:`to` (or :func:`move_frozen`) once its own device is known. Gradients flow through the network
-    to its input, never to its weights.
+    It is not an ``nn.Module``, so the owner neither registers, saves nor trains it. A stage moves its own with itself;
+    any other owner calls :func:`move_frozen`. Gradients flow through the network to its input, never to its weights.
     """
 
     def __init__(self, module: ModuleT) -> None:

@@ -1,4 +1,4 @@
-"""Where artworks lie in a generator: latent code, expression and camera of each."""
+"""Where heads lie in a generator: latent code, expression and camera of each."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from models.names import is_plain
 
 @dataclass(frozen=True)
 class HeadCode:
-    """One artwork's place in a generator.
+    """One head's place in a generator.
 
     Attributes:
         latents: its style codes, a batch of one.
@@ -35,7 +35,7 @@ class HeadCode:
 
     @property
     def camera(self) -> Camera | None:
-        """The artwork's camera, a batch of one; ``None`` in a 2D generator."""
+        """The camera it was seen by, a batch of one; ``None`` in a 2D generator."""
         return None if self.label is None else Camera.from_label(self.label)
 
     @property
@@ -45,10 +45,10 @@ class HeadCode:
 
 
 class HeadCodes(Configurable):
-    """Anchors of several artworks, as a module of an artifact.
+    """Codes of several heads, as a module of an artifact.
 
     Args:
-        ids: of the artworks, in the order of the rows.
+        ids: of the heads, in the order of the rows.
         groups: [name, num_ws, w_dim] of each latent group; their order counts.
         z_dim: of z; 0 where the search did not go through z.
         expressions: names of the expression coefficients.
@@ -84,7 +84,7 @@ class HeadCodes(Configurable):
 
     @staticmethod
     def pack(anchors: Mapping[str, HeadCode], generator: Generator) -> HeadCodes:
-        """The set of ``anchors`` by artwork id, sorted; at least one, all with or all without z, or camera."""
+        """The set of ``anchors`` by id, sorted; at least one, all with or all without z, or camera."""
         ids = sorted(anchors)
         ordered = [anchors[identity] for identity in ids]
         groups = [(name, t.shape[1], t.shape[2]) for name, t in ordered[0].latents.groups.items()]
@@ -121,7 +121,7 @@ class HeadCodes(Configurable):
         return one
 
     def __getitem__(self, identity: str) -> HeadCode:
-        """The anchor of one artwork.
+        """The code of one head.
 
         Raises:
             KeyError: when there is none of that id.

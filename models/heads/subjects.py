@@ -39,12 +39,12 @@ class Subject:
     """One head to look at.
 
     Attributes:
-        id: of the artwork, or ``subject-N`` of a sampled head.
+        id: of the item, or ``subject-N`` of a sampled head.
         generator: what to show.
         original: the generator before stylisation, ``None`` when there was none.
-        latents: a batch of one.
+        latents: a batch of one: (1, n, w) of each group.
         expression: (1, E) the head's own, E = 0 where the generator cannot animate.
-        camera: of the artwork, ``None`` of a sampled head and in a 2D generator.
+        camera: of the picture it was fitted to, ``None`` of a sampled head and in a 2D generator.
         artwork: (3, H, W) in [-1, 1], where the artifact holds it.
         caption: what it is called beside the artwork.
     """

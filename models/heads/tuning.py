@@ -1,4 +1,4 @@
-"""Tuning some of a generator's weights, per artwork, beside one shared frozen original."""
+"""Tuning some of a generator's weights, per item, beside one shared frozen original."""
 
 from __future__ import annotations
 

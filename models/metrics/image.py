@@ -130,10 +130,3 @@ def change_correlation(
     change, wanted = centred(change), centred(wanted)
     covariance = masked_mean(change * wanted, mask)
     return covariance / (masked_mean(change.square(), mask) * masked_mean(wanted.square(), mask)).sqrt()
-
-
-def in_batches(function: Callable[..., Tensor], *tensors: Tensor, batch: int = 16) -> Tensor:
-    """``function`` of corresponding parts of ``tensors``, its (b,) results concatenated, without gradients."""
-    with torch.no_grad():
-        parts = zip(*(tensor.split(batch) for tensor in tensors), strict=True)
-        return torch.cat([function(*part) for part in parts])

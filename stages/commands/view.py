@@ -44,7 +44,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("artifact", metavar="ARTIFACT", help="its folder, or the run that made it")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s: this machine)")
     parser.add_argument("--port", type=int, default=8080, help="the first free one from here (default: %(default)s)")
-    parser.add_argument("--item", metavar="ID", help="the artwork to begin with")
+    parser.add_argument("--item", metavar="ID", help="the head to begin with")
     parser.add_argument("--module", default="generator", help="the original generator (default: %(default)s)")
     parser.add_argument("--samples", type=int, default=8, help="heads drawn from a prior (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of that draw (default: %(default)s)")

@@ -46,7 +46,7 @@ class Resources:
         memory: of a node, as in "32G".
         time: limit, as in "12:00:00" or "2-00:00:00"; with quotes, YAML takes some for numbers.
         partition, account, qos: where the cluster wants them named.
-        array: of the per-artwork stages: deal the artworks to this many jobs, which run whenever there is room.
+        array: of the per-item stages: deal the items to this many jobs, which run whenever there is room.
         array_limit: at most so many of them at once; 0 for all.
         grace_s: seconds before the limit at which the step is asked to save itself.
         requeues: how often a step may go back into the queue before it counts as failed.
@@ -99,9 +99,7 @@ class Resources:
         if self.gpus_per_node and self.tasks != self.gpus_per_node:
             return f"tasks_per_node is {self.tasks} and gpus_per_node {self.gpus_per_node}: a process has one GPU"
         if self.array and self.nodes * self.tasks > 1:
-            return (
-                f"array is {self.array} and a step has {self.nodes * self.tasks} processes: deal artworks out one way"
-            )
+            return f"array is {self.array} and a step has {self.nodes * self.tasks} processes: deal items out one way"
         if self.array_limit and not self.array:
             return f"array_limit is {self.array_limit} without an array"
         texts = {each.name: getattr(self, each.name) for each in fields(self)}
@@ -182,7 +180,7 @@ def _seconds(time: str) -> int:
 
 
 def script(task: Task, resources: Resources, out: Path, array: bool = False) -> str:
-    """The batch script of a step; with ``array``, of the jobs that share its artworks and export nothing."""
+    """The batch script of a step; with ``array``, of the jobs that share its items and export nothing."""
     place, r = Path.cwd(), resources
     if not str(place / out).isprintable():
         raise UserError(f"{shown(str(place / out))} cannot be the folder of batch jobs: it has control characters")
@@ -271,7 +269,7 @@ def batches(tasks: Sequence[Task], cluster: Cluster, out: Path) -> list[Batch]:
 def _check_array(task: Task, cluster: Cluster) -> None:
     module, _, name = STAGES[task.stage][0].partition(":")
     if "fit" not in task.command or not getattr(import_module(module), name).shardable:  # heavy: only arrays need it
-        raise UserError(f"{cluster.file}: step {task.name}: array is for fits of artworks, not for {task.stage}")
+        raise UserError(f"{cluster.file}: step {task.name}: array is for fits item by item, not for {task.stage}")
 
 
 def submit(tasks: Sequence[Task], cluster: Cluster, out: Path, *, dry_run: bool = False) -> None:
@@ -340,7 +338,7 @@ def step(arguments: Sequence[str]) -> None:
     """
     parser = Parser("galatea step", "Run one step of a pipeline, as the scripts of --launcher slurm do.")
     parser.add_argument("folder", type=Path, help="OUT/STEP")
-    parser.add_argument("--shard", metavar="I/N", help="share of the artworks; the books are in FOLDER/shards/I")
+    parser.add_argument("--shard", metavar="I/N", help="share of the items; the books are in FOLDER/shards/I")
     parser.add_argument("--requeues", type=int, default=100, help="times the job may go back into the queue")
     parser.add_argument("command", nargs="+", help="what runs the step, after --")
     options = parser.parse_args(arguments)

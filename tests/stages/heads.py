@@ -10,6 +10,7 @@ import torch
 from models import artifact
 from models.artifact import Artifact
 from models.heads.codes import HeadCode, HeadCodes
+from models.heads.index import Entry, subject_index
 from models.image import write_image
 from tests.stages import tiny
 
@@ -33,6 +34,10 @@ def stylised(folder: Path, ids: tuple[str, ...] = ("ann", "bob")) -> Artifact:
         with torch.no_grad():
             changed.backbone.out_bias[:3] += i + 1.0
         modules[f"stylised.{identity}"] = changed
+    entries = [
+        Entry(name, "anchors", f"stylised.{name}", "generator", artwork=f"reference_{name}.png", caption="stylised")
+        for name in ids
+    ]
     modules |= {"generator": generator, "anchors": HeadCodes.pack(anchors, generator)}
     return artifact.save(
         folder / "stylize",
@@ -42,4 +47,5 @@ def stylised(folder: Path, ids: tuple[str, ...] = ("ann", "bob")) -> Artifact:
         media=media,
         metrics={"psnr": 21.5, "lost": float("nan")},
         licences=[LICENCE],
+        extra=subject_index(entries),
     )

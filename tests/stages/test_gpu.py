@@ -57,7 +57,7 @@ def difference(one, other):
     return max(float((ours[name] - theirs[name]).abs().max() / ours[name].abs().max().clamp_min(1)) for name in ours)
 
 
-@pytest.mark.parametrize("stage", ["prior", "features", "anchor", "stylize", "present", "invert", "tune", "detail"])
+@pytest.mark.parametrize("stage", cases.collect())
 def test_a_stage_works_there(results, device, stage):
     """All it has moves: networks, frozen networks, batches, codes. What it leaves is on no device."""
     out = results(stage, device)

@@ -15,7 +15,6 @@ from models.metrics.image import (
     diversity,
     high_frequency,
     identity_similarity,
-    in_batches,
     masked_distance,
     psnr,
     random_pairs,
@@ -125,8 +124,3 @@ def test_change_correlation_against_numpy():
         assert float(got[i]) == pytest.approx(np.corrcoef(a, b)[0, 1], rel=1e-4)
     torch.testing.assert_close(change_correlation(before, after, before, after), torch.ones(2))
     assert change_correlation(before, before, before, after).isnan().all()
-
-
-def test_in_batches():
-    a, b = torch.rand(7, 3), torch.rand(7, 3)
-    torch.testing.assert_close(in_batches(lambda x, y: (x * y).sum(1), a, b, batch=3), (a * b).sum(1))

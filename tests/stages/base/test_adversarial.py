@@ -8,6 +8,7 @@ from torch import nn
 
 from models.camera import Rig
 from models.errors import UserError
+from models.generators.base import ParameterGroup
 from models.generators.discriminator import ImageDiscriminator
 from models.generators.gram import GRAMGenerator
 from models.generators.manifold import ManifoldGenerator
@@ -265,3 +266,33 @@ def test_checkpoints_of_before_go_on(tmp_path):
     run = tiny.trainer(tmp_path / "rest", max_epochs=-1, callbacks=[])
     run.fit(resumed, datamodule=Pictures(), ckpt_path=path, weights_only=True)
     assert moved(resumed, whole) == set()
+
+
+def test_what_no_group_names_is_not_trained(tmp_path):
+    """Nor do its gradients, which no step takes, pile up in the norm that is clipped."""
+
+    class Some(Gan):
+        def parameter_groups(self):
+            return {"styles": ParameterGroup([p for name, p in self.generator.named_parameters() if "affine" in name])}
+
+    stage = Some(flat(), critic(), total_images=80)
+    before = {name: parameter.clone() for name, parameter in stage.generator.named_parameters()}
+    fit(stage, tmp_path, Pictures(labels=False))
+    for name, parameter in stage.generator.named_parameters():
+        assert torch.equal(parameter, before[name]) == ("affine" not in name)
+        assert (parameter.grad is None) == ("affine" not in name)
+
+
+def test_losses_of_a_subclass_see_all_that_the_discriminator_says(tmp_path):
+    class Hinge(Gan):
+        def adversarial_terms(self, output, fakes, batch):
+            assert len(output.features) > 0 and len(fakes.latents) == len(output.logits) == 4
+            return -output.logits.mean(), {"features": output.features[0].mean()}
+
+        def discriminator_terms(self, real, fake, fakes, batch):
+            loss = torch.relu(1 - real.logits).mean() + torch.relu(1 + fake.logits).mean()
+            return loss, {"hinge": loss}
+
+    stage = Hinge(flat(), critic())
+    fit(stage, tmp_path, Pictures(labels=False))
+    assert {"features", "hinge", "r1"} <= stage.logged[0].keys() and "discriminator" not in stage.logged[0]
