@@ -138,6 +138,11 @@ class Generator(Configurable):
         return None
 
     @property
+    def noise_sides(self) -> list[int]:
+        """Sides of the noise maps that ``synthesis`` takes as ``randomness``; empty where there are none."""
+        return []
+
+    @property
     def tap_names(self) -> tuple[str, ...]:
         """Names that ``synthesis(taps=...)`` accepts."""
         return ()

@@ -121,17 +121,12 @@ class Search:
             raise UserError(f"search.optimize_pose: {name} is a 2D generator, which has no camera")
         if self.space == "w" and any(bool((t != t[:, :1]).any()) for t in mean.values()):
             raise UserError(f"search.space: {name} has no w that serves all layers; use z or w+")
-        if self.optimize_noise and not noise_sides(generator):
+        if self.optimize_noise and not generator.noise_sides:
             raise UserError(f"search.optimize_noise: {name} has no noise maps")
         for group, (first, end) in self.layers.items():
             if group not in mean or not 0 <= first < end <= mean[group].shape[1]:
                 known = ", ".join(f"{name}: [0, {t.shape[1]}]" for name, t in mean.items())
                 raise UserError(f"search.layers: {group}: [{first}, {end}] is not among {name}'s {known}")
-
-
-def noise_sides(generator: Generator) -> list[int]:
-    """Sides of the noise maps that ``synthesis`` takes as ``randomness``; empty where there are none."""
-    return list(getattr(generator, "noise_sides", ()))
 
 
 class ItemCodes(nn.Module):
@@ -164,7 +159,7 @@ class ItemCodes(nn.Module):
             sizes = {name: (count, mean[name].shape[2]) for name, count in counts.items()}
         self.codes = nn.ParameterDict({name: nn.Parameter(torch.zeros(rows, *size)) for name, size in sizes.items()})
         expressions = len(generator.expressions) if search.optimize_expression else 0
-        pixels = sum(side**2 for side in noise_sides(generator)) if search.optimize_noise else 0
+        pixels = sum(side**2 for side in generator.noise_sides) if search.optimize_noise else 0
         self.expression = nn.Parameter(torch.zeros(rows, expressions))
         self.pose = nn.Parameter(torch.zeros(rows, 2 if search.optimize_pose else 0))
         self.noise = nn.Parameter(torch.zeros(rows, pixels))
@@ -440,7 +435,7 @@ class Projector(nn.Module):
         """(rows, P) noise maps, each of mean 0 and variance 1; ``None`` where they are not optimised."""
         if not item.noise.numel():
             return None
-        maps = item.noise[item.rows].split([side**2 for side in noise_sides(self.generator)], 1)
+        maps = item.noise[item.rows].split([side**2 for side in self.generator.noise_sides], 1)
         centred = [m - m.mean(1, keepdim=True) for m in maps]
         return torch.cat([m * m.square().mean(1, keepdim=True).clamp_min(1e-8).rsqrt() for m in centred], 1)
 
@@ -487,7 +482,7 @@ class Projector(nn.Module):
         """(rows,) squared correlation of neighbouring pixels of each noise map, at all sizes down to 8 x 8."""
         noise = self.noise(item)
         assert noise is not None
-        sides = noise_sides(self.generator)
+        sides = self.generator.noise_sides
         total = noise.new_zeros(len(noise))
         for flat, side in zip(noise.split([side**2 for side in sides], 1), sides, strict=True):
             maps = flat.unflatten(1, (1, side, side))
