@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from models.errors import UserError
 from models.generators.stylegan2 import StyleGAN2Generator
 from models.generators.stylesdf import StyleSDF
-from models.heads.projector import Projector, Search, fit_latents, noise_sides
+from models.heads.projector import Projector, Search, fit_latents
 from models.latents import Latents
 from models.losses.image import pixel_mse
 from tests.models.generators.protocol import awaken, seeded
@@ -162,13 +162,13 @@ class TestNoise:
         found.fit()
         noise = found.noise(found[0]).detach()
         assert not torch.equal(begin, noise) and losses(found[0])[-1] < losses(found[0])[0]
-        for maps in noise.split([side**2 for side in noise_sides(flat)], 1):
+        for maps in noise.split([side**2 for side in flat.noise_sides], 1):
             assert float(maps.mean()) == pytest.approx(0, abs=1e-5)
             assert float(maps.square().mean()) == pytest.approx(1, abs=1e-4)
 
     def test_the_penalty_is_stylegan2s(self, flat):
         found = projector(flat, Search(space="w", start="mean", optimize_noise=True, noise_regularization=3.0))
-        total, sides = 0.0, noise_sides(flat)
+        total, sides = 0.0, flat.noise_sides
         noise = found.noise(found[0]).detach()[0].double()
         for pixels, side in zip(noise.split([s**2 for s in sides]), sides, strict=True):
             maps = pixels.reshape(side, side)
