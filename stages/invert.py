@@ -11,7 +11,6 @@ from models.batches import PortraitBatch
 from models.camera import Camera
 from models.checks import check_not_negative, check_positive
 from models.encoders.base import Encoder
-from models.encoders.pyramid import Encoder4Editing, GradualStyleEncoder
 from models.errors import UserError, one_line
 from models.features.identity import ArcFaceIdentity
 from models.generators.base import Generator
@@ -80,18 +79,11 @@ class InvertStage(InversionStage):
         if self.trunk is not None:
             start_trunk(self.encoder, self.trunk)
         check_fit(self.encoder, generator)
-        if isinstance(self.encoder, GradualStyleEncoder):
-            self.encoder.mean_latents = generator.mean_latents
-        if isinstance(self.encoder, Encoder4Editing):
-            # Beyond e4e: differences start at 0, so that none disturbs whose turn a short run does not reach.
-            for i, style in enumerate(self.encoder.styles):
-                if i not in self.encoder.bases:
-                    torch.nn.init.zeros_(style.get_parameter("linear.weight"))
+        self.encoder.start(generator.mean_latents)
         self.encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # faster on CPUs
 
     def on_train_batch_start(self, batch: PortraitBatch, batch_idx: int) -> int | None:
-        if isinstance(self.encoder, Encoder4Editing):
-            self.encoder.set_progressive_stage(self.progress(self.global_step))
+        self.encoder.set_progressive_stage(self.progress(self.global_step))
         return super().on_train_batch_start(batch, batch_idx)
 
     def progress(self, step: int) -> int | None:

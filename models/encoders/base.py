@@ -33,6 +33,12 @@ class Encoder(Configurable):
             image: (B, channels, resolution, resolution), pictures in [-1, 1].
         """
 
+    def start(self, mean: Latents) -> None:
+        """Make a new encoder ready to learn codes around a generator's mean code, a batch of one."""
+
+    def set_progressive_stage(self, stage: int | None) -> None:
+        """Let so many codes differ from one another, all for None; nothing where training has no such stages."""
+
     def codes(self, image: Tensor, latent_avg: Latents) -> Latents:
         """Codes for ``Generator.synthesis``: ``latent_avg`` + offsets.
 

@@ -106,6 +106,9 @@ class GradualStyleEncoder(Encoder):
         for name, buffer in self._averages.items():
             getattr(self, buffer).copy_(mean.groups[name][0])
 
+    def start(self, mean: Latents) -> None:
+        self.mean_latents = mean
+
     def forward(self, image: Tensor) -> Latents:
         return self.offsets(image)[0]
 
@@ -170,6 +173,13 @@ class Encoder4Editing(GradualStyleEncoder):
         """The first code of each group."""
         counts = [count for count, _ in self.groups.values()]
         return [sum(counts[:i]) for i in range(len(counts))]
+
+    def start(self, mean: Latents) -> None:
+        super().start(mean)
+        # Beyond e4e: differences start at 0, so that none disturbs whose turn a short run does not reach.
+        for i, style in enumerate(self.styles):
+            if i not in self.bases:
+                nn.init.zeros_(style.get_parameter("linear.weight"))
 
     def set_progressive_stage(self, stage: int | None) -> None:
         """Let the first ``stage`` codes that are no group's first differ from it: none at 0, all for None.
