@@ -35,7 +35,7 @@ from models.names import item_id
 from models.rendering.output import Rendering
 from models.rendering.sheets import pose_overlay, sheet
 from models.rendering.visibility import seen_from
-from stages.base.inversion import InversionStage, Renderer, Schedule, items_of
+from stages.base.inversion import InversionStage, RateSchedule, Renderer, items_of
 from stages.base.ranks import collect
 from stages.base.stage import ArtifactRef
 
@@ -115,7 +115,7 @@ class DetailStage(InversionStage):
         regularisation: Regularisation = Regularisation(),
         marks: float = 0.0,
         pose: nn.Module | None = None,
-        schedule: Schedule = Schedule(3e-4, 3e-4),  # noqa: B008 - frozen
+        schedule: RateSchedule = RateSchedule(3e-4, 3e-4),  # noqa: B008 - frozen
         **options: Any,
     ) -> None:
         super().__init__(schedule=schedule, **options)

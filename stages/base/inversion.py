@@ -48,7 +48,7 @@ _SHOWN = 6  # heads on a panel
 
 
 @dataclass(frozen=True)
-class Schedule:
+class RateSchedule:
     """Adam and its learning rate. The defaults are GRAMInverter's for its encoder (A.4).
 
     Attributes:
@@ -105,7 +105,7 @@ class InversionStage(Stage):
         identity: nn.Module | None = None,
         protocol: InversionProtocol | None = None,
         reconstruction: ReconstructionLoss = ReconstructionLoss(),  # noqa: B008 - frozen
-        schedule: Schedule = Schedule(),
+        schedule: RateSchedule = RateSchedule(),
         tested: ArtifactRef | None = None,
         variant: str | None = None,
         seed: int = 0,

@@ -300,11 +300,32 @@ class TestArtifacts:
 # -- the output ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_output_below_a_file(inputs, here, stage):
-    (here / "file").touch()
-    sentence = refusal(here, *STAGES[stage](inputs, "--out=file/out"))
-    assert sentence == f"cannot write file/out: Not a directory: {here / 'file'}"
+@pytest.mark.parametrize("stage", cases.collect())
+class TestEveryStage:
+    def test_output_below_a_file(self, small_inputs, here, stage):
+        (here / "file").touch()
+        sentence = refusal(here, *cases.collect()[stage].line(small_inputs), "--out=file/out")
+        assert sentence == f"cannot write file/out: Not a directory: {here / 'file'}"
+
+    def test_an_option_that_is_none(self, small_inputs, here, stage):
+        line = cases.collect()[stage].line(small_inputs)
+        assert "nonsense" in refusal(here, *line, "--model.nonsense=1", "--out=out") and not (here / "out").exists()
+
+    def test_before_what_it_needs(self, small_inputs, here, stage):
+        case = cases.collect()[stage]
+        if case.needs is None:
+            pytest.skip("it takes no other stage's result")
+        sentence = refusal(here, *case.line(small_inputs), "--out=out")
+        assert sentence.startswith(f"there is no artifact in {small_inputs / case.needs}")
+        assert not (here / "out" / "artifact").exists()
+
+
+@pytest.fixture(scope="module")
+def small_inputs(tmp_path_factory):
+    """What no stage makes, of every stage's small command line."""
+    folder = tmp_path_factory.mktemp("small")
+    cases.lines(folder)
+    return folder
 
 
 @pytest.fixture(scope="module")

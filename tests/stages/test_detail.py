@@ -29,7 +29,7 @@ from models.image import read_image, write_image
 from models.metrics.distribution import EmbeddedDistribution
 from models.metrics.inversion import InversionProtocol
 from models.metrics.records import read_records
-from stages.base.inversion import Schedule
+from stages.base.inversion import RateSchedule
 from stages.base.stage import ArtifactRef
 from stages.detail import DetailStage, Regularisation, depth_change
 from tests.stages import inversions, tiny
@@ -99,7 +99,7 @@ def stage(inverter, detail=None, **options):
         perceptual=tiny.network("perceptual"),
         identity=tiny.network("identity"),
         pose=tiny.network("pose"),
-        **{"schedule": Schedule(5e-3, 5e-3)} | options,
+        **{"schedule": RateSchedule(5e-3, 5e-3)} | options,
     )
 
 
@@ -125,7 +125,7 @@ def terms(module, data, rows=2):
 def test_details_improve_on_the_coarse_heads(tmp_path, inverter):
     data, module = (
         Reds(inverter),
-        stage(inverter, schedule=Schedule(1e-2, 1e-2), regularisation=Regularisation(novel=0.5)),
+        stage(inverter, schedule=RateSchedule(1e-2, 1e-2), regularisation=Regularisation(novel=0.5)),
     )
     made = fit(module, data, tmp_path, 30)
     assert set(made.manifest["modules"]) == {"generator", "encoder", "detail"}

@@ -18,7 +18,7 @@ from models.image import read_image
 from models.latents import Latents
 from models.metrics.records import read_records
 from stages import cli
-from stages.base.inversion import Schedule
+from stages.base.inversion import RateSchedule
 from stages.invert import InvertStage
 from tests.models.generators.protocol import awaken
 from tests.stages import inversions, tiny
@@ -161,7 +161,7 @@ def test_progress_is_e4es(work):
 
 
 def test_schedules():
-    drop, fall = Schedule(), Schedule(1e-3, 1e-5, None)
+    drop, fall = RateSchedule(), RateSchedule(1e-3, 1e-5, None)
     assert [drop.rate(step, 10) for step in (0, 99_999, 100_000)] == [3e-4, 3e-4, 6e-5]
     assert [fall.rate(step, 10) for step in (0, 5, 10, 11)] == pytest.approx([1e-3, 5.05e-4, 1e-5, 1e-5])
 
