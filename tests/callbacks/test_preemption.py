@@ -205,6 +205,6 @@ class TestShards:
             self.run(tmp_path, f"--shard={text}")
 
     def test_only_artworks_are_shared(self, tmp_path):
-        with pytest.raises(UserError, match="--shard is for fits of artworks, not for training fit"):
+        with pytest.raises(UserError, match="--shard is for fits item by item, not for training fit"):
             data = "--data=tests.stages.toy.ToyData"
             cli.run("training", ToyTraining, ["fit", data, f"--out={tmp_path}", *self.LINE[1:3], "--shard=0/2"])
