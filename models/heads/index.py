@@ -24,7 +24,7 @@ class Entry:
     """One subject.
 
     Attributes:
-        id: of the artwork, safe as a file name.
+        id: of the item, safe as a file name.
         codes: module with the subject's code (:class:`models.heads.codes.HeadCodes`); None: there are pictures alone.
         generator: module that shows it.
         original: module of the generator before it was changed for this subject; None when it was not.

@@ -214,7 +214,7 @@ class AdversarialStage(Stage):
         """The discriminator's loss but for R1, from what it says of real and generated pictures, and scalars to log."""
         losses = {
             "discriminator": discriminator_nonsaturating(real.logits, fake.logits),
-            "real_pose": self._pose_error(real, self._label(batch)),
+            "real_pose": self._pose_error(real, self._cameras(batch)),
         }
         poses = losses["real_pose"] + self._pose_error(fake, fakes.camera)
         return losses["discriminator"] + self.adversarial.pose_weight * poses, losses
@@ -243,9 +243,9 @@ class AdversarialStage(Stage):
         """
         if not self.generator.is_3d:
             return None
-        if "label" not in batch:
+        if (camera := self._cameras(batch)) is None:
             raise UserError("these pictures have no cameras, which a 3D generator needs: give their labels")
-        return Camera.from_label(batch["label"].flatten(0, 1))
+        return camera
 
     @property
     def judged(self) -> bool:
@@ -362,7 +362,7 @@ class AdversarialStage(Stage):
 
     def _discriminator_step(self, optimizer: Any, batch: PortraitBatch, fakes: Fakes) -> dict[str, Tensor]:
         real, weights = batch["image"].flatten(0, 1), self.adversarial
-        camera = self._label(batch)
+        camera = self._cameras(batch)
         output = self.judge(real, camera, "real")
         fake = self.judge(fakes.rendering.image.detach(), fakes.camera, "doubted")
         loss, losses = self.discriminator_terms(output, fake, fakes, batch)
@@ -378,7 +378,7 @@ class AdversarialStage(Stage):
         return losses
 
     @staticmethod
-    def _label(batch: PortraitBatch) -> Camera | None:
+    def _cameras(batch: PortraitBatch) -> Camera | None:
         """The cameras of the pictures, where they are known: also of those that a 2D generator learns from."""
         return Camera.from_label(batch["label"].flatten(0, 1)) if "label" in batch else None
 

@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 from models.errors import UserError
+from stages.configs import read_yaml
 from stages.pipeline import process, steps
+from stages.pipeline.hashing import step_hash
 from stages.pipeline.steps import command_hash, execute, locked
 from stages.table import STAGES
 
@@ -35,6 +37,38 @@ class TestHash:
         for program in (process.PROGRAM, ("env", *process.PROGRAM)):
             with pytest.raises(UserError, match=r"^anchor: .*model\.speed"):
                 command_hash([*program, "anchor", "fit", "--model.speed=9"])
+
+
+def test_what_is_up_to_date_is_told_without_starting_the_step(tmp_path, monkeypatch):
+    """While its words, configuration files, inputs and our code stay as they were; of anything else it is asked."""
+    asked, answer = [], None
+
+    def ask(command):
+        asked.append(command)
+        return answer
+
+    monkeypatch.setattr(steps, "command_hash", ask)
+    data, more, folder = tmp_path / "data.json", tmp_path / "more.yaml", tmp_path / "out"
+    data.write_text("1")
+    more.write_text("base: []\nmodel: {samples: 3}\n")
+    folder.mkdir()
+    (folder / "config.yaml").write_text(f"model: {{samples: 3, path: {data}}}\n")
+    command = [*process.PROGRAM, "present", "predict", f"--config={more}", f"--model.path={data}"]
+    answer = step_hash("present", "predict", read_yaml(folder / "config.yaml"))
+    done = {"state": "done", "hash": answer, "asked": steps._asked(command), "artifact": None}
+    steps.write_status(folder, done)
+    assert steps.read_state(folder, command) == ("done", answer) and not asked
+
+    answer = "another"
+    assert steps.read_state(folder, [*command, "--model.samples=4"])[0] == "changed" and len(asked) == 1
+    data.write_text("2")
+    assert steps.read_state(folder, command)[0] == "changed" and len(asked) == 2
+    data.write_text("1")
+    assert steps.read_state(folder, command)[0] == "done" and len(asked) == 2
+    more.write_text("base: []\nmodel: {samples: 4}\n")
+    assert steps.read_state(folder, command)[0] == "changed" and len(asked) == 3
+    steps.write_status(folder, done | {"asked": "by other code"})
+    assert steps.read_state(folder, command)[0] == "changed" and len(asked) == 4
 
 
 def script(text):
