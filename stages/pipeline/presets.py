@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 PRESETS = "configs/presets"
 STAND_INS = f"{PRESETS}/embedded"
+OWN = "manifold"  # of the embedded world, for which the stages are set, unless its rig has another radius
 
 
 def kind(artifact: str) -> str | None:
@@ -35,9 +36,12 @@ def kind(artifact: str) -> str | None:
     """
     folder = resolve(artifact)
     manifest = read_manifest(folder if (folder / MANIFEST).exists() else folder / "artifact")
-    class_path = manifest["modules"].get("generator", {}).get("class_path")
-    match = re.fullmatch(r"models\.generators\.([a-z0-9_]+)\.[A-Za-z0-9]+", str(class_path))
-    return match[1] if match and (ROOT / PRESETS / match[1]).is_dir() else None
+    entry = manifest["modules"].get("generator", {"class_path": None, "init_args": {}})
+    match = re.fullmatch(r"models\.generators\.([a-z0-9_]+)\.[A-Za-z0-9]+", str(entry["class_path"]))
+    if match is None or not (ROOT / PRESETS / match[1]).is_dir():
+        return None
+    own = match[1] == OWN and "radius" not in (entry["init_args"].get("rig") or {})
+    return None if own else match[1]
 
 
 def configs(kind: str, stage: str) -> list[str]:

@@ -9,6 +9,7 @@ from models import artifact
 from models.errors import UserError
 from models.files import ROOT
 from models.generators.eg3d import EG3DGenerator
+from models.generators.manifold import ManifoldGenerator
 from models.heads.projector import Search
 from stages.configs import read_config
 from stages.pipeline import presets
@@ -137,7 +138,8 @@ def test_sizes_are_those_of_the_official_generators():
         return read_config("anchor", presets.configs(kind, "anchor"))["data"]["init_args"]["size"]
 
     assert {kind: size(kind) for kind in KINDS} == {
-        "anifacegan": 256, "eg3d": EG3DGenerator().resolution, "gram": 256, "stylegan2": 1024, "stylesdf": 1024,
+        "anifacegan": 256, "eg3d": EG3DGenerator().resolution, "gram": 256, "manifold": 256, "stylegan2": 1024,
+        "stylesdf": 1024,
     }  # fmt: skip
 
 
@@ -150,5 +152,8 @@ def test_a_preset_must_be_of_a_path(tmp_path):
         read_pipeline(tmp_path / "p.yaml")
 
 
-def test_tiny_priors_are_embedded(tmp_path):
+def test_our_own_generator_counts_where_its_cameras_are_others(tmp_path):
     assert presets.kind(str(tiny.prior(tmp_path / "tiny").path)) is None
+    generator = ManifoldGenerator(**{**tiny.OPTIONS, "rig": {"radius": 2.7, "near": 2.2, "far": 3.3}})  # type: ignore[arg-type]
+    made = artifact.save(tmp_path / "own", stage="prior", modules={"generator": generator})
+    assert presets.kind(str(made.path)) == "manifold"
