@@ -91,7 +91,8 @@ def rehearse(name: str, small: bool, steps: int | None, device: str, out: Path) 
     options: dict[str, Any] = {}
     for step in ("anchor", "stylize", "present"):
         options[f"{step}.trainer.callbacks+"] = f"{HERE}.steps.Steps"
-        options |= {f"{step}.model.{key}": f"{HERE}.gpu.standins.{n}" for key, n in NETWORKS.get(step, {}).items()}
+        networks = {} if small else NETWORKS.get(step, {})  # at toy sizes the embedded ones
+        options |= {f"{step}.model.{key}": f"{HERE}.gpu.standins.{kind}" for key, kind in networks.items()}
     if steps is not None:
         options |= {
             "anchor.model.steps": steps,
@@ -105,22 +106,34 @@ def rehearse(name: str, small: bool, steps: int | None, device: str, out: Path) 
 
 def row(name: str, folder: Path) -> dict[str, Any]:
     """What one step of a pipeline took; the first training step also prepares, and the last writes results."""
-    status, cost = read_json(folder / "status.json") or {}, read_json(folder / FILE) or {}
-    seconds = cost["seconds"][1:-1] or cost["seconds"][-1:]
-    found = {"generator": name, "step": folder.name, "seconds": status["seconds"], "steps": len(cost["seconds"])}
-    found |= {"step_s": median(seconds) if seconds else None}
+    cost = read_json(folder / FILE) or {}
+    found = {"generator": name, "step": folder.name, "steps": len(cost["seconds"])}
+    for key in ("seconds", "cpu"):
+        between = cost[key][1:-1] or cost[key][-1:]
+        found[f"step_{key}"] = median(between) if between else None
+    found |= {"seconds": (read_json(folder / "status.json") or {})["seconds"], "cpu": cost["whole_cpu"]}
     return found | {"peak_mib": cost["peak_mib"], "rss_mib": cost["rss_mib"]}
+
+
+COLUMNS = {
+    "steps": "training steps", "step_seconds": "s a step", "step_cpu": "CPU s a step", "seconds": "s", "cpu": "CPU s",
+    "peak_mib": "GPU MiB", "rss_mib": "process MiB",
+}  # fmt: skip
 
 
 def table(rows: Sequence[dict[str, Any]]) -> Table:
     """Every step in a line."""
-    shown = Table("generator", "step", "seconds", "training steps", "s a step", "GPU MiB", "process MiB")
+    shown = Table("generator", "step", *COLUMNS.values())
     for found in rows:
         if "failed" in found:
             shown.add_row(found["generator"], "[bold]failed[/bold]", found["failed"])
             continue
-        numbers = (found[key] for key in ("seconds", "steps", "step_s", "peak_mib", "rss_mib"))
-        shown.add_row(found["generator"], found["step"], *("" if n is None else f"{n:.4g}" for n in numbers))
+        numbers = (found[key] for key in COLUMNS)
+        shown.add_row(
+            found["generator"],
+            found["step"],
+            *("" if n is None else f"{n:.0f}" if n > 99 else f"{n:.3g}" for n in numbers),
+        )
     return shown
 
 
