@@ -13,13 +13,14 @@ from __future__ import annotations
 import cmath
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from models.camera import Camera, Rig
 from models.errors import UserError
+from models.faces.pose import yaw_pitch_roll
 
 MANNEQUIN = torch.tensor(
     [[-0.29, 0.06, 0.735], [0.29, 0.06, 0.735], [0.0, -0.185, 0.917], [-0.2275, -0.46, 0.715], [0.2275, -0.46, 0.715]]
@@ -130,10 +131,9 @@ class Recipe:
     def camera(self, rotation: Tensor, square: Square | None = None) -> Camera:
         """The camera (batch of 1) of a head that is turned by ``rotation`` (3, 3) in the whole picture.
 
-        See :func:`models.faces.pose.head_pose`. The crop undoes the roll: what ``square`` leaves of it only EG3D's
-        cameras have.
+        The crop undoes the roll: what ``square`` leaves of it only EG3D's cameras have.
         """
-        yaw, pitch, roll = viewing_angles(rotation)
+        yaw, pitch, roll = (float(angle) for angle in yaw_pitch_roll(rotation.detach().double().cpu()[None]))
         (slope, offset), (rise, lift) = CALIBRATION[self.name]
         yaw, pitch = slope * yaw + offset, rise * pitch + lift
         if self.view is None:
@@ -166,8 +166,7 @@ def checked(five: Tensor) -> Tensor:
 def head_rotation(yaw: float, pitch: float, roll: float = 0.0) -> Tensor:
     """(3, 3), double precision: the rotation of a head that a camera at these angles sees.
 
-    From the head's axes (x to the viewer's right, y up, z out of the face) to the picture's (x right, y up, z to the
-    viewer). Positive yaw and pitch are the camera's, see :mod:`models.camera`; positive roll tilts the head clockwise.
+    The inverse of :func:`models.faces.pose.yaw_pitch_roll`.
     """
     place = [math.sin(yaw) * math.cos(pitch), math.sin(pitch), math.cos(yaw) * math.cos(pitch)]
     position = torch.tensor([place], dtype=torch.float64)
@@ -175,13 +174,6 @@ def head_rotation(yaw: float, pitch: float, roll: float = 0.0) -> Tensor:
     cos, sin = math.cos(roll), math.sin(roll)
     turn = torch.tensor([[cos, sin, 0.0], [-sin, cos, 0.0], [0.0, 0.0, 1.0]], dtype=torch.float64)
     return turn @ (_FLIP @ axes.T)
-
-
-def viewing_angles(rotation: Tensor) -> tuple[float, float, float]:
-    """Yaw, pitch and roll, radians: :func:`head_rotation` undone. Turning the picture changes the roll alone."""
-    rotation = rotation.detach().double().cpu()
-    x, y, z = rotation[2].tolist()
-    return math.atan2(x, z), math.asin(max(-1.0, min(y, 1.0))), math.atan2(*rotation[:2, 1].tolist())
 
 
 def pose_of_five(five: Tensor) -> Tensor:
