@@ -8,7 +8,7 @@ from typing import Any
 
 from models.zoo.family import Family, Official, ZooError
 
-FAMILIES = ("stylegan2", "eg3d", "stylesdf", "gram", "anifacegan", "psp", "e4e", "irse50", "e3dge")
+FAMILIES = ("stylegan2", "eg3d", "stylesdf", "gram", "anifacegan", "psp", "e4e", "irse50", "e3dge", "faces")
 """Files of this folder, each with one ``FAMILY``."""
 
 

@@ -7,7 +7,7 @@ Parity: a fixture folder -> ``parity.Fixture`` -> ``Family.replay`` -> arrays, c
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -60,6 +60,10 @@ class Converted:
     """One line for the user: what the file turned out to be, with its sizes."""
     extra: dict[str, Any] = field(default_factory=dict)
     """JSON values for the manifest's ``extra``."""
+    licences: Sequence[Mapping[str, str]] = ()
+    """{"name", "licence", "origin"} of parts that have licences of their own; without any, the family's is theirs."""
+    dtype: Mapping[str, str | None] = field(default_factory=dict)
+    """By module, as what its numbers are stored: see :class:`models.artifact.Export`."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +93,8 @@ class Family:
     """What ``convert`` takes in its mapping: name -> one line of explanation."""
     export: Callable[[Mapping[str, Configurable]], dict[str, Any]] | None = None
     """Our modules back to the official file's layout (nested dict of tensors and plain values)."""
+    read: Callable[..., Official] | None = None
+    """How files are read that are neither torch files nor safetensors, from their paths."""
 
 
 def refuse_settings(settings: Mapping[str, Any], family: str) -> None:

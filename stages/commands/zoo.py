@@ -85,8 +85,9 @@ def _import(options: Namespace) -> None:
     if not files:
         raise UserError(f"name the files after the family {first!r}")
     settings = _settings(options.set)
-    official = read(*files)
-    chosen = family(first) if first in FAMILIES else recognise(official)
+    chosen = family(first) if first in FAMILIES else None
+    official = ((chosen and chosen.read) or read)(*files)
+    chosen = chosen or recognise(official)
     try:
         converted = chosen.convert(official, settings)
     except UserError:
@@ -102,11 +103,13 @@ def _import(options: Namespace) -> None:
         options.out,
         stage="zoo",
         modules=converted.modules,
-        licences=[
+        licences=converted.licences
+        or [
             {"name": file.name, "licence": chosen.licence, "origin": chosen.origin, "sha256": sha256(file)}
             for file in files
         ],
         extra={"family": chosen.name, "found": converted.found, "settings": settings, **converted.extra},
+        dtype=converted.dtype,
     )
     print(printable(f"{chosen.name}: {converted.found}"))
     _print_modules(written, converted.modules)
