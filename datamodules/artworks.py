@@ -2,32 +2,26 @@
 
 from __future__ import annotations
 
-import logging
-import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor
 from torch.nn import functional as F
 
+from datamodules.framing import Crop, Edits, Framing, recipe_of
 from datamodules.items import ItemsDataModule
 from datamodules.labels import LABELS, camera_labels, spelled
 from models.camera import Camera
 from models.documents import MOST_JSON_BYTES, parse_json
 from models.errors import UserError, shown
 from models.files import os_errors, read_bytes, resolve
-from models.image import IMAGE_SUFFIXES, MIN_SIDE, pictures_among, read_image, say_left_out, to_uint8
+from models.image import IMAGE_SUFFIXES, MIN_SIDE, pictures_among, read_image, say_left_out
 from models.names import item_id
 
-log = logging.getLogger(__name__)
-
-SMALLEST_FACE = 24  # pixels that the face finder needs
-FACE_FRACTION = 0.45  # of the frame's width that a face box takes in the embedded rig
-Box = tuple[int, int, int, int]  # x, y, width, height in pixels
-Crop = Literal["auto", "face", "centre", "none"]
+ORIGINALS = "originals"  # the folder of ``galatea align`` that holds the pictures which artworks.json lists
 
 
 @dataclass
@@ -38,11 +32,15 @@ class Artwork:
         id: unique, from the file's name; see :func:`models.names.item_id`.
         image: (3, size, size) RGB in [-1, 1].
         label: (25,) camera label, where the exact camera is known.
-        angles: yaw and pitch, radians, where these are known: the generator's rig makes the camera. Without either
-            the pose is to be estimated.
+        angles: yaw and pitch, radians, where these are known or the mesh shows them: the generator's rig makes the
+            camera. Without either the pose is to be estimated.
+        estimated: the angles are the mesh's, or the label is made of them.
         original_size: (height, width) of the file in pixels.
         style: name of the style, where the list gives one.
         seed: for this artwork's draws, where the list gives one.
+        points: (468, 2) of the face's mesh in units of the frame, 0 to 1 within it, where the mesh is present.
+        presence: of the mesh, from 0 to 1.
+        mask: (1, size, size), 1 where a person is, 0 where the background is.
     """
 
     id: str
@@ -52,6 +50,10 @@ class Artwork:
     style: str | None = None
     seed: int | None = None
     angles: tuple[float, float] | None = None
+    estimated: bool = False
+    points: Tensor | None = None
+    presence: float = 0.0
+    mask: Tensor | None = None
 
     @property
     def camera(self) -> Camera | None:
@@ -69,16 +71,23 @@ class Artwork:
 class ArtworkDataModule(ItemsDataModule[Artwork]):
     """Artworks given as files.
 
-    A folder may hold ``artworks.json``: {"items": [{"file", "yaw_deg", "pitch_deg", "crop": [x, y, w, h],
-    "style", "seed"}]}, all but ``file`` optional; or EG3D's ``dataset.json``: {"labels": [[name, [25 floats]]]}.
+    A folder may hold ``artworks.json``: {"items": [{"file", "yaw_deg", "pitch_deg", "crop": [x, y, w, h], "points":
+    five pairs, "face", "roll_deg", "scale", "shift": [right, down], "style", "seed"}]}, all but ``file`` optional, see
+    :class:`datamodules.framing.Edits`; or EG3D's ``dataset.json``: {"labels": [[name, [25 floats]]]}, whose pictures
+    are framed already. ``galatea align`` writes both.
 
     Args:
         path: an image file or a folder.
         yaw_deg, pitch_deg: pose of every artwork that has none of its own; null for both: estimate it.
         size: side of the framed image, pixels.
-        crop: "auto" looks for a face in images larger than ``size`` and frames it as the rig frames heads, "face" does
-            so too and refuses images that do not show exactly one;
+        crop: "auto" looks for a face in images that are larger than ``size`` or not square, and takes the centred
+            square where there is none; "face" looks in all, and refuses images without one or with several of a size;
             "centre" takes the largest centred square; "none" expects a square image that is framed already.
+        recipe: how faces are framed: a name of :data:`models.faces.recipes.RECIPES`, or the folder of an artifact
+            whose generator has one.
+        face: which face to take where there are several, 1 for the largest.
+        points: where the face is, by hand: x and y of both eyes, the nose's tip and both corners of the mouth, from the
+            picture's left to its right; ten numbers, pixels.
     """
 
     def __init__(
@@ -88,6 +97,9 @@ class ArtworkDataModule(ItemsDataModule[Artwork]):
         pitch_deg: float | None = None,
         size: int = 128,
         crop: Crop = "auto",
+        recipe: str = "embedded",
+        face: int | None = None,
+        points: str | None = None,
     ) -> None:
         super().__init__()
         if size < MIN_SIDE:
@@ -97,135 +109,78 @@ class ArtworkDataModule(ItemsDataModule[Artwork]):
         self.pitch_deg = pitch_deg
         self.size = size
         self.crop: Crop = crop
+        self.recipe, self.face, self.points = recipe, face, points
 
     def read_items(self) -> list[Artwork]:
-        return read_artworks(self.path, self.yaw_deg, self.pitch_deg, self.size, self.crop)
+        given = Edits(self.yaw_deg, self.pitch_deg, points=self.points, face=self.face)
+        return read_artworks(self.path, given, self.size, self.crop, self.recipe)
 
 
 def read_artworks(
     path: str,
-    yaw_deg: float | None = None,
-    pitch_deg: float | None = None,
+    given: Edits | None = None,
     size: int = 128,
     crop: Crop = "auto",
+    recipe: str = "embedded",
 ) -> list[Artwork]:
     """Read, check and frame the artworks of ``path``, sorted by id; arguments as :class:`ArtworkDataModule`.
 
+    Args:
+        given: of every artwork, as far as it has nothing of its own.
+
     Raises:
         UserError: one sentence naming the file and what is wrong with it.
+    """
+    framing = Framing(recipe_of(recipe), size, crop)
+    artworks: dict[str, Artwork] = {}
+    place, entries = list_artworks(path)
+    for entry in entries:
+        identity = artwork_id(entry["file"])
+        if identity in artworks:
+            raise UserError(f"{place} has two artworks with the id {identity!r}: rename one of the files")
+        file, label = place / entry["file"], entry.get("label")
+        image = read_image(file)
+        framed = framing(image, str(file), edits_of(entry, given), framed=label is not None)
+        if label is None and framing.recipe.upright and framed.estimated and framed.camera is not None:
+            label = framed.camera.label()[0]  # angles do not tell its roll
+        artworks[identity] = Artwork(
+            id=identity,
+            image=framed.image,
+            label=label,
+            original_size=(image.shape[-2], image.shape[-1]),
+            style=entry.get("style"),
+            seed=entry.get("seed"),
+            angles=framed.angles if label is None else None,
+            estimated=framed.estimated and entry.get("label") is None,
+            points=framed.points,
+            presence=framed.presence,
+            mask=framed.mask,
+        )
+    return [artworks[identity] for identity in sorted(artworks)]
+
+
+def artwork_id(file: str) -> str:
+    """The id of an artwork: of its own name, also where it is an original of ``galatea align``."""
+    return item_id(file.removeprefix(f"{ORIGINALS}/"))
+
+
+def edits_of(entry: Mapping[str, Any], given: Edits | None = None) -> Edits:
+    """What a list's entry says of its artwork, and ``given`` where it says nothing."""
+    said = {field.name: entry.get(field.name) for field in fields(Edits)}
+    return replace(given or Edits(), **{name: value for name, value in said.items() if value is not None})
+
+
+def list_artworks(path: str) -> tuple[Path, list[dict[str, Any]]]:
+    """The folder of artworks, and an entry for each: its ``file`` there, and what lists say of it.
+
+    Raises:
+        UserError: when there are none, or a list is wrong.
     """
     with os_errors(path, "read"):
         place = resolve(path)
         if not place.exists():
             raise UserError(f"artwork {path} does not exist")
-    entries = _entries(place)
-    artworks: dict[str, Artwork] = {}
-    for entry in entries:
-        file = place.parent / entry["file"] if place.is_file() else place / entry["file"]
-        identity = item_id(entry["file"])
-        if identity in artworks:
-            raise UserError(f"{place} has two artworks with the id {identity!r}: rename one of the files")
-        given = {"yaw_deg": yaw_deg, "pitch_deg": pitch_deg}
-        given |= {key: entry[key] for key in given if entry.get(key) is not None}
-        label = entry.get("label")
-        image = read_image(file)
-        height, width = image.shape[-2:]
-        artworks[identity] = Artwork(
-            id=identity,
-            image=frame(image, size, _box(image, entry.get("crop"), crop, size, str(file))),
-            label=label,
-            angles=None if label is not None else pose_angles(given["yaw_deg"], given["pitch_deg"], str(file)),
-            original_size=(height, width),
-            style=entry.get("style"),
-            seed=entry.get("seed"),
-        )
-    return [artworks[identity] for identity in sorted(artworks)]
-
-
-def pose_angles(yaw_deg: float | None, pitch_deg: float | None, what: str) -> tuple[float, float] | None:
-    """Yaw and pitch in radians of a pose in degrees, ``None`` when both are; one missing angle is 0.
-
-    What a generator was trained for is for :func:`datamodules.poses.check_camera` to know.
-
-    Raises:
-        UserError: when an angle is none; ``what`` names the artwork.
-    """
-    if yaw_deg is None and pitch_deg is None:
-        return None
-    angles = []
-    for name, value, limit in (("yaw_deg", yaw_deg, 180), ("pitch_deg", pitch_deg, 90)):
-        value = 0.0 if value is None else value
-        if not abs(value) <= limit:
-            raise UserError(f"{what}: {name} is {value:g}, it must be between +-{limit} degrees")
-        angles.append(math.radians(value))
-    return angles[0], angles[1]
-
-
-def frame(image: Tensor, size: int, box: Box) -> Tensor:
-    """Cut ``box`` out of (1, 3, H, W) and resize it to (3, size, size), antialiased."""
-    x, y, width, height = box
-    cut = image[..., y : y + height, x : x + width]
-    if cut.shape[-2:] != (size, size):
-        cut = F.interpolate(cut, (size, size), mode="bicubic", antialias=True, align_corners=False)
-    return cut[0].clamp(-1, 1)
-
-
-def find_faces(image: Tensor) -> list[Box]:
-    """The frontal faces in (1, 3, H, W), by scikit-image's LBP cascade, largest first."""
-    from skimage.data import lbp_frontal_face_cascade_filename  # here: heavy, and only foreign photos need it
-    from skimage.feature import Cascade
-
-    shrink = max(1.0, max(image.shape[-2:]) / 512)
-    side = int(min(image.shape[-2:]) / shrink)
-    smallest, largest = max(side // 6, SMALLEST_FACE), int(side * 0.95)
-    if largest < smallest:  # a strip, or tiny
-        return []
-    small = F.interpolate(image, scale_factor=1 / shrink, mode="bicubic", antialias=True) if shrink > 1 else image
-    found = Cascade(lbp_frontal_face_cascade_filename()).detect_multi_scale(
-        to_uint8(small[0]), 1.2, 1, min_size=(smallest, smallest), max_size=(largest, largest)
-    )
-    found.sort(key=lambda box: (-box["width"] * box["height"], box["r"], box["c"]))
-    return [tuple(round(face[key] * shrink) for key in ("c", "r", "width", "height")) for face in found]
-
-
-def _box(image: Tensor, given: Any, crop: Crop, size: int, what: str) -> Box:
-    height, width = image.shape[-2:]
-    centre = _square(width / 2, height / 2, min(width, height), width, height)
-    if given is not None:
-        if not (isinstance(given, list) and len(given) == 4 and all(type(v) is int for v in given)):
-            raise UserError(f"{what}: crop must be [x, y, width, height] in whole pixels, got {shown(given)}")
-        x, y, w, h = given
-        if x < 0 or y < 0 or min(w, h) < MIN_SIDE or x + w > width or y + h > height:
-            raise UserError(f"{what}: crop {given} is not inside the image of {width} x {height}, or too small")
-        return _square(x + w / 2, y + h / 2, min(w, h), width, height)
-    if crop == "none":
-        if width != height:
-            raise UserError(f"{what} is {width} x {height}: crop 'none' needs a square image, use 'auto' or 'centre'")
-        return centre
-    if crop == "centre" or min(width, height) <= size:
-        return centre
-    faces = find_faces(image)
-    if crop == "face" and len(faces) != 1:
-        number = f"{len(faces)} faces, the largest at {list(faces[0])}" if faces else "no face"
-        raise UserError(
-            f"{what}: found {number}, where one is needed: give its crop [x, y, width, height] in artworks.json, "
-            "or take crop 'centre' or 'none'"
-        )
-    if not faces:
-        log.info("%s: no face found, taking the centred square", what)
-        return centre
-    x, y, w, h = faces[0]
-    others = f", the largest of {len(faces)}" if len(faces) > 1 else ""
-    log.info("%s: face found at x=%d y=%d, %d x %d pixels%s", what, *faces[0], others)
-    return _square(x + w / 2, y + h / 2, round(w / FACE_FRACTION), width, height)
-
-
-def _square(cx: float, cy: float, side: int, width: int, height: int) -> Box:
-    """The square around a point, made smaller and moved where it would leave the image."""
-    side = min(side, width, height)
-    x = min(max(round(cx - side / 2), 0), width - side)
-    y = min(max(round(cy - side / 2), 0), height - side)
-    return x, y, side, side
+        return (place.parent if place.is_file() else place), _entries(place)
 
 
 def _entries(place: Path) -> list[dict[str, Any]]:
@@ -235,7 +190,8 @@ def _entries(place: Path) -> list[dict[str, Any]]:
         entries = _listed(place / "artworks.json")
         with os_errors(place, "read"):
             others = _files(place) - {entry["file"] for entry in entries}
-        say_left_out(pictures_among(sorted(others), place), place, "artworks.json does not list them")
+        if not all(entry["file"].startswith(f"{ORIGINALS}/") for entry in entries):  # else these are its crops
+            say_left_out(pictures_among(sorted(others), place), place, "artworks.json does not list them")
         return entries
     with os_errors(place, "read"):
         names = pictures_among(sorted(_files(place)), place)
@@ -262,6 +218,11 @@ def _listed(file: Path) -> list[dict[str, Any]]:
         "file": str,
         "yaw_deg": int | float | None,
         "pitch_deg": int | float | None,
+        "roll_deg": int | float | None,
+        "scale": int | float | None,
+        "shift": list | None,
+        "points": list | None,
+        "face": int | None,
         "crop": list | None,
         "style": str | None,
         "seed": int | None,

@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from datamodules.artworks import frame
+from datamodules.framing import frame
 from datamodules.labels import LABELS, camera_labels
 from datamodules.resumable import SplitDataModule
 from models.camera import Camera

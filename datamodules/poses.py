@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 
 from datamodules.artworks import Artwork
+from datamodules.resumable import SplitDataModule
 from models.camera import Camera, Rig
 from models.errors import UserError
 
@@ -22,12 +23,7 @@ def check_camera(item: Artwork, rig: Rig) -> None:
         UserError: for a label of another generator's world, or angles beyond the training poses.
     """
     if item.label is not None:
-        depth = float(Camera.from_label(item.label[None]).project(torch.tensor([[rig.pivot]]))[1])
-        if not rig.near < depth < rig.far:
-            raise UserError(
-                f"{item.id}: its camera is {depth:.3g} from the head, where the generator sees from "
-                f"{rig.near:.3g} to {rig.far:.3g}: give its angles instead of another generator's label"
-            )
+        check_labels({item.id: item.label}, rig, "give its angles instead of another generator's label")
     elif item.angles is not None:
         given = torch.tensor(item.angles)
         nearest = torch.stack(rig.within(*given))
@@ -37,6 +33,43 @@ def check_camera(item: Artwork, rig: Rig) -> None:
                 f"{item.id}: yaw {yaw:.4g} and pitch {pitch:.4g} degrees are beyond the generator's training "
                 f"poses, of which {y:.4g} and {p:.4g} are the nearest"
             )
+
+
+def check_labels(labels: Mapping[str, Tensor], rig: Rig, advice: str) -> None:
+    """Refuse camera labels (25,) of another generator's world; they come by the names of their pictures.
+
+    Args:
+        advice: what to do, the end of the sentence.
+
+    Raises:
+        UserError: naming the first, when the head is not between the generator's near and far.
+    """
+    if not labels:
+        return
+    cameras = Camera.from_label(torch.stack(list(labels.values())))
+    depths = cameras.project(torch.tensor(rig.pivot).expand(len(labels), 1, 3))[1].flatten()
+    wrong = (~((rig.near < depths) & (depths < rig.far))).nonzero()
+    if len(wrong):
+        first = int(wrong[0])
+        raise UserError(
+            f"{list(labels)[first]}: its camera is {depths[first]:.3g} from the head, where the generator sees from "
+            f"{rig.near:.3g} to {rig.far:.3g}: {advice}"
+        )
+
+
+def check_dataset(data: object, rig: Rig) -> None:
+    """:func:`check_labels` of what a data module trains on: of a list all, of drawn pictures the first one's.
+
+    Raises:
+        UserError: as there.
+    """
+    if not isinstance(data, SplitDataModule):
+        return
+    train = data.datasets["train"]
+    labels = getattr(train, "labels", None)
+    if labels is None:
+        labels = {f"training picture {row}": label for row, label in enumerate(train[0].get("label", ()))}
+    check_labels(labels, rig, "the generator's rig must be that of the cameras, or the pictures be aligned for it")
 
 
 def find_camera(item: Artwork, rig: Rig, pose: Callable[[Tensor], Tensor] | None, device: torch.device) -> Camera:

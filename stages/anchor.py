@@ -30,6 +30,7 @@ from models.heads.projector import ItemCodes, Projector, Search
 from models.image import write_image
 from models.latents import Latents
 from models.losses.image import pixel_mse
+from stages.base.foreign import warn_of_embedded
 from stages.base.per_item import GroupState, PerItemStage
 from stages.base.seeds import item_generator
 from stages.base.stage import GeneratorRef
@@ -110,6 +111,8 @@ class AnchorStage(PerItemStage[Artwork, AnchorState]):
 
     def on_fit_start(self) -> None:
         self._check(self.items)
+        unknown = any(item.label is None and item.angles is None for item in self.items)
+        warn_of_embedded(self.generator, self.perceptual, self.pose if unknown else None)
         super().on_fit_start()
 
     def _check(self, items: Sequence[Artwork]) -> None:

@@ -91,6 +91,7 @@ class PriorStage(AdversarialStage):
             )
 
     def on_fit_start(self) -> None:
+        super().on_fit_start()
         predictor = getattr(self.generator, "predictor", None)
         if self.fit_manifolds and isinstance(predictor, ManifoldPredictor) and self.images_seen == 0:
             data = self.trainer.datamodule  # type: ignore[attr-defined]

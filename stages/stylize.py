@@ -43,6 +43,7 @@ from models.rendering.animation import EXPRESSIONS, animate
 from models.rendering.output import Rendering
 from models.rendering.reprojection import PseudoView, mirrored, reprojected, weighted_reference
 from models.schedule import Schedule, rate, set_rates
+from stages.base.foreign import warn_of_embedded
 from stages.base.per_item import GroupState, PerItemStage
 from stages.base.seeds import item_generator
 from stages.base.stage import ArtifactRef
@@ -258,6 +259,10 @@ class StylizeStage(PerItemStage[Artwork, StyleState]):
             raise UserError("recipe.direction has a weight, and there is no embedding to measure it: see --model.style")
         self.generator = self.take("anchor", self.anchor.path, "generator", Generator).requires_grad_(False)
         self.anchors = self.take("anchor", self.anchor.path, "anchors", HeadCodes)
+
+    def on_fit_start(self) -> None:
+        warn_of_embedded(self.generator, self.perceptual, self.style if self.recipe.direction else None)
+        super().on_fit_start()
 
     # -- one group --------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-Padding = Literal["black"]
+Padding = Literal["black", "blurred"]
 
 
 def cut(image: Tensor, centre: Tensor, side: float, angle: float, size: int, padding: Padding = "black") -> Tensor:
@@ -27,11 +27,14 @@ def cut(image: Tensor, centre: Tensor, side: float, angle: float, size: int, pad
         side: the square's side, pixels.
         angle: of the square's x axis, radians, clockwise as the picture is seen.
         size: the result's side, pixels.
-        padding: what lies beyond the picture: "black" is -1.
+        padding: what lies beyond the picture: "black" is -1; "blurred" continues it as FFHQ's preparation does,
+            reflected, and the more blurred and even the farther away.
 
     Returns:
         (B, C, size, size).
     """
+    if padding == "blurred":
+        return _blurred(image, centre, side, angle, size)
     height, width = image.shape[-2:]
     x, y = (float(value) for value in centre)
     cos, sin = math.cos(angle), math.sin(angle)
@@ -51,3 +54,83 @@ def cut(image: Tensor, centre: Tensor, side: float, angle: float, size: int, pad
     grid = (2 * torch.stack([columns, rows], -1) - 1).to(part.dtype)[None].expand(len(part), -1, -1, -1)
     # Outside is 0 to grid_sample: black is made 0.
     return F.grid_sample(part + 1, grid, mode="bilinear", padding_mode="zeros", align_corners=False) - 1
+
+
+_BORDER, _MARGIN, _BLUR = 0.1, 0.3, 0.02  # of the side: beyond it, at least where padded, deviation (FFHQ's)
+
+
+def _blurred(image: Tensor, centre: Tensor, side: float, angle: float, size: int) -> Tensor:
+    """:func:`cut` with a border as in https://github.com/NVlabs/ffhq-dataset, ``recreate_aligned_images``."""
+    cos, sin = math.cos(angle), math.sin(angle)
+    reach = side / 2 * (abs(cos) + abs(sin)) + _BORDER * side
+    point = [float(value) for value in centre]
+    edges = []  # of what is needed, along x and y: before and after the picture's own part
+    for place, length in zip(point, (image.shape[-1], image.shape[-2]), strict=True):
+        low, high = math.floor(place - reach), math.ceil(place + reach)
+        edges.append((min(max(low, 0), length - 1), max(min(high, length), 1), low, high))
+    (left, right, west, east), (top, bottom, north, south) = edges
+    part = image[..., top:bottom, left:right]
+    scale = min(1.0, size / side)
+    if scale < 1:
+        shape = [max(1, round(length * scale)) for length in part.shape[-2:]]
+        part = F.interpolate(part, shape, mode="bicubic", align_corners=False, antialias=True)
+    across, along = part.shape[-1] / (right - left), part.shape[-2] / (bottom - top)
+    pads = [math.ceil(max(0, gap) * k) for gap, k in
+            ((left - west, across), (east - right, across), (top - north, along), (south - bottom, along))]  # fmt: skip
+    if any(pads):
+        pads = [max(pad, round(_MARGIN * side * scale)) for pad in pads]
+        part = _fade(part, pads, _BLUR * side * scale)
+    else:
+        pads = [0, 0, 0, 0]
+    height, width = part.shape[-2:]
+    steps = ((torch.arange(size, device=image.device, dtype=torch.float64) + 0.5) / size - 0.5) * side
+    v, u = torch.meshgrid(steps, steps, indexing="ij")
+    columns = ((point[0] - left + cos * u - sin * v) * across + pads[0]) / width
+    rows = ((point[1] - top + sin * u + cos * v) * along + pads[2]) / height
+    grid = (2 * torch.stack([columns, rows], -1) - 1).to(part.dtype)[None].expand(len(part), -1, -1, -1)
+    return F.grid_sample(part, grid, mode="bicubic", padding_mode="border", align_corners=False).clamp(-1, 1)
+
+
+def _fade(part: Tensor, pads: list[int], blur: float) -> Tensor:
+    """Reflect a picture beyond its left, right, top and bottom edge, and blur what is near and beyond them."""
+    before = part.shape
+    rows = _reflected(before[-2], pads[2], pads[3], part.device)
+    columns = _reflected(before[-1], pads[0], pads[1], part.device)
+    part = part[..., rows, :][..., columns]
+    height, width = part.shape[-2:]
+
+    # 1 at the far edges, 0 at the picture's own, less within it.
+    def outside(length: int, first: int, last: int) -> Tensor:
+        place = torch.arange(length, device=part.device, dtype=part.dtype)
+        return 1 - torch.minimum(place / max(first, 1), (length - 1 - place) / max(last, 1))
+
+    beyond = torch.maximum(outside(width, pads[0], pads[1]), outside(height, pads[2], pads[3])[:, None])
+    # A wide blur is made of a smaller picture.
+    shrink = max(1, int(blur / 4))
+    small = F.interpolate(part, [max(1, n // shrink) for n in (height, width)], mode="area") if shrink > 1 else part
+    soft = _gaussian(small, blur / shrink)
+    if shrink > 1:
+        soft = F.interpolate(soft, (height, width), mode="bilinear", align_corners=False)
+    part = part + (soft - part) * (3 * beyond + 1).clamp(0, 1)
+    even = small.flatten(2).median(-1).values[..., None, None]
+    return part + (even - part) * beyond.clamp(0, 1)
+
+
+def _reflected(length: int, first: int, last: int, device: torch.device) -> Tensor:
+    """Indices that go back and forth over ``length``, from ``first`` before it to ``last`` behind."""
+    place = torch.arange(-first, length + last, device=device)
+    period = max(2 * (length - 1), 1)
+    place = place.remainder(period)
+    return torch.minimum(place, period - place) if length > 1 else torch.zeros_like(place)
+
+
+def _gaussian(image: Tensor, deviation: float) -> Tensor:
+    """Blur (B, C, H, W), one axis after the other; the edges are repeated."""
+    radius = max(1, round(4 * deviation))
+    place = torch.arange(-radius, radius + 1, device=image.device, dtype=image.dtype)
+    kernel = (-0.5 * (place / max(deviation, 1e-3)) ** 2).exp()
+    kernel = kernel / kernel.sum()
+    flat = image.flatten(0, 1)[:, None]
+    flat = F.conv2d(F.pad(flat, (radius, radius, 0, 0), mode="replicate"), kernel[None, None, None])
+    flat = F.conv2d(F.pad(flat, (0, 0, radius, radius), mode="replicate"), kernel[None, None, :, None])
+    return flat.reshape(image.shape)

@@ -34,6 +34,7 @@ _MOST_FACES = 16
 _SMALL = 1024  # longer side at which faces are looked for, pixels
 _FRAME = 1.5  # side of the mesh's square, of the longer side of the box around the face
 _BATCH = 8  # squares looked at together
+_NARROW = 32  # pixels across that a strip needs for a look at its parts
 
 
 @dataclass(frozen=True)
@@ -62,9 +63,7 @@ class Face:
         corners are then put where the canonical face has them.
         """
         if self.presence >= PRESENT:
-            points = self.points[:, :2]
-            eyes = [points[list(eye)].mean(0) for eye in (RIGHT_EYE, LEFT_EYE)]
-            return torch.stack([*eyes, points[_NOSE], *points[list(_MOUTH)]])
+            return five_of(self.points)
         right, left, nose, mouth = self.keypoints[:4]
         half = (left - right) * (_MOUTH_WIDTH / 2)
         return torch.stack([right, left, nose, mouth - half, mouth + half])
@@ -73,6 +72,12 @@ class Face:
     def size(self) -> float:
         """Area of the box, square pixels."""
         return float((self.box[2:] - self.box[:2]).prod())
+
+
+def five_of(points: Tensor) -> Tensor:
+    """(5, 2) of a mesh's points (468, 3): see :attr:`Face.five`."""
+    eyes = [points[list(eye), :2].mean(0) for eye in (RIGHT_EYE, LEFT_EYE)]
+    return torch.stack([*eyes, points[_NOSE, :2], *points[list(_MOUTH), :2]])
 
 
 class FaceReader(Configurable):
@@ -130,7 +135,8 @@ class FaceReader(Configurable):
         if not faces:
             squares = [_whole(small, zoom) for zoom in (1.0, 1.6)]
             closer = [self._look(small, name, squares, 0.4) for name in ("short", "back", "full")]
-            closer.append(self._look(small, "back", _tiles(small), 0.5))
+            if tiles := _tiles(small):
+                closer.append(self._look(small, "back", tiles, 0.5))
             faces = self._read(image, suppress(torch.cat(closer)), scale)
         return sorted(faces, key=lambda face: (-face.size, -face.score, *face.box.tolist()))
 
@@ -212,6 +218,8 @@ def _tiles(image: Tensor) -> list[tuple[float, float, float]]:
     """Squares of half the picture's longer side, each over half of the next."""
     height, width = image.shape[-2:]
     side = min(height, width, max(height, width) / 2)
+    if side < _NARROW:
+        return []
     return [(x, y, side) for y in _steps(height, side) for x in _steps(width, side)]
 
 

@@ -33,9 +33,11 @@ class LPIPS(Configurable):
         super().__init__()
         if net not in _BACKBONES:
             raise ValueError(f"net must be alex or vgg, got {net!r}")
-        path = _official(net) if weights == "official" else resolve(weights)
-        if not path.is_file():
-            raise _missing(net, path, "there is no")
+        if weights == "official":
+            _download(net)
+        if (missing := self.missing(net, weights)) is not None:
+            raise missing
+        path = _file(net, weights)
         state = read_state(path, f"the {net} backbone")
         import lpips  # its import takes seconds: only when the weights are there
 
@@ -48,6 +50,12 @@ class LPIPS(Configurable):
         except (KeyError, RuntimeError) as error:
             raise UserError(f"{path} is not torchvision's {net} network: {one_line(error)[:200]}") from error
 
+    @staticmethod
+    def missing(net: str = "alex", weights: str = "official") -> MissingWeightsError | None:
+        """What would be missing with these arguments; None when it is on this machine. Nothing is downloaded."""
+        path = _file(net, weights)
+        return None if path.is_file() else _missing(net, path, "there is no")
+
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         return self.network(a, b).flatten()
 
@@ -57,16 +65,25 @@ def _missing(net: str, path: Path, reason: str) -> MissingWeightsError:
     return MissingWeightsError(f"LPIPS({net})", path, source, "perceptual.init_args.weights", reason)
 
 
-def _official(net: str) -> Path:
-    file = hub_file(_BACKBONES[net])
-    if not file.is_file():
-        if reason := offline_reason("download.pytorch.org"):
-            raise _missing(net, file, reason)
-        from torchvision.models import AlexNet_Weights, VGG16_Weights
+def _file(net: str, weights: str) -> Path:
+    return hub_file(_BACKBONES[net]) if weights == "official" else resolve(weights)
 
-        weights = AlexNet_Weights.IMAGENET1K_V1 if net == "alex" else VGG16_Weights.IMAGENET1K_V1
-        try:
-            weights.get_state_dict(progress=False, check_hash=True)
-        except (OSError, RuntimeError) as error:
-            raise _missing(net, file, f"the download failed ({one_line(error)[:120]}), there is no") from error
-    return file
+
+def _download(net: str) -> None:
+    """Into torch.hub's cache, unless it is there.
+
+    Raises:
+        MissingWeightsError: when it cannot be.
+    """
+    file = hub_file(_BACKBONES[net])
+    if file.is_file():
+        return
+    if reason := offline_reason("download.pytorch.org"):
+        raise _missing(net, file, reason)
+    from torchvision.models import AlexNet_Weights, VGG16_Weights
+
+    weights = AlexNet_Weights.IMAGENET1K_V1 if net == "alex" else VGG16_Weights.IMAGENET1K_V1
+    try:
+        weights.get_state_dict(progress=False, check_hash=True)
+    except (OSError, RuntimeError) as error:
+        raise _missing(net, file, f"the download failed ({one_line(error)[:120]}), there is no") from error

@@ -9,7 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from datamodules.artworks import ArtworkDataModule, find_faces, frame, read_artworks
+from datamodules.artworks import ArtworkDataModule, read_artworks
+from datamodules.framing import Edits, frame
 from datamodules.labels import camera_labels
 from datamodules.mannequin_artworks import MannequinArtworks
 from models.camera import Camera, Rig
@@ -41,7 +42,7 @@ def test_a_file_and_a_folder(folder):
 
 
 def test_pose_of_all(folder):
-    artwork = read_artworks(str(folder), yaw_deg=20, size=32)[0]
+    artwork = read_artworks(str(folder), Edits(yaw_deg=20), size=32)[0]
     assert artwork.label is None and artwork.angles == (math.radians(20), 0)
 
 
@@ -52,8 +53,7 @@ def test_list(folder):
             {"file": "b.png", "yaw_deg": -10, "crop": [10, 4, 20, 30], "style": "toon", "seed": 3},
             {"file": "a.jpg"},
         ),
-        yaw_deg=5,
-        pitch_deg=2,
+        Edits(yaw_deg=5, pitch_deg=2),
         size=16,
     )
     assert [[round(math.degrees(angle)) for angle in a.angles] for a in items] == [[5, 2], [-10, 2]]
@@ -121,36 +121,6 @@ def test_bad_places(folder, tmp_path_factory):
         read_artworks(str(folder))
     with pytest.raises(UserError, match="needs a square image"):
         read_artworks(str(folder / "b.png"), crop="none")
-
-
-def test_face_is_found_and_framed(tmp_path):
-    from skimage.data import astronaut
-
-    Image.fromarray(astronaut()).save(tmp_path / "x.png")
-    image = torch.from_numpy(astronaut()).permute(2, 0, 1)[None] / 127.5 - 1
-    ((x, y, width, height),) = find_faces(image)
-    assert abs(x + width / 2 - 222) < 20 and abs(y + height / 2 - 115) < 25
-    framed = read_artworks(str(tmp_path / "x.png"), size=128)[0].image
-    (face,) = find_faces(framed[None])
-    assert 0.35 < face[2] / 128 < 0.6 and abs(face[0] + face[2] / 2 - 64) < 16
-
-
-def test_exactly_one_face_is_asked_for(tmp_path):
-    from skimage.data import astronaut
-
-    alone = astronaut()
-    for name, pixels in {
-        "one": alone,
-        "two": np.concatenate([alone, alone], 1),
-        "none": np.full_like(alone, 90),
-    }.items():
-        Image.fromarray(pixels).save(tmp_path / f"{name}.png")
-    one, same = (read_artworks(str(tmp_path / "one.png"), crop=crop)[0].image for crop in ("face", "auto"))
-    assert torch.equal(one, same)
-    with pytest.raises(UserError, match=r"two\.png: found 2 faces, the largest at \[.*give its crop"):
-        read_artworks(str(tmp_path / "two.png"), crop="face")
-    with pytest.raises(UserError, match=r"none\.png: found no face, where one is needed"):
-        read_artworks(str(tmp_path / "none.png"), crop="face")
 
 
 def test_data_module(folder):
@@ -224,20 +194,6 @@ def test_pictures_that_are_not_listed_are_named(folder, caplog, listing):
     (folder / listing).write_text(json.dumps(content))
     assert [artwork.id for artwork in read_artworks(str(folder), size=32)] == ["b"]
     assert f"left out: a.jpg: {listing} does not list them" in caplog.text
-
-
-@pytest.mark.parametrize("width", range(16, 60, 3))
-def test_narrow_pictures_are_searched_for_faces(width):
-    assert find_faces(torch.zeros(1, 3, 100, width)) == find_faces(torch.zeros(1, 3, width, 100)) == []
-
-
-def test_a_face_in_a_strip():
-    from skimage.data import astronaut
-
-    strip = torch.full((1, 3, 1560, 120), 0.5)  # shrunk to 39 pixels across
-    strip[..., 700:820, :] = torch.from_numpy(astronaut()[55:175, 162:282].copy()).permute(2, 0, 1) / 127.5 - 1
-    ((x, y, width, height),) = find_faces(strip)
-    assert abs(x + width / 2 - 60) < 15 and abs(y + height / 2 - 760) < 30
 
 
 @pytest.mark.parametrize(("width", "height"), [(800, 15_000), (40, 20_000), (20_000, 40), (17, 30_000)])
