@@ -12,6 +12,7 @@ from models.configurable import Configurable
 from models.faces.pose import CanonicalFace
 from models.faces.reader import FaceReader
 
+_SURE = 0.8  # how much of a face a mask must hold
 _MARGIN = 1.5  # side of the square that is looked at, of the longer side of the points' box
 
 
@@ -42,6 +43,19 @@ class FaceLandmarks(Configurable):
         """
         faces = self.reader.find(image)
         return faces[0].points / image.shape[-1] if faces else None
+
+    def person(self, image: Tensor, points: Tensor) -> Tensor | None:
+        """Mask of the person whose face is known; None where the mask does not even hold the face, as on some drawings.
+
+        Args:
+            image: (1, 3, S, S) in [-1, 1]. points: (468, 3) as :meth:`find`.
+
+        Returns:
+            (1, 1, S, S) from 0 to 1.
+        """
+        mask = self.reader.person(image)
+        on_face = F.grid_sample(mask, (2 * points[None, None, :, :2] - 1).to(mask), align_corners=False)
+        return mask if float(on_face.mean()) > _SURE else None
 
     def forward(self, image: Tensor, near: Tensor) -> Tensor:
         """Points of faces whose places are roughly known; differentiable with respect to the pictures.
