@@ -155,10 +155,9 @@ def align_folder(
         _some(done)
         found = [one for one in done if one.framed is not None]
         listed = [one.entry for one in found] + [one.entry for one in done if one.framed is None and again]
-        content = {"recipe": framing.recipe.name, "size": framing.size, "items": listed}
         labelled = [[f"{one.id}.png", one.label.tolist()] for one in found if one.label is not None]
-        _write_json(target / LABELS, {"labels": labelled})
-        _write_json(target / LIST, content)
+        _write_lines(target / LABELS, {}, "labels", labelled)
+        _write_lines(target / LIST, {"recipe": framing.recipe.name, "size": framing.size}, "items", listed)
         write_report(target / REPORT, [one.row for one in done])
         write_sheet(target / SHEET, tiles)
         if not again:
@@ -297,6 +296,14 @@ def _labels(folder: Path) -> dict[str, Tensor]:
         return camera_labels(content, LABELS, lambda name: (folder / name).exists())
     except UserError:
         return {}
+
+
+def _write_lines(path: Path, head: Entry, name: str, items: Sequence[Any]) -> None:
+    """A JSON object whose last value is a list with an item a line: to be read and edited."""
+    rows = ",\n  ".join(json.dumps(item, ensure_ascii=False) for item in items)
+    told = "".join(f"{json.dumps(key)}: {json.dumps(value)}, " for key, value in head.items())
+    with atomic_write(path) as half:
+        half.write_text(f'{{{told}"{name}": [\n  {rows}\n]}}\n', encoding="utf-8")
 
 
 def _write_json(path: Path, content: Any) -> None:

@@ -348,7 +348,7 @@ def _doubts(head: _Head | None, square: Square, image: Tensor) -> list[str]:
         if apart < SMALL:
             doubts.append(f"the face is small: its eyes are {apart:.0f} pixels apart")
         if head.presence < PRESENT:
-            doubts.append("the mesh is not sure of this face: its pose is rough")
+            doubts.append("the mesh sees no human face here, as with animals and some drawings: the pose is rough")
         elif abs(yaw) > SIDE:
             doubts.append(f"a profile ({math.degrees(yaw):.0f} degrees): points and pose are rough")
     corners, (height, width) = square.corners(), image.shape[-2:]
