@@ -167,7 +167,7 @@ class Fixture:
 
 
 def _record(file: Path) -> Fixture:
-    """A record as a fixture of one case, without a name: what is not an input is an output."""
+    """A record as a fixture of one case, "picture": what is not an input is an output."""
     try:
         with np.load(file, allow_pickle=False) as content:
             arrays = {name: content[name] for name in content.files}
@@ -181,7 +181,7 @@ def _record(file: Path) -> Fixture:
         raise ZooError(f"{file} is not a record: it does not say the range that the picture was scaled to")
     if not outputs or any(arrays[name].dtype.kind != "f" for name in outputs):
         raise ZooError(f"{file} is not a record: it has no outputs, or others than numbers")
-    places = {name: f"/{'in' if name in _RECORD_INPUTS else 'out'}/{name}" for name in arrays}
+    places = {name: f"picture/{'in' if name in _RECORD_INPUTS else 'out'}/{name}" for name in arrays}
     meta = {
         "name": file.stem,
         "record": file.stem,
