@@ -124,14 +124,22 @@ def _entry(framed: Framed, framing: Framing) -> Entry:
 
 
 def align_folder(
-    place: Path, entries: Sequence[Mapping[str, Any]], out: Path, framing: Framing, given: Edits
+    place: Path,
+    entries: Sequence[Mapping[str, Any]],
+    out: Path,
+    framing: Framing,
+    given: Edits,
+    again: bool = False,
 ) -> list[Aligned]:
-    """Align pictures to a new folder, or in place where ``out`` is the aligned folder that they come from.
+    """Align pictures to a new folder.
+
+    Args:
+        again: ``out`` is an aligned folder, ``place`` too, and ``entries`` are all of its list: its crops are made
+            anew.
 
     Raises:
         UserError: when ``out`` holds something else, or nothing could be aligned.
     """
-    again = out.resolve() == place.resolve()
     if not again:
         with os_errors(out):
             if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -154,7 +162,7 @@ def align_folder(
             done.append(one)
         _some(done)
         found = [one for one in done if one.framed is not None]
-        listed = [one.entry for one in found] + [one.entry for one in done if one.framed is None and again]
+        listed = [one.entry for one in done if one.framed is not None or again]
         labelled = [[f"{one.id}.png", one.label.tolist()] for one in found if one.label is not None]
         _write_lines(target / LABELS, {}, "labels", labelled)
         _write_lines(target / LIST, {"recipe": framing.recipe.name, "size": framing.size}, "items", listed)

@@ -53,14 +53,17 @@ def main(arguments: Sequence[str]) -> None:
             raise UserError(f"--{name} is {number}, it must be at least 1")
     archive = options.out is not None and options.out.suffix.lower() == ".zip"
     place, entries = _pictures(options.path) if archive else list_artworks(options.path)
-    before = recipe_in(place) if not place.is_file() and Path(options.path).is_dir() else None
+    before = recipe_in(place) if Path(options.path).is_dir() else None
     if options.out is None and before is None:
         raise UserError("--out is missing: the folder, or the .zip, to write")
     recipe = recipe_of(options.recipe or (before[0] if before else "embedded"))
     out = options.out or place
-    if out == place and before is not None and recipe.name != before[0]:
+    again = before is not None and out.resolve() == place.resolve()
+    if again and options.first is not None:
+        raise UserError(f"--first is not for {place}, whose list would lose the others")
+    if again and before is not None and recipe.name != before[0]:
         raise UserError(f"{place} was aligned for {before[0]}: give another --out to align it for {recipe.name}")
-    size = options.size or (before[1] if before and out == place else recipe.size)
+    size = options.size or (before[1] if before and again else recipe.size)
     if options.points is not None and len(entries) != 1:
         raise UserError(f"--points are of one picture, {options.path} has {len(entries)}: write them in artworks.json")
     framing = Framing(recipe, size, options.crop)
@@ -70,7 +73,7 @@ def main(arguments: Sequence[str]) -> None:
         count = align_archive(place, entries, out, framing, given)
         print(f"{count} of {len(entries)} pictures are in {out}, framed for {recipe.name}, {size} px; see its report")
         return
-    done = align_folder(place, entries, out, framing, given)
+    done = align_folder(place, entries, out, framing, given, again)
     for one in done:
         if one.framed is None:
             print(one_line(f"left out: {one.why}"))
