@@ -151,7 +151,9 @@ class FaceReader(Configurable):
         Returns:
             (B, 468, 3) in units of the picture's side: x and y from 0 to 1, z alike; (B,) presence from 0 to 1.
         """
-        points, logits = self.mesher(resized(image, self.mesher.size))
+        image = image.to(self.canonical.vertices.dtype)
+        with torch.autocast(image.device.type, enabled=False):  # half precision moves points by pixels
+            points, logits = self.mesher(resized(image, self.mesher.size))
         return points, logits.sigmoid()
 
     def person(self, image: Tensor) -> Tensor:

@@ -130,6 +130,13 @@ def test_framed_points_are_those_of_the_whole_path(reader: FaceReader, astronaut
     assert float((there - face.points[:, :2]).norm(dim=1).mean()) < 2
 
 
+def test_points_are_exact_in_mixed_precision(reader: FaceReader, astronaut: Tensor) -> None:
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        points, presence = reader.mesh(framed(astronaut).bfloat16().float())
+    assert points.dtype == presence.dtype == torch.float32
+    torch.testing.assert_close(points, reader.mesh(framed(astronaut).bfloat16().float())[0])
+
+
 def test_gradients_of_points_are_finite_differences(astronaut: Tensor) -> None:
     """In float64, along random changes of the picture, as exact as the networks' kinks allow."""
     reader = FaceReader.load().double()
