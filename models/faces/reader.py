@@ -38,7 +38,7 @@ _MOST_LOOKS, _SETTLED = 4, 0.2  # at a face with the mesh once more, and the tur
 _BATCH = 8  # squares looked at together
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Face:
     """One face of a picture, in its pixels: x right, y down, (0, 0) the corner of the first pixel.
 
