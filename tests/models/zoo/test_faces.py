@@ -73,6 +73,7 @@ def test_every_record_of_a_folder_is_a_row_of_its_own(tmp_path) -> None:
         ({"picture": np.zeros((128, 128, 3), np.float32)}, "it has no picture"),
         ({"range": np.array([1, 1])}, "does not say the range"),
         ({"out0": np.array(["a"])}, "no outputs, or others than numbers"),
+        ({"out1": np.array([np.inf])}, "no outputs, or others than numbers"),
         ({"picture": np.zeros((64, 64, 3), np.uint8)}, "the picture is not of 128 x 128 pixels"),
     ],
 )
@@ -102,8 +103,9 @@ def test_a_record_of_the_identity_network_is_replayed(tmp_path, monkeypatch) -> 
     with torch.no_grad():
         want = network(torch.from_numpy(picture).permute(2, 0, 1)[None] / 127.5 - 1)[0].numpy()
     path = tmp_path / "identity_noise.npz"
-    np.savez(path, picture=picture, range=np.array([0, 1]), out0=want)
-    assert report(path).passed
+    for highest in (1, 255):
+        np.savez(path, picture=picture, range=np.array([0, highest]), out0=want)
+        assert report(path).passed
     np.savez(path, picture=picture, range=np.array([0, 1]), out0=want + 0.002)
     assert not report(path).passed
 
