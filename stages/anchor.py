@@ -100,7 +100,8 @@ class AnchorStage(PerItemStage[Artwork, AnchorState]):
         prior: artifact and module of the generator G_ori.
         perceptual: the perceptual distance of Eq. 2.
         pose: estimates the camera of artworks that have none; null refuses such artworks.
-        landmarks: finds the points of faces for the term landmark; null without it.
+        landmarks: finds the points of faces: for the term landmark, and to choose between the cameras that the face
+            and the pose network tell; null without them.
         search: how to look.
         steps, group_size, save_every, seed: as :class:`PerItemStage`. The paper gives no number of steps.
     """
@@ -170,10 +171,9 @@ class AnchorStage(PerItemStage[Artwork, AnchorState]):
         references = torch.stack([item.at(self.generator.resolution) for item in items]).to(self.device)
         points, faces = torch.zeros(len(items), 468, 3), torch.zeros(len(items))
         for row, item in enumerate(items):
-            if not self.search.landmark or self.landmarks is None:
+            if not self.search.landmark or self._faces is None:
                 break
-            faces_of = cast(FacePoints, self.landmarks.module)
-            if (found := faces_of.find(item.image[None].to(self.device))) is None:
+            if (found := self._faces.find(item.image[None].to(self.device))) is None:
                 log.info("%s: no face is found in it as it is framed: it is fitted without the face's points", item.id)
             else:
                 points[row], faces[row] = found.cpu(), 1
@@ -194,7 +194,11 @@ class AnchorStage(PerItemStage[Artwork, AnchorState]):
         """(25,) the artwork's camera, estimated where it is not given; (0,) in a 2D generator."""
         if not self.generator.is_3d:
             return torch.zeros(0)
-        return find_camera(item, self.generator.rig, self.pose, self.device).label()[0]
+        return find_camera(item, self.generator, self.pose, self._faces, self.device).label()[0]
+
+    @property
+    def _faces(self) -> FacePoints | None:
+        return None if self.landmarks is None else cast(FacePoints, self.landmarks.module)
 
     def optimise(self, state: AnchorState, step: int) -> dict[str, Tensor]:
         return state.projector.losses(state.optimizers, step)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import logging
 import math
 from collections.abc import Sequence
@@ -37,6 +38,7 @@ from models.latents import Latents
 from models.losses.direction import directional_l2, directional_loss, displacement
 from models.losses.inversion import locality
 from models.losses.landmarks import landmark_distance
+from models.metrics.faces import EXPECTED, measured_expressions, score_faces
 from models.metrics.image import diversity
 from models.metrics.portrait import HeadTruth, Score, score_head, strip
 from models.metrics.records import Record, read_records, write_records
@@ -52,6 +54,7 @@ from stages.base.stage import ArtifactRef
 log = logging.getLogger(__name__)
 
 PROTOCOL, PROTOCOL_VERSION = "artform-multiview", "1"
+FACES_PROTOCOL, FACES_VERSION = "portrait-faces", "1"
 _CHUNK = 8  # views rendered at once before the tuning starts
 _ORBIT = 7
 
@@ -220,12 +223,14 @@ class StylizeStage(PerItemStage[Artwork, StyleState]):
     its colours carried along the anchor's depth, unchanged geometry, and PTI's locality.
 
     ``test`` scores finished heads, of this stage or of any other, against data that know the truth
-    (:class:`datamodules.truth.KnowsItemTruth`), one file a head; a rerun goes on where the last one ended.
+    (:class:`datamodules.truth.KnowsItemTruth`); where nobody knows it, by what a reader of faces sees of them
+    (:mod:`models.metrics.faces`). One file a head; a rerun goes on where the last one ended.
 
     Args:
         anchor: artifact of the anchor stage; holds the generator and the anchors. Not for test.
         perceptual: LPIPS of L_spa, and of the evaluation.
-        landmarks: finds the points of faces for the terms landmark and expression; null without them.
+        landmarks: finds faces, for the terms landmark, expression and background, and for test without truth; null
+            without these.
         style: the image embedding E of L_dir; null without that term.
         recipe: how to tune.
         group_size, save_every, seed: as :class:`PerItemStage`.
@@ -563,6 +568,20 @@ class StylizeStage(PerItemStage[Artwork, StyleState]):
             write_image(folder / "views.png", picture)
             own = weights.tuned.synthesis(target.ws, target.camera, expression=target.expression).image
             write_image(folder / "stylised.png", own)
+            with atomic_write(folder / "expressions.json") as file:
+                file.write_text(json.dumps(self._left_out(weights.tuned, target), indent=1) + "\n")
+
+    def _left_out(self, tuned: TunedWeights, target: Target) -> dict[str, str]:
+        """Expressions that the head does not show, and why."""
+        if target.points is None:
+            return {}
+        own = target.expression
+        if own is None:
+            own = torch.zeros(1, len(self.generator.expressions), device=self.device)
+        head = with_weights(self.generator, tuned.tensors())
+        measured = measured_expressions(head, target.ws, own, self._faces)
+        reasons = {name: EXPECTED[name].missing(measure) for name, (measure, _) in measured.items()}
+        return {name: why for name, why in reasons.items() if why}
 
     def export(self) -> Export:
         source = self.inputs["anchor"]
@@ -579,7 +598,10 @@ class StylizeStage(PerItemStage[Artwork, StyleState]):
             modules[own] = with_weights(self.generator, safetensors.torch.load_file(folder / "tuned.safetensors"))
             media |= {f"{kind}_{identity}.png": folder / f"{kind}.png" for kind in ("views", "stylised")}
             media[artwork] = source.media(artworks[identity])
-            entries.append(Entry(identity, "anchors", own, "generator", artwork=artwork, caption="stylised"))
+            left_out = json.loads((folder / "expressions.json").read_text("utf-8"))
+            entries.append(
+                Entry(identity, "anchors", own, "generator", artwork=artwork, caption="stylised", left_out=left_out)
+            )
             deltas[own] = "generator"
         items = [entry for entry in source.extra.get("items", []) if isinstance(entry, dict) and entry.get("id") in ids]
         about = {"items": items, "recipe": dataclasses.asdict(self.recipe), "seed": self.seed}
@@ -604,9 +626,10 @@ class StylizeStage(PerItemStage[Artwork, StyleState]):
             return
         if not self.tested:
             raise UserError("test scores finished heads: name their artifacts as --model.tested.NAME PATH")
-        if not isinstance(self.trainer.datamodule, KnowsItemTruth):  # type: ignore[attr-defined]
+        if not isinstance(self.trainer.datamodule, KnowsItemTruth) and self.landmarks is None:  # type: ignore[attr-defined]
             raise UserError(
-                "test needs artworks whose truth is known: datamodules.mannequin_artworks.MannequinArtworks"
+                "test needs artworks whose truth is known (datamodules.mannequin_artworks.MannequinArtworks), or "
+                "--model.landmarks, which looks at the faces of heads of which nobody knows it"
             )
 
     def on_test_start(self) -> None:
@@ -616,9 +639,13 @@ class StylizeStage(PerItemStage[Artwork, StyleState]):
 
     @torch.no_grad()
     def test_step(self, batch: Sequence[Artwork], batch_idx: int) -> None:
-        data: KnowsItemTruth = self.trainer.datamodule  # type: ignore[attr-defined]
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
         for item in batch:
             todo = [name for name in self.heads if not self._result(name, item.id).exists()]
+            if not isinstance(data, KnowsItemTruth):
+                for name in todo:
+                    self._score_faces(name, self.heads[name], item.id)
+                continue
             truth = data.item_truth(item.id).to(self.device) if todo else None
             for name in todo:
                 assert truth is not None
@@ -646,6 +673,21 @@ class StylizeStage(PerItemStage[Artwork, StyleState]):
         write_image(self.out / "strips" / name / f"{identity}.png", pictures)
         shown = {score.metric: score.value for score in scores if score.view == "input"}
         log.info("%s, %s: input view %.2f dB", identity, name, shown["psnr"])
+
+    def _score_faces(self, name: str, heads: Subjects, identity: str) -> None:
+        """What a reader of faces sees of a head of which nobody knows the truth."""
+        head = heads[identity]
+        if head.camera is None or head.artwork is None:
+            raise UserError(f"{heads.artifact.path}: {identity} has no camera and artwork to compare it with")
+        generator, codes = head.generator.to(self.device), head.latents.to(self.device)
+        own, artwork = head.expression.to(self.device), head.artwork[None].to(self.device)
+        scores = score_faces(generator, codes, own, head.camera.to(self.device), artwork, self._faces)
+        seed = int(heads.artifact.extra.get("seed", 0))
+        records = [
+            Record(FACES_PROTOCOL, FACES_VERSION, "", identity, s.view, seed, name, "mediapipe", s.metric, s.value)
+            for s in scores
+        ]
+        write_records(self._result(name, identity), records)
 
     def _result(self, name: str, identity: str) -> Path:
         """Where a head's scores are: what they depend on is part of the place."""
