@@ -34,11 +34,12 @@ _CERTAIN, _ABSENT = 0.9, 0.1  # presence; what has less than the latter is no fa
 _MOST_FACES = 16
 _SMALL = 1024  # longer side at which faces are looked for, pixels
 _FRAME = 1.5  # side of the mesh's square, of the longer side of the box around the face
+_MOST_LOOKS, _SETTLED = 4, 0.2  # at a face with the mesh once more, and the turn in radians below which it is enough
 _BATCH = 8  # squares looked at together
 _NARROW = 32  # pixels across that a strip needs for a look at its parts
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Face:
     """One face of a picture, in its pixels: x right, y down, (0, 0) the corner of the first pixel.
 
@@ -68,6 +69,11 @@ class Face:
         right, left, nose, mouth = self.keypoints[:4]
         half = (left - right) * (_MOUTH_WIDTH / 2)
         return torch.stack([right, left, nose, mouth - half, mouth + half])
+
+    @property
+    def extent(self) -> Tensor:
+        """(4,) left, top, right, bottom of the mesh, pixels."""
+        return torch.cat([self.points[:, :2].amin(0), self.points[:, :2].amax(0)])
 
     @property
     def size(self) -> float:
@@ -156,7 +162,9 @@ class FaceReader(Configurable):
         Returns:
             (B, 468, 3) in units of the picture's side: x and y from 0 to 1, z alike; (B,) presence from 0 to 1.
         """
-        points, logits = self.mesher(resized(image, self.mesher.size))
+        image = image.to(self.canonical.vertices.dtype)
+        with torch.autocast(image.device.type, enabled=False):  # half precision moves points by pixels
+            points, logits = self.mesher(resized(image, self.mesher.size))
         return points, logits.sigmoid()
 
     def person(self, image: Tensor) -> Tensor:
@@ -165,7 +173,7 @@ class FaceReader(Configurable):
         return F.interpolate(mask, image.shape[-2:], mode="bilinear", align_corners=False)
 
     def read(self, image: Tensor, box: Tensor, angle: float) -> tuple[Tensor, float]:
-        """The mesh of a face whose place is known, looked at again once it is known better.
+        """The mesh of a face whose place is known, looked at again once it is known better, or until it is.
 
         Args:
             image: (1, 3, H, W) in [-1, 1].
@@ -176,12 +184,16 @@ class FaceReader(Configurable):
             (468, 3) pixels, and presence.
         """
         centre, side = (box[:2] + box[2:]) / 2, float((box[2:] - box[:2]).max())
-        points, _ = self._mesh_in(image, centre, side * _FRAME, angle)
-        angle = _angle(*points[list(_EYE_CORNERS), :2])
-        upright = points[:, :2] @ _turn(-angle, points).T
-        low, high = upright.amin(0), upright.amax(0)
-        centre = _turn(angle, points) @ ((low + high) / 2)
-        return self._mesh_in(image, centre, float((high - low).max()) * _FRAME, angle)
+        points, presence = self._mesh_in(image, centre, side * _FRAME, angle)
+        for _ in range(_MOST_LOOKS):
+            before, angle = angle, _angle(*points[list(_EYE_CORNERS), :2])
+            upright = points[:, :2] @ _turn(-angle, points).T
+            low, high = upright.amin(0), upright.amax(0)
+            centre, side = _turn(angle, points) @ ((low + high) / 2), float((high - low).max())
+            points, presence = self._mesh_in(image, centre, side * _FRAME, angle)
+            if abs(math.remainder(angle - before, math.tau)) < _SETTLED:
+                break
+        return points, presence
 
     def _mesh_in(self, image: Tensor, centre: Tensor, side: float, angle: float) -> tuple[Tensor, float]:
         points, presence = self.mesh(cut(image, centre, side, angle, self.mesher.size))
@@ -210,9 +222,15 @@ class FaceReader(Configurable):
             points, presence = self.read(image, box, _angle(keypoints[0], keypoints[1]))
             if score < sure and presence < _CERTAIN:
                 continue
-            if all(overlaps(box, face.box[None]) < 0.5 for face in faces):
-                faces.append(Face(points, presence, score, keypoints, box))
+            new = Face(points, presence, score, keypoints, box)
+            if not any(_same(new, face) for face in faces):
+                faces.append(new)
         return faces
+
+
+def _same(a: Face, b: Face) -> bool:
+    """Whether two finds are one face: boxes of one that stands on its head may lie apart, its meshes do not."""
+    return bool(overlaps(a.box, b.box[None]) > 0.5 or overlaps(a.extent, b.extent[None]) > 0.5)
 
 
 def _whole(image: Tensor, zoom: float = 1.0) -> tuple[float, float, float]:

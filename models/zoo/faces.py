@@ -99,9 +99,10 @@ _RECORDS = {
     "face_full": ("full", (-1, 1)),
     "face_mesh": ("mesh", (0, 1)),
     "selfie": ("mask", (0, 1)),
-    "identity": ("identity", (0, 1)),
+    "identity": ("identity", None),
 }
-"""Networks as records call them: the module's name, and the range that the official file takes pictures in."""
+"""Networks as records call them: the module's name, and the range that the official file takes pictures in; of dlib's
+there are versions for several."""
 _ELSEWHERE = ("iris",)
 """MediaPipe's other networks of faces: nothing here would use them."""
 _METADATA = slice(3737848, 3757224)  # geometry_pipeline_metadata_landmarks.binarypb, in the packed files
@@ -286,12 +287,13 @@ def replay(fixture: Fixture, case: str) -> dict[str, Tensor]:
         raise ZooError(f"no network that is known has records like {record!r}, but: {', '.join(_RECORDS)}")
     if kind in _ELSEWHERE:
         raise NotOfThisHouseError(f"the {kind} network is not part of this house")
-    name, (lowest, highest) = _RECORDS[kind]
+    name, taken = _RECORDS[kind]
     if name == "identity" and not resolve(IDENTITY_FOLDER).exists():
         raise ZooError(f"the identity network is not shipped: {IDENTITY_COMMAND}")
     network: Any = artifact.load(IDENTITY_FOLDER if name == "identity" else EMBEDDED_FOLDER).module(name)
     # From the record's range to that of the official network, which is our -1 to 1.
     low, high = fixture.input(case, "range").tolist()
+    lowest, highest = taken or (low, high)
     picture = fixture.input(case, "picture").permute(2, 0, 1)[None].float() / 255 * (high - low) + low
     image = (picture - lowest) / (highest - lowest) * 2 - 1
     if image.shape[-2:] != (network.size, network.size):

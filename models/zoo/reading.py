@@ -66,6 +66,8 @@ def _read(path: Path) -> Official:
         raise ZooError(f"{path} is a folder, not a file of weights")
     if path.exists() and not path.is_file():
         raise ZooError(f"{path} is a pipe or a device, not a file of weights")
+    if path.is_file() and path.suffix in (".whl", ".tgz"):
+        raise ZooError(f"{path} is a package: name its family first")
     with os_errors(path, "read"), open(path, "rb") as stream:
         start = stream.read(24)
         stream.seek(0)

@@ -27,7 +27,7 @@ def layers(content: bytes) -> list[list[Tensor]]:
     try:
         import tflite
     except ImportError as error:
-        raise UserError("reading these networks takes the package tflite: pip install 'galatea[faces]'") from error
+        raise UserError("reading these networks takes the package tflite: pip install tflite") from error
 
     model: Any = tflite.Model.GetRootAsModel(content, 0)
     graph = model.Subgraphs(0)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 import torch
 
+from models.errors import UserError
 from models.zoo.family import ZooError
 from models.zoo.tflite import layers
 
@@ -102,3 +105,9 @@ def test_weights_of_another_kind_of_operation_are_refused() -> None:
     content = model([(1, 4), np.zeros((4, 4), np.float32)], [(KIND.FULLY_CONNECTED, [0, 1], 0)])
     with pytest.raises(ZooError, match="operation 0 of the file has weights, and is of the kind 9"):
         layers(content)
+
+
+def test_without_the_package_that_reads_them(monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "tflite", None)
+    with pytest.raises(UserError, match="takes the package tflite: pip install tflite"):
+        layers(b"")

@@ -20,6 +20,7 @@ from models.zoo.reading import read
 from stages.__main__ import dispatch
 from tests.models.zoo.fixtures import fixture_folder
 from tests.models.zoo.pickling import Asks, dumps, network
+from tests.models.zoo.test_faces import wheel, write_record
 
 
 def zoo(*arguments):
@@ -190,6 +191,20 @@ class TestExport:
             zoo("export", "imported", "--out", "x.pth")
 
 
+class TestPackages:
+    def test_what_is_no_package_of_face_networks(self, here):
+        wrong = wheel(here / "wrong.whl", a=b"")
+        with pytest.raises(UserError, match=r"wrong\.whl has no face networks; packages that have some:"):
+            zoo("import", "faces", wrong, "--out", "faces")
+        with pytest.raises(UserError, match=r"wrong\.whl is a package: name its family first"):
+            zoo("import", wrong, "--out", "faces")
+        assert not (here / "faces").exists()
+
+    def test_the_shipped_networks_are_whole(self, capsys):
+        zoo("verify", "assets/faces")
+        assert "FullRangeFinder" in capsys.readouterr().out
+
+
 class TestParity:
     def test_table(self, here, capsys):
         right = fixture_folder("gram_carla_like")
@@ -200,6 +215,19 @@ class TestParity:
             zoo("parity", "empty", right)
         text = capsys.readouterr().out
         assert "FAIL empty is not a parity fixture" in text and "pass" in text
+
+    def test_records(self, here, capsys):
+        write_record(here, "face_short")
+        write_record(here, "iris", "face_short")
+        zoo("parity", here)
+        rows = [line.split("│")[1:-1] for line in capsys.readouterr().out.splitlines() if "astronaut" in line]
+        assert [(row[0].strip(), row[1].strip(), row[-1].strip()) for row in rows] == [
+            ("face_short_astronaut", "2/2", "pass"),
+            ("iris_astronaut", "0/0", "the iris network is not part of this house"),
+        ]
+        write_record(here, "hands", "face_short")
+        with pytest.raises(UserError, match="1 of 3 fixtures fail: hands_astronaut"):
+            zoo("parity", here)
 
 
 # Of every family, files as its users have them. The fixtures' weights, so the numbers are also those of parity.
