@@ -26,7 +26,7 @@ from torch import Tensor
 from datamodules.artworks import ORIGINALS, artwork_id, edits_of
 from datamodules.framing import Edits, Framed, Framing
 from datamodules.labels import LABELS, camera_labels
-from datamodules.overlay import tile, write_sheet
+from datamodules.overlay import sheet, tile
 from models.camera import Camera
 from models.documents import MOST_JSON_BYTES, parse_json
 from models.errors import UserError, one_line
@@ -140,6 +140,7 @@ def align_folder(
     Raises:
         UserError: when ``out`` holds something else, or nothing could be aligned.
     """
+    _check_ids(place, entries)
     if not again:
         with os_errors(out):
             if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -167,7 +168,8 @@ def align_folder(
         _write_lines(target / LABELS, {}, "labels", labelled)
         _write_lines(target / LIST, {"recipe": framing.recipe.name, "size": framing.size}, "items", listed)
         write_report(target / REPORT, [one.row for one in done])
-        write_sheet(target / SHEET, tiles)
+        with atomic_write(target / SHEET) as half:
+            sheet(tiles).save(half)
         if not again:
             with os_errors(out):
                 if out.exists():
@@ -180,7 +182,9 @@ def align_folder(
 
 
 def align_archive(place: Path, entries: Sequence[Mapping[str, Any]], out: Path, framing: Framing, given: Edits) -> int:
-    """Align pictures to a zip with ``dataset.json``; what was left out, and why, is in a report beside it.
+    """Align pictures to a zip with ``dataset.json``.
+
+    Beside it: a report, which says what was left out and why, and a sheet of the first crops.
 
     Finished parts are kept in a folder beside it until all are there: a killed run goes on after them.
 
@@ -190,6 +194,7 @@ def align_archive(place: Path, entries: Sequence[Mapping[str, Any]], out: Path, 
     Raises:
         UserError: when ``out`` is there already, parts of other pictures are, or nothing could be aligned.
     """
+    _check_ids(place, entries)
     if out.exists():
         raise UserError(f"{out} is there already and is not changed; take another --out")
     parts = out.with_name(f"{out.name}.parts")
@@ -216,13 +221,15 @@ def align_archive(place: Path, entries: Sequence[Mapping[str, Any]], out: Path, 
         if not file.exists():
             _write_part(file, place, entries[start : start + PART], framing, given)
         log.info("%d of %d pictures", min(start + PART, len(entries)), len(entries))
-    rows, labels = [], []
+    rows, labels, sheets = [], [], []
     with atomic_write(out) as temporary_file, zipfile.ZipFile(temporary_file, "w") as archive:
         for file in files:
             with zipfile.ZipFile(file) as part:
                 told = json.loads(part.read("part.json"))
                 rows += told["rows"]
                 labels += told["labels"]
+                if told["labels"] and not sheets:
+                    sheets.append(part.read(SHEET))
                 for name, _ in told["labels"]:
                     archive.writestr(name, part.read(name))
         if not labels:
@@ -230,6 +237,8 @@ def align_archive(place: Path, entries: Sequence[Mapping[str, Any]], out: Path, 
             raise UserError(f"nothing could be aligned: {one_line(reasons)}")
         archive.writestr(LABELS, json.dumps({"labels": labels}))
     write_report(out.with_suffix(f".{REPORT}"), rows)
+    with atomic_write(out.with_suffix(f".{SHEET}")) as half:
+        half.write_bytes(sheets[0])
     with os_errors(parts, "remove"):
         for file in (*files, parts / "plan.json"):
             file.unlink()
@@ -269,6 +278,13 @@ def _attempt(
         return Aligned(entry["file"], entry=dict(entry), why=one_line(str(error)))
 
 
+def _check_ids(place: Path, entries: Sequence[Mapping[str, Any]]) -> None:
+    known: dict[str, str] = {}
+    for entry in entries:
+        if (other := known.setdefault(artwork_id(entry["file"]), entry["file"])) != entry["file"]:
+            raise UserError(f"{place}: {other} and {entry['file']} have the same id: rename one of the files")
+
+
 def _some(done: Sequence[Aligned]) -> None:
     if not any(one.framed is not None for one in done):
         more = f" (and {len(done) - 1} more)" if len(done) > 1 else ""
@@ -276,7 +292,7 @@ def _some(done: Sequence[Aligned]) -> None:
 
 
 def _write_part(file: Path, place: Path, entries: Sequence[Mapping[str, Any]], framing: Framing, given: Edits) -> None:
-    rows, labels = [], []
+    rows, labels, tiles = [], [], []
     with atomic_write(file) as half, zipfile.ZipFile(half, "w") as archive:
         for entry in entries:
             one = _attempt(place, entry, framing, given)
@@ -285,8 +301,13 @@ def _write_part(file: Path, place: Path, entries: Sequence[Mapping[str, Any]], f
             if one.framed is not None and one.label is not None:
                 archive.writestr(f"{one.id}.png", _png(one.framed.image))
                 labels.append([f"{one.id}.png", one.label.tolist()])
+                tiles.append(tile(one.framed, one.id))
             rows.append(one.row)
         archive.writestr("part.json", json.dumps({"rows": rows, "labels": labels}))
+        if tiles:
+            stream = io.BytesIO()
+            sheet(tiles).save(stream, "PNG")
+            archive.writestr(SHEET, stream.getvalue())
 
 
 def _png(image: Tensor) -> bytes:

@@ -141,7 +141,7 @@ def read_artworks(
         file, label = place / entry["file"], entry.get("label")
         image = read_image(file)
         framed = framing(image, str(file), edits_of(entry, given), framed=label is not None)
-        if label is None and framing.recipe.upright and framed.estimated and framed.camera is not None:
+        if label is None and framing.recipe.upright and framed.camera is not None:
             label = framed.camera.label()[0]  # angles do not tell its roll
         artworks[identity] = Artwork(
             id=identity,

@@ -165,7 +165,9 @@ class Framing:
         if estimated and head is not None:
             camera = self.recipe.camera(head.rotation, square)
         elif angles is not None:
-            camera = self.recipe.rig.camera(*angles)
+            tilted = self.recipe.upright and head is not None
+            left = float(yaw_pitch_roll(head.rotation[None])[2]) - square.angle if tilted and head is not None else 0.0
+            camera = self.recipe.camera_at(angles, left)
         present = head is not None and head.presence >= PRESENT
         return Framed(
             image=frame,
@@ -347,10 +349,10 @@ def _doubts(head: _Head | None, square: Square, image: Tensor) -> list[str]:
         apart = float((head.five[1] - head.five[0]).norm()) / max(math.cos(yaw), 0.3)
         if apart < SMALL:
             doubts.append(f"the face is small: its eyes are {apart:.0f} pixels apart")
-        if head.presence < PRESENT:
-            doubts.append("the mesh sees no human face here, as with animals and some drawings: the pose is rough")
-        elif abs(yaw) > SIDE:
+        if abs(yaw) > SIDE:
             doubts.append(f"a profile ({math.degrees(yaw):.0f} degrees): points and pose are rough")
+        elif head.presence < PRESENT:
+            doubts.append("the mesh sees no human face here, as with animals and some drawings: the pose is rough")
     corners, (height, width) = square.corners(), image.shape[-2:]
     beyond = torch.maximum(-corners, corners - torch.tensor([width, height])).amax(0) / square.side
     if float(beyond.max()) > 0.25:

@@ -5,14 +5,12 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from datamodules.framing import Framed
 from models.errors import printable
-from models.files import atomic_write
 from models.image import resized, to_uint8
 
 SIDE, CAPTION, COLUMNS = 256, 62, 6  # of a tile, of what is written below it, of the sheet
@@ -51,13 +49,12 @@ def tile(framed: Framed, name: str) -> Image.Image:
     return picture
 
 
-def write_sheet(path: Path, tiles: Sequence[Image.Image]) -> None:
-    """Tiles in rows, as a PNG."""
+def sheet(tiles: Sequence[Image.Image]) -> Image.Image:
+    """Tiles in rows."""
     columns = min(COLUMNS, len(tiles))
     rows = math.ceil(len(tiles) / columns)
-    sheet = Image.new("RGB", (columns * SIDE, rows * (SIDE + CAPTION)), _BACK)
+    whole = Image.new("RGB", (columns * SIDE, rows * (SIDE + CAPTION)), _BACK)
     for number, picture in enumerate(tiles):
         row, column = divmod(number, columns)
-        sheet.paste(picture, (column * SIDE, row * (SIDE + CAPTION)))
-    with atomic_write(path) as half:
-        sheet.save(half)
+        whole.paste(picture, (column * SIDE, row * (SIDE + CAPTION)))
+    return whole

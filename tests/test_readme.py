@@ -8,6 +8,8 @@ import sys
 
 import pytest
 import torch
+from PIL import Image
+from skimage.data import astronaut
 
 from models.files import ROOT
 from models.generators.stylegan2 import StyleGAN2Generator
@@ -51,6 +53,17 @@ EXTRA = {
     ],
     "galatea run configs/pipelines/artform.yaml --image assets/artworks --out runs/all --dry_run": [],
     "galatea status runs/toon": [],
+    "galatea align me.jpg --out runs/me": ["--size", "64"],
+    "galatea align runs/me": [],
+    "galatea run configs/pipelines/artform.yaml --image runs/me --out runs/me_head": ["--dry_run"],
+    "galatea align photos --for eg3d --out runs/photos.zip --first 200": ["--size", "32"],
+    "galatea align photos --for ffhq --out runs/aligned": ["--size", "32"],
+    "galatea align runs/aligned --for gram --out runs/aligned_gram": ["--size", "32"],
+    "galatea align group.jpg --face 2 --out runs/second": ["--size", "32"],
+    'galatea align drawing.jpg --points "203,102 248,104 222,131 202,139 246,142" --out runs/drawing': [
+        "--size", "32",
+    ],
+    "galatea align photos --for eg3d --out runs/photos.zip": None,  # as with --first
     "galatea lineage runs/toon": [],
     "galatea run configs/pipelines/inverter.yaml --image assets/artworks/watercolour-1100013.png"
     " --out runs/photo": QUICK_PRESENT,
@@ -124,6 +137,7 @@ def test_galatea_commands_run(tmp_path):
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     (tmp_path / "tests").symlink_to(ROOT / "tests")
     write_official_files(tmp_path)
+    write_pictures(tmp_path)
     for command, extra in EXTRA.items():
         if extra is None:
             continue
@@ -140,6 +154,17 @@ def write_official_files(folder):
     fixture = Fixture.load(fixture_folder("gram_face_like"))
     torch.save(fixture.checkpoint("generator_pth"), folder / "generator.pth")
     torch.save(fixture.checkpoint("ema_pth"), folder / "ema.pth")
+
+
+def write_pictures(folder):
+    (folder / "photos").mkdir()
+    person = Image.fromarray(astronaut())
+    for name in ("me.jpg", "drawing.jpg", "photos/ann.jpg", "photos/bea.png"):
+        person.save(folder / name)
+    group = Image.new("RGB", (1024, 512), "grey")
+    group.paste(person, (0, 0))
+    group.paste(person.resize((400, 400)), (560, 60))
+    group.save(folder / "group.jpg")
 
 
 def environment(cache):

@@ -140,6 +140,13 @@ class Recipe:
             return self.rig.camera(yaw, pitch)
         return self.view(self.rig, yaw, pitch, roll - (square.angle if square else 0.0))
 
+    def camera_at(self, angles: Angles, roll: float = 0.0) -> Camera:
+        """The camera (batch of 1) at the rig's yaw and pitch of a head tilted clockwise by ``roll``, radians."""
+        camera = self.rig.camera(*angles)
+        cos, sin = math.cos(roll), math.sin(roll)
+        turn = torch.tensor([[cos, sin, 0, 0], [-sin, cos, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
+        return Camera(camera.cam2world @ turn, camera.intrinsics)
+
     def angles(self, rotation: Tensor) -> Angles:
         """The yaw and pitch, radians, at which the rig has the camera of a head's rotation (3, 3)."""
         yaw, pitch = (float(angle) for angle in self.rig.angles(self.camera(rotation)))

@@ -114,7 +114,9 @@ class TestTrainingData:
     def test_is_read(self, photos, tmp_path):
         out = tmp_path / "data.zip"
         run(photos, "--for", "eg3d", "--out", out, "--size", 32)
-        assert sorted(path.name for path in tmp_path.iterdir()) == ["data.report.csv", "data.zip", "photos"]
+        assert sorted(path.name for path in tmp_path.iterdir()) == [
+            *("data.overlay.png", "data.report.csv", "data.zip", "photos")
+        ]
         data = PortraitDataModule(str(out), size=32, val_fraction=0.34, test_fraction=0.34, mirror=False)
         data.setup("fit")
         assert [len(data.datasets[split]) for split in ("train", "val", "test")] == [1, 1, 1]
@@ -183,6 +185,12 @@ class TestRefused:
             run(photos / "bea.png", "--out", tmp_path / "out")
         with pytest.raises(UserError, match="was aligned for embedded: give another --out"):
             run(tmp_path / "out", "--for", "gram")
+
+    @pytest.mark.parametrize("name", ["out", "out.zip"])
+    def test_names_that_are_one_id(self, photos, tmp_path, name):
+        Image.fromarray(astronaut()).save(photos / "ann.png")
+        with pytest.raises(UserError, match=r"ann\.jpg and ann\.png have the same id: rename"):
+            run(photos, "--out", tmp_path / name)
 
     def test_nothing_to_align(self, photos, tmp_path):
         for out in (tmp_path / "out", tmp_path / "out.zip"):
