@@ -71,6 +71,7 @@ class Framed:
         points: (468, 2) of the mesh in units of the frame, where the mesh is present.
         presence: of the mesh, 0 to 1.
         mask: (1, size, size), 1 where a person is.
+        boxed: the square is a box that was given, or the centred one.
         faces: how many were found, 0 where none was looked for.
         warnings: each a sentence.
     """
@@ -84,6 +85,7 @@ class Framed:
     points: Tensor | None = None
     presence: float = 0.0
     mask: Tensor | None = None
+    boxed: bool = False
     faces: int = 0
     warnings: tuple[str, ...] = ()
 
@@ -152,6 +154,7 @@ class Framing:
         square = _given_square(image, edits.crop, what)
         if square is None:
             square = _centre(image) if head is None else self._square(head, image, angles, what)
+        boxed = edits.crop is not None or head is None
         square = _edited(square, roll, edits, what)
         frame = cut_square(image, square, self.size)
         if head is None:
@@ -174,6 +177,7 @@ class Framing:
             points=square.to_frame(head.points[:, :2]) if head is not None and present else None,
             presence=0.0 if head is None else head.presence,
             mask=reader().person(frame[None])[0],
+            boxed=boxed,
             faces=faces,
             warnings=(*notes, *_doubts(head, square, image)),
         )
@@ -344,7 +348,7 @@ def _doubts(head: _Head | None, square: Square, image: Tensor) -> list[str]:
         if apart < SMALL:
             doubts.append(f"the face is small: its eyes are {apart:.0f} pixels apart")
         if head.presence < PRESENT:
-            doubts.append("the mesh is not sure of this face: its pose is rough")
+            doubts.append("the mesh sees no human face here, as with animals and some drawings: the pose is rough")
         elif abs(yaw) > SIDE:
             doubts.append(f"a profile ({math.degrees(yaw):.0f} degrees): points and pose are rough")
     corners, (height, width) = square.corners(), image.shape[-2:]

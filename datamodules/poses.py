@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Mapping
 
 import torch
@@ -24,7 +25,7 @@ def check_camera(item: Artwork, rig: Rig) -> None:
     """
     if item.label is not None:
         check_labels({item.id: item.label}, rig, "give its angles instead of another generator's label")
-    elif item.angles is not None:
+    elif item.angles is not None and not item.estimated:
         given = torch.tensor(item.angles)
         nearest = torch.stack(rig.within(*given))
         if not torch.allclose(given, nearest, atol=1e-6):
@@ -84,7 +85,10 @@ def find_camera(item: Artwork, rig: Rig, pose: Callable[[Tensor], Tensor] | None
     if item.label is not None:
         return Camera.from_label(item.label[None])
     if item.angles is not None:
-        return rig.camera(*item.angles)
+        if not item.estimated:
+            return rig.camera(*item.angles)
+        log.info("%s: its face shows yaw %.1f, pitch %.1f degrees", item.id, *map(math.degrees, item.angles))
+        return rig.camera(*rig.within(*torch.tensor(item.angles)))
     if pose is None:
         raise UserError(f"{item.id} has no camera: give --data.init_args.yaw_deg, or a pose network as --model.pose")
     angles = pose(item.image[None].to(device)).detach().float().cpu()[0]

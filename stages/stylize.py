@@ -9,11 +9,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import safetensors.torch
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from datamodules.artworks import Artwork
 from datamodules.truth import KnowsItemTruth
@@ -22,7 +23,8 @@ from models.augment.pairs import PairAugmentation
 from models.camera import Camera
 from models.checks import check_not_negative, check_positive
 from models.errors import UserError
-from models.features.base import Frozen
+from models.faces.pose import lift
+from models.features.base import FacePoints, Frozen
 from models.files import atomic_write
 from models.generators.base import Generator
 from models.generators.views import render_views
@@ -30,13 +32,15 @@ from models.heads.codes import HeadCode, HeadCodes
 from models.heads.index import Entry, read_index, subject_index
 from models.heads.subjects import Subjects
 from models.heads.tuning import TunedWeights, select_parameters, with_weights
-from models.image import write_image
+from models.image import resized, write_image
 from models.latents import Latents
 from models.losses.direction import directional_l2, directional_loss, displacement
 from models.losses.inversion import locality
+from models.losses.landmarks import landmark_distance
 from models.metrics.image import diversity
 from models.metrics.portrait import HeadTruth, Score, score_head, strip
 from models.metrics.records import Record, read_records, write_records
+from models.rendering.animation import EXPRESSIONS, animate
 from models.rendering.output import Rendering
 from models.rendering.reprojection import PseudoView, mirrored, reprojected, weighted_reference
 from models.schedule import Schedule, rate, set_rates
@@ -74,6 +78,9 @@ class TuningConfig:
         pool: the random views are drawn from this many, fixed per item: the original's pictures are kept.
         yaw_max_deg, pitch_max_deg: limits of the random views, drawn uniformly; null for the generator's own poses.
         pixel: weight of the mean squared error at the artwork's view (PTI).
+        background: what pixels of the artwork count, in the terms of its own view, where it shows background and the
+            anchor its head, or a person beyond that head; and whether only the person is carried and mirrored, which
+            is so below 1. 1 counts all alike.
         mirror: weight of the flipped artwork as a picture from the mirrored view.
         mirror_hidden: only where the artwork itself shows nothing.
         rim: what pixels of the artwork count that show the head at a grazing angle, in the terms of its own view:
@@ -81,6 +88,10 @@ class TuningConfig:
         carry: weight of the artwork carried to the random views along the anchor's depth.
         carry_fill: weight in it of colours found by analogy, where the artwork shows nothing.
         geometry: weight of the squared change of opacity and depth at the random views.
+        landmark: weight of the distance between the face's points in a picture and in the artwork, at its view; and
+            at the random views, where the artwork's points are seen as they lie in space.
+        expression: weight of the artwork with another expression, as :mod:`models.rendering.animation` draws it, asked
+            of the head with that expression, at the artwork's view; one expression a step.
         locality: weight of PTI's locality regularisation. locality_distance: of its codes from the pivot.
     """
 
@@ -103,18 +114,25 @@ class TuningConfig:
     pitch_max_deg: float | None = None
     pixel: float = 0.0
     rim: float = 1.0
+    background: float = 1.0
     mirror: float = 0.0
     mirror_hidden: bool = True
     carry: float = 0.0
     carry_fill: float = 0.5
     geometry: float = 0.0
+    landmark: float = 0.0
+    expression: float = 0.0
     locality: float = 0.0
     locality_distance: float = 30.0
 
     def __post_init__(self) -> None:
         check_positive(self, "learning_rate", "locality_distance", "yaw_max_deg", "pitch_max_deg", where="recipe.")
-        weights = ("direction", "spatial", "pixel", "mirror", "carry", "geometry", "locality")
-        check_not_negative(self, *weights, "clip", "direction_floor", "rim", "carry_fill", where="recipe.")
+        weights = (
+            "direction", "spatial", "pixel", "mirror", "carry", "geometry", "landmark", "expression", "locality"
+        )  # fmt: skip
+        check_not_negative(
+            self, *weights, "clip", "direction_floor", "rim", "background", "carry_fill", where="recipe."
+        )
         if not any(getattr(self, name) for name in ("direction", "spatial", "pixel", "mirror", "carry")):
             raise UserError("recipe: no term that could move the generator has a weight")
         if self.steps < 1 or self.pool < 1 or self.views < 0:
@@ -133,6 +151,8 @@ class Target:
         guide: (1, D), Eq. 4; None without a direction term.
         pool: the random views, None in 2D. views: of G_ori from there; the one there is in 2D.
         mirrored: the artwork as the mirrored camera sees it, or None. reprojected: for all of the pool, or None.
+        points: (1, 468, 3) of the artwork's face, or None. around: (P, 468, 2) those from the pool, or None.
+        animated: what the artwork shows with other expressions.
     """
 
     ws: Latents
@@ -145,6 +165,25 @@ class Target:
     views: Rendering
     mirrored: PseudoView | None
     reprojected: PseudoView | None
+    points: Tensor | None
+    around: Tensor | None
+    animated: list[Animated]
+
+
+@dataclass(frozen=True)
+class Animated:
+    """The artwork with another expression.
+
+    Attributes:
+        expression: (1, E) of the head that is to look like it.
+        picture: a batch of one, with what its pixels count: more where they are not the artwork's.
+        points: (1, 468, 3) of its face. moved: (468,) how much each counts: more where it is not the artwork's.
+    """
+
+    expression: Tensor
+    picture: PseudoView
+    points: Tensor
+    moved: Tensor
 
 
 class ItemWeights(nn.Module):
@@ -186,6 +225,7 @@ class StylizeStage(PerItemStage[Artwork, StyleState]):
     Args:
         anchor: artifact of the anchor stage; holds the generator and the anchors. Not for test.
         perceptual: LPIPS of L_spa, and of the evaluation.
+        landmarks: finds the points of faces for the terms landmark and expression; null without them.
         style: the image embedding E of L_dir; null without that term.
         recipe: how to tune.
         group_size, save_every, seed: as :class:`PerItemStage`.
@@ -201,6 +241,7 @@ class StylizeStage(PerItemStage[Artwork, StyleState]):
         anchor: ArtifactRef | None,
         perceptual: nn.Module,
         style: nn.Module | None = None,
+        landmarks: nn.Module | None = None,
         recipe: TuningConfig = TuningConfig(),
         group_size: int = 1,
         save_every: int = 100,
@@ -214,6 +255,9 @@ class StylizeStage(PerItemStage[Artwork, StyleState]):
         self.perceptual = Frozen(perceptual)
         self.style = None if style is None else Frozen(style)
         self.identity = None if identity is None else Frozen(identity)
+        self.landmarks = None if landmarks is None else Frozen(landmarks)
+        if (recipe.landmark or recipe.expression or recipe.background < 1) and landmarks is None:
+            raise UserError("recipe: landmark, expression and background need --model.landmarks, which finds faces")
         self._strips: dict[str, Tensor] = {}
         self._said = False  # once for all groups
 
@@ -238,7 +282,7 @@ class StylizeStage(PerItemStage[Artwork, StyleState]):
     def start_group(self, items: Sequence[Artwork]) -> StyleState:
         recipe = self._possible(self.recipe)
         try:
-            names = select_parameters(self.generator, recipe.train, recipe.freeze)
+            names = select_parameters(self.generator, recipe.train, recipe.freeze, expression=recipe.expression > 0)
         except UserError as error:
             raise UserError(f"recipe.train, recipe.freeze: {error}") from error
         targets = [self._target(item, recipe) for item in items]
@@ -250,7 +294,7 @@ class StylizeStage(PerItemStage[Artwork, StyleState]):
     @torch.no_grad()
     def _possible(self, recipe: TuningConfig) -> TuningConfig:
         """The recipe without the terms that need more than the generator renders."""
-        needs = {"rim": 1.0, "carry": 0.0, "geometry": 0.0}
+        needs = {"rim": 1.0, "background": 1.0, "carry": 0.0, "geometry": 0.0}
         if recipe.mirror_hidden or not self.generator.is_3d:
             needs["mirror"] = 0.0
         without = {name: value for name, value in needs.items() if getattr(recipe, name) != value}
@@ -295,14 +339,19 @@ class StylizeStage(PerItemStage[Artwork, StyleState]):
             guide = displacement(self.style(reference), self.style(seen.image), recipe.normalize_embedding)  # Eq. 4
         opposite = elsewhere = None
         face = PseudoView(reference, torch.ones_like(reference[:, :1]))
+        points = self._points(item, recipe)
+        around = None
+        if points is not None and pool is not None and camera is not None and seen.depth is not None:
+            around = pool.project(lift(points[0], camera, seen.depth).expand(len(pool), -1, -1))[0]
         if camera is not None and pool is not None:
             unit = generator.rig.scale
-            face = weighted_reference(reference, camera, seen, recipe.rim)
+            person = self._person(item, points, recipe)
+            face = weighted_reference(reference, camera, seen, recipe.rim, person, recipe.background)
             if recipe.mirror:
                 other = render_views(generator, ws, camera.mirror(), expression)
-                opposite = mirrored(reference, camera, seen, other, recipe.mirror_hidden, unit)
+                opposite = mirrored(reference, camera, seen, other, recipe.mirror_hidden, unit, person)
             if recipe.carry:
-                elsewhere = reprojected(reference, camera, seen, pool, views, recipe.carry_fill, unit)
+                elsewhere = reprojected(reference, camera, seen, pool, views, recipe.carry_fill, unit, person)
         return Target(
             ws=ws,
             z=z,
@@ -314,7 +363,50 @@ class StylizeStage(PerItemStage[Artwork, StyleState]):
             views=views,
             mirrored=opposite,
             reprojected=elsewhere,
+            points=points,
+            around=around,
+            animated=[] if points is None else self._animated(item, points[0], ws, expression, recipe),
         )
+
+    @property
+    def _faces(self) -> FacePoints:
+        assert self.landmarks is not None
+        return cast(FacePoints, self.landmarks.module)
+
+    def _points(self, item: Artwork, recipe: TuningConfig) -> Tensor | None:
+        """(1, 468, 3) of the artwork's face."""
+        if self.landmarks is None or not (recipe.landmark or recipe.expression or recipe.background < 1):
+            return None
+        found = self._faces.find(item.image[None].to(self.device))
+        if found is None:
+            log.info("%s: no face is found in it: landmark, expression and background do not count", item.id)
+            return None
+        return found[None]
+
+    def _person(self, item: Artwork, points: Tensor | None, recipe: TuningConfig) -> Tensor | None:
+        """(1, 1, S, S) mask of the artwork, None where all of it counts alike."""
+        if points is None or self.landmarks is None or recipe.background == 1:
+            return None
+        return self._faces.person(item.image[None].to(self.device), points[0])
+
+    def _animated(
+        self, item: Artwork, points: Tensor, ws: Latents, expression: Tensor | None, recipe: TuningConfig
+    ) -> list[Animated]:
+        """The artwork with each expression that the generator has."""
+        found = []
+        if not recipe.expression or self.landmarks is None:
+            return found
+        image, side = item.image[None].to(self.device), self.generator.resolution
+        before = resized(image, side)
+        for name, code in expression_codes(self.generator, expression, self.device).items():
+            picture, after = animate(image, points, self._faces.canonical, name)
+            picture = resized(picture, side).clamp(-1, 1)
+            changed = ((picture - before).abs().amax(1, keepdim=True) > 0.05).float()
+            weight = 1 + 9 * F.avg_pool2d(F.max_pool2d(changed, 3, 1, 1), 3, 1, 1)
+            distance = (after - points).norm(dim=1)
+            share = distance / distance.mean().clamp_min(1e-6)
+            found.append(Animated(code, PseudoView(picture, weight), after[None], 1 + share))
+        return found
 
     def _pool(self, recipe: TuningConfig, draws: torch.Generator) -> Camera:
         rig = self.generator.rig
@@ -379,6 +471,15 @@ class StylizeStage(PerItemStage[Artwork, StyleState]):
             both = (target.views.alpha[chosen] > 0.5) & (out.alpha[first:] > 0.5)
             moved = change.alpha.square() + both * (change.depth / self.generator.rig.scale).square()
             terms["geometry"] = moved.mean()
+        if recipe.landmark and target.points is not None and self.landmarks is not None:
+            terms["landmark"] = landmark_distance(self.landmarks(own, target.points), target.points).mean()
+            if target.around is not None and recipe.views:
+                there = target.around[chosen]
+                distance = landmark_distance(self.landmarks(random_views, there), there)
+                terms["landmark"] = terms["landmark"] + distance.mean()
+        if target.animated:
+            other = target.animated[int(torch.randint(len(target.animated), (1,), generator=draws))]
+            terms["expression"] = self._expression(tuned, ws, target, other, recipe)
         if recipe.locality:
             terms["locality"] = self._locality(tuned, target, recipe, draws)
         total = sum(
@@ -413,6 +514,20 @@ class StylizeStage(PerItemStage[Artwork, StyleState]):
         if bool(views.valid.any()):
             return views.mean(), None
         return delta.new_zeros(()), -(delta @ guide[0]).mean() / square.clamp(min=1e-8)
+
+    def _expression(
+        self, tuned: TunedWeights, ws: Latents, target: Target, other: Animated, recipe: TuningConfig
+    ) -> Tensor:
+        """How far the head with an expression is from the artwork with it."""
+        assert self.landmarks is not None
+        seen = tuned.synthesis(ws, target.camera, expression=other.expression).image
+        distance = other.picture.error(seen)
+        if recipe.spatial:
+            distance = distance + self.perceptual(seen, other.picture.image)
+        if recipe.landmark:
+            points = self.landmarks(seen, other.points)
+            distance = distance + recipe.landmark * landmark_distance(points, other.points, other.moved)
+        return distance.mean()
 
     def _locality(self, tuned: TunedWeights, target: Target, recipe: TuningConfig, draws: torch.Generator) -> Tensor:
         """PTI's regularisation at a code near the pivot, from the artwork's view."""
@@ -548,3 +663,11 @@ class StylizeStage(PerItemStage[Artwork, StyleState]):
         self.trainer.strategy.barrier("all results")
         files = [self._result(name, item.id) for name in self.heads for item in self.items]
         return [record for file in files for record in read_records(file)] if self.trainer.is_global_zero else []
+
+
+def expression_codes(generator: Generator, own: Tensor | None, device: torch.device) -> dict[str, Tensor]:
+    """Codes (1, E) of the full expressions that can be drawn, by name; ``own`` is that of the head."""
+    count = len(generator.expressions)
+    base = torch.zeros(1, count, device=device) if own is None else own
+    one = torch.eye(count, device=device)
+    return {name: base + one[i] for i, name in enumerate(generator.expressions) if name in EXPRESSIONS}

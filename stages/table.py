@@ -19,5 +19,6 @@ VERBS = {
     "view": ("stages.commands.view:main", "look at an artifact live in the browser"),
     "table": ("stages.commands.table:main", "join metrics.csv files: means, paired differences, intervals"),
     "zoo": ("stages.commands.zoo:main", "official checkpoint files to artifacts and back"),
+    "align": ("stages.commands.align:main", "frame pictures of faces as a generator knows them, with cameras"),
     "world": ("stages.commands.world:main", "render samples of the embedded world"),
 }

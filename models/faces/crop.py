@@ -56,13 +56,16 @@ def cut(image: Tensor, centre: Tensor, side: float, angle: float, size: int, pad
     return F.grid_sample(part + 1, grid, mode="bilinear", padding_mode="zeros", align_corners=False) - 1
 
 
-_BORDER, _MARGIN, _BLUR = 0.1, 0.3, 0.02  # of the side: beyond it, at least where padded, deviation (FFHQ's)
+_MARGIN, _BLUR = 0.3, 0.02  # of the side: the least that is padded, and the blur's deviation (FFHQ's)
 
 
 def _blurred(image: Tensor, centre: Tensor, side: float, angle: float, size: int) -> Tensor:
-    """:func:`cut` with a border as in https://github.com/NVlabs/ffhq-dataset, ``recreate_aligned_images``."""
+    """:func:`cut` with a border as in https://github.com/NVlabs/ffhq-dataset, ``recreate_aligned_images``.
+
+    Unlike there, the picture's own pixels stay as they are: a tight picture would be blurred all over.
+    """
     cos, sin = math.cos(angle), math.sin(angle)
-    reach = side / 2 * (abs(cos) + abs(sin)) + _BORDER * side
+    reach = side / 2 * (abs(cos) + abs(sin)) + 2 * max(1.0, side / size)
     point = [float(value) for value in centre]
     edges = []  # of what is needed, along x and y: before and after the picture's own part
     for place, length in zip(point, (image.shape[-1], image.shape[-2]), strict=True):
@@ -92,14 +95,14 @@ def _blurred(image: Tensor, centre: Tensor, side: float, angle: float, size: int
 
 
 def _fade(part: Tensor, pads: list[int], blur: float) -> Tensor:
-    """Reflect a picture beyond its left, right, top and bottom edge, and blur what is near and beyond them."""
+    """Reflect a picture beyond its left, right, top and bottom edge, and blur what is beyond them."""
     before = part.shape
     rows = _reflected(before[-2], pads[2], pads[3], part.device)
     columns = _reflected(before[-1], pads[0], pads[1], part.device)
     part = part[..., rows, :][..., columns]
     height, width = part.shape[-2:]
 
-    # 1 at the far edges, 0 at the picture's own, less within it.
+    # 1 at the far edges, 0 at the picture's own, less within it: a third of the way there all is blurred.
     def outside(length: int, first: int, last: int) -> Tensor:
         place = torch.arange(length, device=part.device, dtype=part.dtype)
         return 1 - torch.minimum(place / max(first, 1), (length - 1 - place) / max(last, 1))
@@ -111,7 +114,7 @@ def _fade(part: Tensor, pads: list[int], blur: float) -> Tensor:
     soft = _gaussian(small, blur / shrink)
     if shrink > 1:
         soft = F.interpolate(soft, (height, width), mode="bilinear", align_corners=False)
-    part = part + (soft - part) * (3 * beyond + 1).clamp(0, 1)
+    part = part + (soft - part) * (3 * beyond).clamp(0, 1)
     even = small.flatten(2).median(-1).values[..., None, None]
     return part + (even - part) * beyond.clamp(0, 1)
 

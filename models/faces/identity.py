@@ -17,6 +17,9 @@ from models.faces.pose import similarity
 
 SAME = 0.6
 """Distance below which dlib takes two descriptors for one person's."""
+IDENTITY_FOLDER = "runs/identity"
+IDENTITY_COMMAND = f"galatea zoo import faces vladmandic-face-api-1.7.15.tgz --out {IDENTITY_FOLDER}"
+"""Where the network is looked for, and what puts it there: it is not shipped."""
 _MEANS = (122.782, 117.001, 104.298)  # of dlib's training pictures, from 0 to 255
 _CORNERS = (263, 362, 33, 133, 2)
 """Points of the mesh where dlib has its five: the left eye's corners, the right eye's, each outer first, and below the

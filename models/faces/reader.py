@@ -29,7 +29,8 @@ _NOSE, _MOUTH = 1, (61, 291)
 _MOUTH_WIDTH = 0.76  # of the distance between the eyes: the canonical face's
 _EYE_CORNERS = (33, 263)
 
-_SURE, _LIKELY, _CERTAIN = 0.7, 0.45, 0.9  # scores that need no presence, that need some, and how much
+_SURE, _LIKELY = 0.7, 0.45  # scores that need no presence, and that need to be certain of it
+_CERTAIN, _ABSENT = 0.9, 0.1  # presence; what has less than the latter is no face where there is one of the former
 _MOST_FACES = 16
 _SMALL = 1024  # longer side at which faces are looked for, pixels
 _FRAME = 1.5  # side of the mesh's square, of the longer side of the box around the face
@@ -115,9 +116,10 @@ class FaceReader(Configurable):
     def find(self, image: Tensor) -> list[Face]:
         """All faces, the largest first.
 
-        The whole picture is looked at once by two finders; where they are not sure of any face a second time, nearer,
-        from farther away and by three. Scores rank. The mesh's presence only keeps out what has a low score, as it is
-        low on drawings that are good faces. Very large pictures are shrunk first; points come from the picture itself.
+        The whole picture is looked at once by two finders; where they find no face that is certainly one, a second
+        time, nearer, from farther away and by three; where there is none at all a third time, nearer still. Scores
+        rank. The mesh's presence only keeps out what has a low score, or what is none beside a face, as it is low on
+        drawings that are good faces. Very large pictures are shrunk first; points come from the picture itself.
 
         Args:
             image: (1, 3, H, W) in [-1, 1].
@@ -132,12 +134,17 @@ class FaceReader(Configurable):
         whole = [_whole(small)]
         finds = suppress(torch.cat([self._look(small, name, whole, 0.5) for name in ("short", "back")]))
         faces = self._read(image, finds[finds[:, -1] >= _SURE], scale)
-        if not faces:
+        if not any(face.presence >= PRESENT for face in faces):
             squares = [_whole(small, zoom) for zoom in (1.0, 1.6)]
             closer = [self._look(small, name, squares, 0.4) for name in ("short", "back", "full")]
-            if tiles := _tiles(small):
-                closer.append(self._look(small, "back", tiles, 0.5))
-            faces = self._read(image, suppress(torch.cat(closer)), scale)
+            closer.append(self._look(small, "back", _tiles(small, 2), 0.5))
+            finds = torch.cat([finds[finds[:, -1] >= _SURE], *closer])
+            faces = self._read(image, suppress(finds[finds[:, -1] >= _LIKELY]), scale)
+        if not faces:
+            finds = self._look(small, "back", _tiles(small, 4), 0.5)
+            faces = self._read(image, suppress(finds), scale, sure=1.0)
+        if any(face.presence >= _CERTAIN for face in faces):
+            faces = [face for face in faces if face.presence >= _ABSENT]
         return sorted(faces, key=lambda face: (-face.size, -face.score, *face.box.tolist()))
 
     def mesh(self, image: Tensor) -> tuple[Tensor, Tensor]:
@@ -185,7 +192,7 @@ class FaceReader(Configurable):
         """What one finder finds in squares (x, y, side) of a picture: (n, 17), pixels."""
         finder = self.finders[name]
         assert isinstance(finder, Finder)
-        found = []
+        found = [image.new_zeros(0, 17)]
         for start in range(0, len(squares), _BATCH):
             batch = squares[start : start + _BATCH]
             cuts = [cut(image, torch.tensor([x, y]), side, 0.0, finder.size) for x, y, side in batch]
@@ -194,14 +201,14 @@ class FaceReader(Configurable):
                 found.append(torch.cat([places.flatten(1), finds[:, -1:]], 1))
         return torch.cat(found)
 
-    def _read(self, image: Tensor, finds: Tensor, scale: Tensor) -> list[Face]:
-        """Faces of finds, best first, that are believed and are not there twice."""
+    def _read(self, image: Tensor, finds: Tensor, scale: Tensor, sure: float = _SURE) -> list[Face]:
+        """Faces of finds, best first, that are believed and are not there twice; below ``sure`` presence decides."""
         faces: list[Face] = []
         for find in finds[:_MOST_FACES]:
             places = find[:-1].unflatten(0, (8, 2)) * scale
             box, keypoints, score = places[:2].flatten(), places[2:], float(find[-1])
             points, presence = self.read(image, box, _angle(keypoints[0], keypoints[1]))
-            if score < _SURE and not (score >= _LIKELY and presence >= _CERTAIN):
+            if score < sure and presence < _CERTAIN:
                 continue
             if all(overlaps(box, face.box[None]) < 0.5 for face in faces):
                 faces.append(Face(points, presence, score, keypoints, box))
@@ -214,10 +221,10 @@ def _whole(image: Tensor, zoom: float = 1.0) -> tuple[float, float, float]:
     return width / 2, height / 2, max(height, width) * zoom
 
 
-def _tiles(image: Tensor) -> list[tuple[float, float, float]]:
-    """Squares of half the picture's longer side, each over half of the next."""
+def _tiles(image: Tensor, parts: int) -> list[tuple[float, float, float]]:
+    """Squares that are ``parts`` times in the picture's longer side, each over half of the next."""
     height, width = image.shape[-2:]
-    side = min(height, width, max(height, width) / 2)
+    side = min(height, width, max(height, width) / parts)
     if side < _NARROW:
         return []
     return [(x, y, side) for y in _steps(height, side) for x in _steps(width, side)]

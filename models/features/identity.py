@@ -1,10 +1,11 @@
-"""Identity embedding by an ArcFace network."""
+"""Identity embedding by an ArcFace network, or by dlib's."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Literal
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -12,8 +13,11 @@ from models import artifact
 from models.configurable import Configurable
 from models.encoders.irse import ArcFace, crop_face
 from models.errors import UserError
+from models.faces.identity import IDENTITY_COMMAND, IDENTITY_FOLDER, DlibIdentity, chip
+from models.faces.reader import FaceReader
 from models.features.weights import MissingWeightsError, read_state
 from models.files import resolve
+from models.image import resized
 from models.zoo import irse50
 from models.zoo.family import ZooError
 
@@ -54,6 +58,54 @@ class ArcFaceIdentity(Configurable):
         elif image.shape[-2:] != (side, side):
             image = F.interpolate(image, (side, side), mode="bilinear", align_corners=False, antialias=True)
         return self.network(image)
+
+
+class FaceIdentity(Configurable):
+    """dlib's identity of faces, found by the mesh: (B, 3, H, W) in [-1, 1] -> (B, 128) unit vectors.
+
+    Trained on photographs, and to be trusted on these and on paintings, much less on drawings and cartoons (see
+    docs/faces.md). Its own measure is the Euclidean :meth:`distance`; the cosine ranks nearly alike.
+
+    Args:
+        weights: "dlib" for what ``galatea zoo import faces`` puts into runs/identity, or the path of another such
+            artifact.
+
+    Raises:
+        MissingWeightsError: when there is no such artifact.
+        UserError: when it does not hold that network.
+    """
+
+    dim = DlibIdentity.dim
+
+    def __init__(self, weights: str = "dlib") -> None:
+        super().__init__()
+        path = resolve(IDENTITY_FOLDER if weights == "dlib" else weights)
+        if not path.exists():
+            source = f"@vladmandic/face-api 1.7.15 by '{IDENTITY_COMMAND}'"
+            raise MissingWeightsError("FaceIdentity", path, source, "identity.init_args.weights", "there is no")
+        network = artifact.load(path).module("identity")
+        if not isinstance(network, DlibIdentity):
+            raise UserError(f"{path} holds a {type(network).__name__} as identity, not dlib's network")
+        self.network = network
+        self.reader = FaceReader.load()
+
+    def forward(self, image: Tensor) -> Tensor:
+        return F.normalize(self.descriptors(image), dim=1)
+
+    def descriptors(self, image: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, 128), not of unit length; of the largest face, or the whole picture where none is found.
+
+        Gradients reach the picture through the square that is cut out, not through the square's place.
+        """
+        return self.network(torch.cat([self._square(one) for one in image.split(1)]))
+
+    def distance(self, a: Tensor, b: Tensor) -> Tensor:
+        """(B, 3, H, W) twice -> (B,) distances; two pictures of one person are nearer than .6 mostly."""
+        return (self.descriptors(a) - self.descriptors(b)).norm(dim=1)
+
+    def _square(self, image: Tensor) -> Tensor:
+        faces = self.reader.find(image.detach())
+        return chip(image, faces[0].points) if faces else resized(image, self.network.size)
 
 
 def _network(path: Path) -> ArcFace:

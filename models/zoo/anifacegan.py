@@ -56,7 +56,7 @@ def convert(official: Official, settings: Mapping[str, Any]) -> Converted:
         f"AniFaceGAN generator: {identity} coefficients of identity, {expression} of expression, "
         f"{generator.field.width} channels, {options['num_manifolds']} surfaces, {generator.resolution} px"
     )
-    return Converted({"generator": generator}, found)
+    return Converted({"generator": generator}, found, {"recipe": "anifacegan"})
 
 
 def parts_of(official: Official) -> dict[str, State]:

@@ -114,6 +114,7 @@ def convert(official: Official, settings: Mapping[str, Any]) -> Converted:
     return Converted(
         {"generator": generator},
         f"EG3D generator, {side} px rendered, {resolution} px after {head}, w of {generator.w_dim}{planes}{told}",
+        {} if _is_shapenet(options) else {"recipe": "eg3d"},
     )
 
 

@@ -13,17 +13,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from models import artifact
 from models.configurable import Configurable
 from models.documents import parse_json
 from models.faces.finder import BlazeFace, FullRangeFinder
-from models.faces.identity import DlibIdentity
+from models.faces.identity import IDENTITY_COMMAND, IDENTITY_FOLDER, DlibIdentity
 from models.faces.mask import PersonMask
 from models.faces.mesh import FaceMesh
 from models.faces.pose import CanonicalFace
+from models.faces.reader import EMBEDDED_FOLDER
+from models.files import resolve
 from models.zoo import tflite
 from models.zoo.family import Converted, Family, Official, State, ZooError, fill, refuse_settings
 from models.zoo.packages import members
-from models.zoo.parity import Fixture
+from models.zoo.parity import Fixture, NotOfThisHouseError
 
 _MEDIAPIPE, _PACKAGE_MIT = "Apache-2.0 (MediaPipe)", "Apache-2.0 (MediaPipe), MIT (the package)"
 _DLIB = "MIT (the package), CC0 (dlib's own file)"
@@ -90,6 +93,17 @@ PARTS = {
     ),
 }
 """By the name of the module that is made of it. Known by their content: another version is not read by guess."""
+_RECORDS = {
+    "face_short": ("short", (-1, 1)),
+    "face_back": ("back", (-1, 1)),
+    "face_full": ("full", (-1, 1)),
+    "face_mesh": ("mesh", (0, 1)),
+    "selfie": ("mask", (0, 1)),
+    "identity": ("identity", (0, 1)),
+}
+"""Networks as records call them: the module's name, and the range that the official file takes pictures in."""
+_ELSEWHERE = ("iris",)
+"""MediaPipe's other networks of faces: nothing here would use them."""
 _METADATA = slice(3737848, 3757224)  # geometry_pipeline_metadata_landmarks.binarypb, in the packed files
 _NETWORKS: dict[str, Any] = {
     "short": BlazeFace,
@@ -130,7 +144,7 @@ def convert(official: Official, settings: Mapping[str, Any]) -> Converted:
     values = official.values
     missing = [name for name in PARTS if name not in values and name != "identity"]
     if missing and (len(missing) < len(PARTS) - 1 or "identity" not in values):
-        raise ZooError(f"{', '.join(missing)} is still missing: name {' and '.join(_packages(missing))} too")
+        raise ZooError(f"the files lack {', '.join(missing)}: name {' and '.join(_packages(missing))} too")
     if "identity" in values and "quantization" not in values:
         raise ZooError(f"{_QUANTIZATION.package} has no {_QUANTIZATION.member}")
     modules: dict[str, Configurable] = {}
@@ -256,12 +270,45 @@ def _varint(content: bytes, at: int) -> tuple[int, int]:
 
 def replays(meta: Mapping[str, Any]) -> bool:
     """See :class:`models.zoo.family.Family`."""
-    return meta.get("family") == "faces"
+    return "record" in meta
 
 
 def replay(fixture: Fixture, case: str) -> dict[str, Tensor]:
-    """See :class:`models.zoo.family.Family`; weights are those that are shipped, of the identity those imported."""
-    return {}
+    """See :class:`models.zoo.family.Family`. The weights are those that are shipped; the identity's, those imported.
+
+    Raises:
+        NotOfThisHouseError: for MediaPipe's other networks.
+        ZooError: for networks that are not known, and for the identity network when it has not been imported.
+    """
+    record = fixture.meta["record"]
+    kind = next((kind for kind in (*_RECORDS, *_ELSEWHERE) if f"{record}_".startswith(f"{kind}_")), None)
+    if kind is None:
+        raise ZooError(f"no network that is known has records like {record!r}, but: {', '.join(_RECORDS)}")
+    if kind in _ELSEWHERE:
+        raise NotOfThisHouseError(f"the {kind} network is not part of this house")
+    name, (lowest, highest) = _RECORDS[kind]
+    if name == "identity" and not resolve(IDENTITY_FOLDER).exists():
+        raise ZooError(f"the identity network is not shipped: {IDENTITY_COMMAND}")
+    network: Any = artifact.load(IDENTITY_FOLDER if name == "identity" else EMBEDDED_FOLDER).module(name)
+    # From the record's range to that of the official network, which is our -1 to 1.
+    low, high = fixture.input(case, "range").tolist()
+    picture = fixture.input(case, "picture").permute(2, 0, 1)[None].float() / 255 * (high - low) + low
+    image = (picture - lowest) / (highest - lowest) * 2 - 1
+    if image.shape[-2:] != (network.size, network.size):
+        raise ZooError(f"{record}: the picture is not of {network.size} x {network.size} pixels")
+    match name, network(image):
+        case "mesh", (points, logits):
+            outputs = [points.reshape(1, 1, 1, -1) * network.size, logits.reshape(1, 1, 1, 1)]
+        case "mask", mask:
+            outputs = [mask.permute(0, 2, 3, 1)]
+        case "identity", descriptors:
+            outputs = [descriptors]
+        case _, (values, logits):
+            outputs = [values, logits[..., None]]
+    found = {f"out/out{number}": output for number, output in enumerate(outputs)}
+    # Records may lack the first axes, of one entry each.
+    axes = {key: fixture.arrays[f"{case}/{key}"].ndim for key in found if f"{case}/{key}" in fixture.arrays}
+    return {key: found[key][(0,) * max(0, found[key].ndim - ndim)] for key, ndim in axes.items()}
 
 
 FAMILY = Family(

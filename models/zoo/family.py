@@ -59,7 +59,7 @@ class Converted:
     found: str
     """One line for the user: what the file turned out to be, with its sizes."""
     extra: dict[str, Any] = field(default_factory=dict)
-    """JSON values for the manifest's ``extra``."""
+    """JSON values for the manifest's ``extra``; ``recipe`` is how faces are framed, see :mod:`models.faces.recipes`."""
     licences: Sequence[Mapping[str, str]] = ()
     """{"name", "licence", "origin"} of parts that have licences of their own; without any, the family's is theirs."""
     dtype: Mapping[str, str | None] = field(default_factory=dict)

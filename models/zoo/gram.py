@@ -96,6 +96,7 @@ def convert(official: Official, settings: Mapping[str, Any]) -> Converted:
         {"generator": generator},
         f"GRAM generator, settings of {preset}: z of {generator.z_dim}, {generator.field.width} channels, "
         f"{options['num_manifolds']} surfaces, {generator.resolution} px",
+        {"recipe": "gram"} if preset == "ffhq" else {},
     )
 
 

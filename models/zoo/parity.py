@@ -1,7 +1,8 @@
 """Parity with official networks: fixture folders, their weights by recipe, and the comparison.
 
 A fixture folder holds ``meta.json`` and ``io.npz``: inputs and outputs recorded from an official implementation, whose
-weights anyone rebuilds from key names and shapes.
+weights anyone rebuilds from key names and shapes. Of networks whose weights may be handed on there are plain records: a
+folder of ``NETWORK_PICTURE.npz``, each a picture (uint8, H, W, 3), the range that it was scaled to, and the outputs.
 """
 
 from __future__ import annotations
@@ -24,6 +25,9 @@ from torch import Tensor
 from models.errors import UserError, one_line
 from models.zoo.family import State, ZooError
 
+_RECORD_INPUTS = ("picture", "range")
+_RECORD_TOLERANCE = {"atol": 1e-3, "rtol": 1e-5}  # logits reach some hundreds, of which float32 has seven digits
+
 
 @dataclass
 class Fixture:
@@ -42,12 +46,14 @@ class Fixture:
 
     @staticmethod
     def load(folder: str | Path) -> Fixture:
-        """Read a fixture folder.
+        """Read a fixture folder, or one record.
 
         Raises:
             ZooError: when it is not one, or incomplete.
         """
         folder = Path(folder)
+        if folder.suffix == ".npz":
+            return _record(folder)
         try:
             meta = json.loads((folder / "meta.json").read_text("utf-8"))
             with np.load(folder / "io.npz", allow_pickle=False) as file:
@@ -160,6 +166,32 @@ class Fixture:
         return np.asarray(np.float32(rule.get("mean", 0.0)) + scale * noise, dtype=np.float32).reshape(shape)
 
 
+def _record(file: Path) -> Fixture:
+    """A record as a fixture of one case, "picture": what is not an input is an output."""
+    try:
+        with np.load(file, allow_pickle=False) as content:
+            arrays = {name: content[name] for name in content.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise ZooError(f"{file} is a damaged record: {one_line(error)}") from error
+    outputs = sorted(arrays.keys() - set(_RECORD_INPUTS))
+    picture, scale = (arrays.get(name) for name in _RECORD_INPUTS)
+    if picture is None or picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
+        raise ZooError(f"{file} is not a record: it has no picture (uint8, height x width x 3)")
+    if scale is None or scale.shape != (2,) or not scale[0] < scale[1]:
+        raise ZooError(f"{file} is not a record: it does not say the range that the picture was scaled to")
+    if not outputs or any(arrays[name].dtype.kind != "f" for name in outputs):
+        raise ZooError(f"{file} is not a record: it has no outputs, or others than numbers")
+    places = {name: f"picture/{'in' if name in _RECORD_INPUTS else 'out'}/{name}" for name in arrays}
+    meta = {
+        "name": file.stem,
+        "record": file.stem,
+        "config": {},
+        "models": {},
+        "arrays": {places[name]: _RECORD_TOLERANCE for name in outputs},
+    }
+    return Fixture(file, meta, {places[name]: array for name, array in arrays.items()})
+
+
 def _fan_factor(shape: tuple[int, ...], fan: str | None) -> float:
     if len(shape) == 5 and shape[0] == 1:
         shape = shape[1:]
@@ -240,11 +272,15 @@ class Report:
     comparisons: tuple[Comparison, ...]
     failure: str = ""
     """What kept it from being replayed to the end."""
+    left_out: str = ""
+    """Why there is nothing of ours to compare it with."""
 
     @property
     def passed(self) -> bool:
-        """Whether every array was compared, and passed."""
-        return not self.failure and bool(self.comparisons) and all(c.passed for c in self.comparisons)
+        """Whether every array was compared, and passed; what is left out does not fail."""
+        return bool(self.left_out) or (
+            not self.failure and bool(self.comparisons) and all(c.passed for c in self.comparisons)
+        )
 
     @property
     def worst(self) -> Comparison | None:
@@ -252,14 +288,27 @@ class Report:
         return max(self.comparisons, key=lambda c: (not c.passed, c.worst), default=None)
 
 
+class NotOfThisHouseError(ZooError):
+    """A record of a network that is known and is not here."""
+
+
+def reports(folder: str | Path) -> list[Report]:
+    """Replay one fixture folder, or every record of a folder of them."""
+    records = sorted(Path(folder).glob("*.npz")) if not (Path(folder) / "meta.json").exists() else []
+    return [report(place) for place in records or [folder]]
+
+
 def report(folder: str | Path) -> Report:
-    """Replay one fixture folder; whatever goes wrong is part of the report."""
+    """Replay one fixture folder or record; whatever goes wrong is part of the report."""
     done: list[Comparison] = []
     failure = ""
     try:
         done.extend(replay(Fixture.load(folder)))
+    except NotOfThisHouseError as error:
+        return Report(Path(folder).stem, (), left_out=one_line(error))
     except UserError as error:
         failure = one_line(error)
     except Exception as error:  # one fixture that fails must not keep the others from being looked at
         failure = f"{type(error).__name__}: {one_line(error)}"
-    return Report(Path(folder).resolve().name, tuple(done), failure)
+    place = Path(folder).resolve()
+    return Report(place.stem if place.suffix == ".npz" else place.name, tuple(done), failure)

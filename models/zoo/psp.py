@@ -85,6 +85,7 @@ def convert(official: Official, settings: Mapping[str, Any], *, cls: EncoderType
     return Converted(
         {"encoder": encoder, "generator": generator},
         f"{family} encoder, {size}, with its StyleGAN2 of {generator.resolution} px",
+        {"recipe": "ffhq"},
     )
 
 

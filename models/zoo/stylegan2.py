@@ -66,7 +66,7 @@ def convert(official: Official, settings: Mapping[str, Any]) -> Converted:
         found.append(f"discriminator, {discriminator.resolution} px")
     if not modules:
         raise ZooError(f"stylegan2: no network in the file has the key {GENERATOR_MARKS[0]!r}")
-    return Converted(modules, f"StyleGAN2 {'; '.join(found)}")
+    return Converted(modules, f"StyleGAN2 {'; '.join(found)}", {"recipe": "ffhq"})
 
 
 def build_generator(state: State, where: str, lr_mlp: float = LR_MLP) -> StyleGAN2Generator:

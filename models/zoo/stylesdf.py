@@ -271,7 +271,8 @@ def convert(official: Official, settings: Mapping[str, Any]) -> Converted:
     raw, size = generator.raw_resolution, generator.resolution
     sizes = f"{size} px from {raw} px features" if generator.decoder is not None else f"{raw} px, renderer alone"
     network = generator.init_args
-    return Converted(modules, f"StyleSDF generator, {sizes}, {network['depth']} layers of {network['width']}")
+    found = f"StyleSDF generator, {sizes}, {network['depth']} layers of {network['width']}"
+    return Converted(modules, found, {"recipe": "stylesdf"})
 
 
 def export(modules: Mapping[str, Configurable]) -> dict[str, Any]:

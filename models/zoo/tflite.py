@@ -40,8 +40,7 @@ def layers(content: bytes) -> list[list[Tensor]]:
     found = []
     for number in range(graph.OperatorsLength()):
         operator = graph.Operators(number)
-        code = model.OperatorCodes(operator.OpcodeIndex())
-        kind = max(code.BuiltinCode(), code.DeprecatedBuiltinCode())
+        kind = model.OperatorCodes(operator.OpcodeIndex()).BuiltinCode()
         inputs, output = operator.InputsAsNumpy(), operator.OutputsAsNumpy()[0]
         weights = [constants[i] for i in inputs if i in constants]
         if not weights:

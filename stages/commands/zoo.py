@@ -184,11 +184,13 @@ def _export(options: Namespace) -> None:
 
 
 def _parity(options: Namespace) -> None:
-    from models.zoo.parity import report
+    from models.zoo.parity import Report, reports
+
+    def result(found: Report) -> str:
+        return found.left_out or ("pass" if found.passed else f"FAIL {found.failure}".strip())
 
     rows, failed = [], []
-    for folder in options.folders:
-        found = report(folder)
+    for found in (found for folder in options.folders for found in reports(folder)):
         worst = found.worst
         if not found.passed:
             failed.append(found.name)
@@ -198,7 +200,7 @@ def _parity(options: Namespace) -> None:
                 f"{sum(c.passed for c in found.comparisons)}/{len(found.comparisons)}",
                 f"{worst.worst:.3g}" if worst else "",
                 f"{worst.name} {worst.reason}".strip() if worst else "",
-                "pass" if found.passed else f"FAIL {found.failure}".strip(),
+                result(found),
             ]
         )
     _print(("fixture", "arrays", "worst error / tolerance", "of", "result"), rows)

@@ -74,6 +74,12 @@ class TestFind:
         yaw, pitch = NEAR.angles(found)
         assert (float(yaw), float(pitch)) == pytest.approx((0.1 + math.radians(30), 0.1), abs=1e-5)
 
+    def test_seen_in_the_face_within_the_rig(self):
+        item = artwork(angles=(2.0, 0.1), estimated=True)
+        check_camera(item, NEAR)
+        yaw, pitch = NEAR.angles(find_camera(item, NEAR, None, torch.device("cpu")))
+        assert (float(yaw), float(pitch)) == pytest.approx((0.1 + math.radians(30), 0.1), abs=1e-5)
+
     def test_unknown(self):
         with pytest.raises(UserError, match="a has no camera"):
             find_camera(artwork(), RIG, None, torch.device("cpu"))

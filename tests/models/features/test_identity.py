@@ -1,4 +1,4 @@
-"""The ArcFace identity: where it takes its weights from, and what it makes of pictures of any size."""
+"""The identities: where they take their weights from, and what they make of pictures of any size."""
 
 import pytest
 import torch
@@ -6,7 +6,11 @@ import torch
 from models import artifact
 from models.encoders.irse import ArcFace
 from models.errors import UserError
-from models.features.identity import ArcFaceIdentity
+from models.faces.identity import DlibIdentity, chip
+from models.features.identity import ArcFaceIdentity, FaceIdentity
+from models.features.weights import MissingWeightsError
+from models.files import ROOT
+from models.image import read_image
 from models.zoo.irse50 import official_state
 
 
@@ -53,3 +57,39 @@ def test_refuses_other_files(tmp_path):
     with pytest.raises(UserError, match="cannot be read"):
         (tmp_path / "b.pth").write_bytes(b"nothing")
         ArcFaceIdentity(str(tmp_path / "b.pth"))
+
+
+@pytest.fixture(scope="module")
+def descriptors(tmp_path_factory):
+    """The network with made-up weights: what surrounds it is tested here."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("weights") / "identity"
+    artifact.save(folder, stage="zoo", modules={"identity": DlibIdentity()})
+    return FaceIdentity(str(folder))
+
+
+def test_the_found_face_is_what_is_described(descriptors):
+    image = read_image(ROOT / "tests" / "fixtures" / "faces" / "astronaut_256.png")
+    wide = torch.nn.functional.pad(image, (90, 30, 20, 70), value=-1.0)
+    without = torch.zeros(1, 3, *wide.shape[-2:])
+    both = torch.cat([wide, without])
+    points = descriptors.reader.find(wide)[0].points
+    with torch.no_grad():
+        want = descriptors.network(torch.cat([chip(wide, points), torch.zeros(1, 3, 150, 150)]))
+        torch.testing.assert_close(descriptors.descriptors(both), want)
+        torch.testing.assert_close(descriptors(both), want / want.norm(dim=1, keepdim=True))
+        torch.testing.assert_close(descriptors.distance(wide, without), (want[:1] - want[1:]).norm(dim=1))
+    wide.requires_grad_()
+    descriptors(wide)[0, 0].backward()
+    assert wide.grad is not None
+    assert wide.grad[..., 60:240, 130:300].abs().sum() > 0 and wide.grad[..., :60].abs().sum() == 0
+
+
+def test_dlibs_network_names_the_command_that_makes_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("models.features.identity.IDENTITY_FOLDER", "runs/nowhere")
+    with pytest.raises(MissingWeightsError, match=r"galatea zoo import faces .* identity\.init_args\.weights"):
+        FaceIdentity()
+    artifact.save(tmp_path / "other", stage="zoo", modules={"identity": ArcFace(32, 16, (4,), (1,), 2)})
+    with pytest.raises(UserError, match="holds a ArcFace as identity, not dlib's network"):
+        FaceIdentity(str(tmp_path / "other"))

@@ -1,0 +1,319 @@
+"""Pictures of faces aligned for a generator: a folder to look at and edit, or a zip to train on.
+
+A folder holds the crops, ``dataset.json`` with their cameras, the pictures themselves in ``originals`` and
+``artworks.json``, which says how each was framed: whoever reads the folder frames the originals by it.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import logging
+import math
+import os
+import shutil
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from datamodules.artworks import ORIGINALS, artwork_id, edits_of
+from datamodules.framing import Edits, Framed, Framing
+from datamodules.labels import LABELS, camera_labels
+from datamodules.overlay import tile, write_sheet
+from models.camera import Camera
+from models.documents import MOST_JSON_BYTES, parse_json
+from models.errors import UserError, one_line
+from models.files import atomic_write, destination, os_errors, read_bytes, temporary
+from models.image import read_image, to_uint8, write_image
+from models.version import VERSION
+
+log = logging.getLogger(__name__)
+
+LIST, SHEET, REPORT = "artworks.json", "overlay.png", "report.csv"
+PART = 64  # pictures of an archive that are written at once: what a killed run loses
+MOST_TILES = 200  # pictures on a sheet
+COLUMNS = ("file", "aligned", "yaw_deg", "pitch_deg", "roll_deg", "presence", "faces", "remarks")
+
+Entry = dict[str, Any]
+
+
+@dataclass
+class Aligned:
+    """One picture: what it was made into, or why it was left out.
+
+    Attributes:
+        file: its name.
+        framed: None where it was left out.
+        entry: of ``artworks.json``.
+        label: (25,) camera; None where nothing tells the pose.
+        why: it was left out.
+    """
+
+    file: str
+    framed: Framed | None = None
+    entry: Entry = field(default_factory=dict)
+    label: Tensor | None = None
+    why: str = ""
+
+    @property
+    def id(self) -> str:
+        return artwork_id(self.file)
+
+    @property
+    def row(self) -> list[Any]:
+        """Of the report."""
+        if self.framed is None:
+            return [self.file, "no", "", "", "", "", "", self.why]
+        angles = [self.entry.get(name, "") for name in ("yaw_deg", "pitch_deg", "roll_deg")]
+        seen = [f"{self.framed.presence:.2f}", self.framed.faces]
+        return [self.file, "yes", *angles, *seen, "; ".join(self.framed.warnings)]
+
+
+def align(
+    place: Path, entry: Mapping[str, Any], framing: Framing, given: Edits, known: Tensor | None = None
+) -> Aligned:
+    """Align one picture of a folder.
+
+    What is found is rounded as ``artworks.json`` has it, and the picture framed by that: so it is framed again.
+
+    Args:
+        entry: its ``file`` and what is known of it.
+        given: of every picture, as far as its entry says nothing.
+        known: its label, of an earlier run; kept while its angles are.
+
+    Raises:
+        UserError: when it cannot be read or framed.
+    """
+    file = entry["file"]
+    image = read_image(place / file)
+    asked = edits_of(entry, given)
+    found = framing(image, file, replace(asked, roll_deg=None, scale=None, shift=None))
+    own = {key: value for key, value in entry.items() if value is not None and key != "label"}
+    entry = {"file": file, **_entry(found, framing), **own}
+    framed = framing(image, file, edits_of(entry))
+    rig = framing.recipe.rig
+    label = None if framed.camera is None else framed.camera.label()[0]
+    for other in (found.camera if found.estimated else None, None if known is None else Camera.from_label(known[None])):
+        if other is not None and framed.angles is not None:
+            there = torch.cat(rig.angles(other))
+            if torch.allclose(there, torch.tensor(framed.angles), atol=1e-4):  # a hundredth of a degree
+                label = other.label()[0]
+    return Aligned(file, replace(framed, faces=found.faces, warnings=found.warnings), entry, label)
+
+
+def _entry(framed: Framed, framing: Framing) -> Entry:
+    """How a picture was framed, in numbers that a person can change."""
+    entry: Entry = {}
+    if framed.angles is not None:
+        nearest = torch.rad2deg(torch.stack(framing.recipe.rig.within(*torch.tensor(framed.angles)))).tolist()
+        entry |= {"yaw_deg": round(nearest[0], 3), "pitch_deg": round(nearest[1], 3)}
+    square = framed.square
+    if framed.five is not None and not framed.boxed:
+        entry["points"] = [[round(value, 2) for value in point] for point in framed.five.tolist()]
+    else:
+        corner = [round(middle - square.side / 2) for middle in square.centre]
+        entry["crop"] = [*corner, round(square.side), round(square.side)]
+    return entry | {"roll_deg": round(math.degrees(square.angle), 3), "scale": 1.0, "shift": [0.0, 0.0]}
+
+
+def align_folder(
+    place: Path,
+    entries: Sequence[Mapping[str, Any]],
+    out: Path,
+    framing: Framing,
+    given: Edits,
+    again: bool = False,
+) -> list[Aligned]:
+    """Align pictures to a new folder.
+
+    Args:
+        again: ``out`` is an aligned folder, ``place`` too, and ``entries`` are all of its list: its crops are made
+            anew.
+
+    Raises:
+        UserError: when ``out`` holds something else, or nothing could be aligned.
+    """
+    if not again:
+        with os_errors(out):
+            if out.exists() and (not out.is_dir() or any(out.iterdir())):
+                told = f": galatea align {out} frames its pictures again" if recipe_in(out) else ""
+                raise UserError(f"{out} is there already and is not changed{told}; take another --out")
+    target = out if again else temporary(destination(out))
+    labels = _labels(out) if again else {}
+    done, tiles = [], []
+    try:
+        for entry in entries:
+            one = _attempt(place, entry, framing, given, labels.get(f"{artwork_id(entry['file'])}.png"))
+            if one.framed is not None:
+                write_image(target / f"{one.id}.png", one.framed.image)
+                if not again:
+                    one.entry["file"] = f"{ORIGINALS}/{one.id}{Path(one.file).suffix}"
+                    copy(place / one.file, target / one.entry["file"])
+                if len(tiles) < MOST_TILES:
+                    tiles.append(tile(one.framed, one.id))
+                one.framed = replace(one.framed, image=one.framed.image[:, :0], mask=None)  # they are large
+            done.append(one)
+        _some(done)
+        found = [one for one in done if one.framed is not None]
+        listed = [one.entry for one in done if one.framed is not None or again]
+        labelled = [[f"{one.id}.png", one.label.tolist()] for one in found if one.label is not None]
+        _write_lines(target / LABELS, {}, "labels", labelled)
+        _write_lines(target / LIST, {"recipe": framing.recipe.name, "size": framing.size}, "items", listed)
+        write_report(target / REPORT, [one.row for one in done])
+        write_sheet(target / SHEET, tiles)
+        if not again:
+            with os_errors(out):
+                if out.exists():
+                    destination(out).rmdir()
+                os.rename(target, destination(out))
+    finally:
+        if not again:
+            shutil.rmtree(target, ignore_errors=True)
+    return done
+
+
+def align_archive(place: Path, entries: Sequence[Mapping[str, Any]], out: Path, framing: Framing, given: Edits) -> int:
+    """Align pictures to a zip with ``dataset.json``; what was left out, and why, is in a report beside it.
+
+    Finished parts are kept in a folder beside it until all are there: a killed run goes on after them.
+
+    Returns:
+        How many are in the zip.
+
+    Raises:
+        UserError: when ``out`` is there already, parts of other pictures are, or nothing could be aligned.
+    """
+    if out.exists():
+        raise UserError(f"{out} is there already and is not changed; take another --out")
+    parts = out.with_name(f"{out.name}.parts")
+    plan = {
+        "version": VERSION,
+        "recipe": framing.recipe.name,
+        "size": framing.size,
+        "crop": framing.crop,
+        "given": asdict(given),
+        "pictures": hashlib.sha256(json.dumps([dict(e) for e in entries], sort_keys=True).encode()).hexdigest(),
+    }
+    if (parts / "plan.json").exists():
+        if parse_json(read_bytes(parts / "plan.json", MOST_JSON_BYTES), str(parts / "plan.json")) != plan:
+            raise UserError(f"{parts} holds parts of other pictures or options: take another --out, or remove it")
+    else:
+        with os_errors(parts):
+            if parts.exists():
+                raise UserError(f"{parts} is there already, and is not what an earlier run left")
+        _write_json(parts / "plan.json", plan)
+    files = []
+    for start in range(0, len(entries), PART):
+        file = parts / f"{start:08d}.zip"
+        files.append(file)
+        if not file.exists():
+            _write_part(file, place, entries[start : start + PART], framing, given)
+        log.info("%d of %d pictures", min(start + PART, len(entries)), len(entries))
+    rows, labels = [], []
+    with atomic_write(out) as temporary_file, zipfile.ZipFile(temporary_file, "w") as archive:
+        for file in files:
+            with zipfile.ZipFile(file) as part:
+                told = json.loads(part.read("part.json"))
+                rows += told["rows"]
+                labels += told["labels"]
+                for name, _ in told["labels"]:
+                    archive.writestr(name, part.read(name))
+        if not labels:
+            reasons = "; ".join(f"{row[0]}: {row[-1]}" for row in rows[:3])
+            raise UserError(f"nothing could be aligned: {one_line(reasons)}")
+        archive.writestr(LABELS, json.dumps({"labels": labels}))
+    write_report(out.with_suffix(f".{REPORT}"), rows)
+    with os_errors(parts, "remove"):
+        for file in (*files, parts / "plan.json"):
+            file.unlink()
+        parts.rmdir()
+    return len(labels)
+
+
+def recipe_in(folder: Path) -> tuple[str, int] | None:
+    """Recipe and size of a folder that was aligned; None when it was not."""
+    if not (folder / LIST).is_file():
+        return None
+    content = parse_json(read_bytes(folder / LIST, MOST_JSON_BYTES), str(folder / LIST))
+    if not isinstance(content, dict):
+        return None
+    recipe, size = content.get("recipe"), content.get("size")
+    return (recipe, size) if isinstance(recipe, str) and type(size) is int else None
+
+
+def copy(source: Path, target: Path) -> None:
+    """Copy a file, atomically."""
+    with atomic_write(target) as half, os_errors(source, "copy"):
+        shutil.copyfile(source, half)
+
+
+def write_report(path: Path, rows: Sequence[Sequence[Any]]) -> None:
+    """A row for each picture."""
+    with atomic_write(path) as half, open(half, "w", newline="", encoding="utf-8") as stream:
+        csv.writer(stream).writerows([COLUMNS, *rows])
+
+
+def _attempt(
+    place: Path, entry: Mapping[str, Any], framing: Framing, given: Edits, known: Tensor | None = None
+) -> Aligned:
+    try:
+        return align(place, entry, framing, given, known)
+    except UserError as error:
+        return Aligned(entry["file"], entry=dict(entry), why=one_line(str(error)))
+
+
+def _some(done: Sequence[Aligned]) -> None:
+    if not any(one.framed is not None for one in done):
+        more = f" (and {len(done) - 1} more)" if len(done) > 1 else ""
+        raise UserError(f"{done[0].why}{more}" if done else "there is nothing to align")
+
+
+def _write_part(file: Path, place: Path, entries: Sequence[Mapping[str, Any]], framing: Framing, given: Edits) -> None:
+    rows, labels = [], []
+    with atomic_write(file) as half, zipfile.ZipFile(half, "w") as archive:
+        for entry in entries:
+            one = _attempt(place, entry, framing, given)
+            if one.framed is not None and one.label is None:
+                one = Aligned(one.file, why="no face tells its pose")
+            if one.framed is not None and one.label is not None:
+                archive.writestr(f"{one.id}.png", _png(one.framed.image))
+                labels.append([f"{one.id}.png", one.label.tolist()])
+            rows.append(one.row)
+        archive.writestr("part.json", json.dumps({"rows": rows, "labels": labels}))
+
+
+def _png(image: Tensor) -> bytes:
+    from PIL import Image
+
+    stream = io.BytesIO()
+    Image.fromarray(to_uint8(image)).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def _labels(folder: Path) -> dict[str, Tensor]:
+    """Of an aligned folder; none where they cannot be read: they are made again."""
+    try:
+        content = parse_json(read_bytes(folder / LABELS, MOST_JSON_BYTES), LABELS)
+        return camera_labels(content, LABELS, lambda name: (folder / name).exists())
+    except UserError:
+        return {}
+
+
+def _write_lines(path: Path, head: Entry, name: str, items: Sequence[Any]) -> None:
+    """A JSON object whose last value is a list with an item a line: to be read and edited."""
+    rows = ",\n  ".join(json.dumps(item, ensure_ascii=False) for item in items)
+    told = "".join(f"{json.dumps(key)}: {json.dumps(value)}, " for key, value in head.items())
+    with atomic_write(path) as half:
+        half.write_text(f'{{{told}"{name}": [\n  {rows}\n]}}\n', encoding="utf-8")
+
+
+def _write_json(path: Path, content: Any) -> None:
+    with atomic_write(path) as half:
+        half.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
