@@ -165,7 +165,7 @@ def align_folder(
         found = [one for one in done if one.framed is not None]
         listed = [one.entry for one in done if one.framed is not None or again]
         labelled = [[f"{one.id}.png", one.label.tolist()] for one in found if one.label is not None]
-        _write_lines(target / LABELS, {}, "labels", labelled)
+        _write_lines(target / LABELS, {"recipe": framing.recipe.name}, "labels", labelled)
         _write_lines(target / LIST, {"recipe": framing.recipe.name, "size": framing.size}, "items", listed)
         write_report(target / REPORT, [one.row for one in done])
         with atomic_write(target / SHEET) as half:
@@ -235,7 +235,7 @@ def align_archive(place: Path, entries: Sequence[Mapping[str, Any]], out: Path, 
         if not labels:
             reasons = "; ".join(f"{row[0]}: {row[-1]}" for row in rows[:3])
             raise UserError(f"nothing could be aligned: {one_line(reasons)}")
-        archive.writestr(LABELS, json.dumps({"labels": labels}))
+        archive.writestr(LABELS, json.dumps({"recipe": framing.recipe.name, "labels": labels}))
     write_report(out.with_suffix(f".{REPORT}"), rows)
     with atomic_write(out.with_suffix(f".{SHEET}")) as half:
         half.write_bytes(sheets[0])

@@ -12,6 +12,7 @@ from models.configurable import Configurable
 from models.errors import UserError, one_line
 from models.features.weights import MissingWeightsError, hub_file, offline_reason, read_state
 from models.files import resolve
+from models.image import resized
 
 _BACKBONES = {"alex": "alexnet-owt-7be5be79.pth", "vgg": "vgg16-397923af.pth"}
 
@@ -23,16 +24,24 @@ class LPIPS(Configurable):
         net: backbone.
         weights: "official" for the ImageNet backbone of torchvision, found in torch.hub's cache or downloaded there;
             or the path of that file. The linear heads come with the lpips package.
+        size: side to which larger pictures are reduced before they are compared, as StyleGAN2's projector reduces them
+            to 256 px: what the network was trained on, for a sixteenth of the memory of 1024. None compares them as
+            they are.
 
     Raises:
         MissingWeightsError: when the backbone is not there and cannot be downloaded.
         UserError: when the file is not that backbone.
     """
 
-    def __init__(self, net: Literal["alex", "vgg"] = "alex", weights: str = "official") -> None:
+    def __init__(
+        self, net: Literal["alex", "vgg"] = "alex", weights: str = "official", size: int | None = None
+    ) -> None:
         super().__init__()
         if net not in _BACKBONES:
             raise ValueError(f"net must be alex or vgg, got {net!r}")
+        if size is not None and size < 32:
+            raise UserError(f"LPIPS: size is {size}, its networks need 32 pixels")
+        self.size = size
         if weights == "official":
             _download(net)
         if (missing := self.missing(net, weights)) is not None:
@@ -51,12 +60,14 @@ class LPIPS(Configurable):
             raise UserError(f"{path} is not torchvision's {net} network: {one_line(error)[:200]}") from error
 
     @staticmethod
-    def missing(net: str = "alex", weights: str = "official") -> MissingWeightsError | None:
+    def missing(net: str = "alex", weights: str = "official", size: int | None = None) -> MissingWeightsError | None:
         """What would be missing with these arguments; None when it is on this machine. Nothing is downloaded."""
         path = _file(net, weights)
         return None if path.is_file() else _missing(net, path, "there is no")
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        if self.size is not None and a.shape[-1] > self.size:
+            a, b = resized(a, self.size), resized(b, self.size)
         return self.network(a, b).flatten()
 
 

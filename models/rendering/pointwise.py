@@ -26,11 +26,10 @@ def in_chunks(
         network: whose parameters ``function`` uses. With it, activations of very many points are not kept for the
             gradient but computed again, chunk by chunk: a third more work, and memory for one chunk.
     """
-    again = network is not None and torch.is_grad_enabled() and len(points) * points.shape[1] * width > KEPT
-    numbers = CPU_NUMBERS if points.device.type == "cpu" else GPU_AGAIN if again else GPU_NUMBERS
+    numbers = CPU_NUMBERS if points.device.type == "cpu" else GPU_NUMBERS
+    if network is not None and torch.is_grad_enabled() and len(points) * points.shape[1] * width > KEPT:
+        function, numbers = _again(function, network), min(numbers, GPU_AGAIN)
     size = max(numbers // (len(points) * width), 16)
-    if again:
-        function = _again(function, network)
     return torch.cat([function(part) for part in points.split(size, 1)], 1)
 
 
@@ -51,7 +50,7 @@ def _again(function: Callable[[Tensor], Tensor], network: nn.Module) -> Callable
     ``functional_call`` lends a network parameters for one call, which has ended when the gradient is asked for.
     """
     borrowed = _Borrowed(network)
-    parameters = {f"network.{name}": value for name, value in network.named_parameters()}
+    parameters: dict[str, Tensor] = {f"network.{name}": value for name, value in network.named_parameters()}
 
     def call(part: Tensor) -> Tensor:
         return functional_call(borrowed, parameters, (function, part))

@@ -99,7 +99,7 @@ def rehearse(name: str, small: bool, steps: int | None, device: str, out: Path) 
             "stylize.model.recipe.steps": steps,
             "stylize.model.recipe.pool": steps,
         }
-        options |= {"present.model.frames": steps}
+        options |= {"present.model.frames": steps, "anchor.model.search.candidates": 1}
     dispatch(["run", *words, *(word for key, value in options.items() for word in ("--set", f"{key}={value}"))])
     return [row(name, folder / step) for step in ("anchor", "stylize", "present")]
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from datamodules.framing import recipe_of
 from models import artifact
 from models.camera import Rig
 from models.errors import UserError
@@ -38,7 +39,7 @@ def portraits(tmp_path_factory):
     for name, image in enumerate(pixels):
         Image.fromarray(image).save(folder / f"{name:02d}.png")
     names = [[f"{name:02d}.png", label] for name, label in enumerate(labels.tolist())]
-    (folder / "dataset.json").write_text(json.dumps({"labels": names}))
+    (folder / "dataset.json").write_text(json.dumps({"recipe": "eg3d", "labels": names}))
     return folder
 
 
@@ -54,6 +55,7 @@ def test_a_generator_of_ones_own_folder(portraits, tmp_path):
     galatea("prior", "fit", f"--config={config}", *options(small), *TRAINER, f"--out={tmp_path}")
     assert {"generator", "discriminator"} == set(artifact.load(tmp_path).manifest["modules"])
     assert presets.kind(str(tmp_path)) == "manifold"
+    assert recipe_of(str(tmp_path)).name == "eg3d"  # that of its training pictures
 
 
 @pytest.mark.parametrize("stage", ["prior", "invert"])

@@ -115,7 +115,7 @@ def test_what_the_user_sets_wins(eg3d, plan):
     assert anchor["data"]["init_args"]["size"] == 256 and anchor["model"]["search"]["learning_rate"] == 0.1
     assert anchor["model"]["search"]["space"] == "w"  # of the preset
     assert anchor["model"]["perceptual"]["class_path"] == "models.features.perceptual.LPIPS"
-    assert anchor["model"]["perceptual"]["init_args"] == {"net": "vgg", "weights": "vgg.pth"}
+    assert anchor["model"]["perceptual"]["init_args"] == {"net": "vgg", "weights": "vgg.pth", "size": 256}
     assert resolved(*commands["stylize"][3:])["model"]["style"] is None
 
 
