@@ -53,7 +53,7 @@ def source(tmp_path_factory):
 
 def stage(source, search=QUICK, **options):
     options = {"steps": 8, "save_every": 3, **options}
-    return AnchorStage(GeneratorRef(source), network("perceptual"), network("pose"), search, **options)
+    return AnchorStage(GeneratorRef(source), network("perceptual"), network("pose"), search=search, **options)
 
 
 def curve(out, item="p0"):
@@ -147,7 +147,7 @@ class TestCamera:
         assert summary["pose"] == "estimated" and summary["yaw_deg"] == pytest.approx(math.degrees(yaw), abs=0.01)
 
     def test_neither_given_nor_estimated(self, source, tmp_path):
-        without = AnchorStage(GeneratorRef(source), network("perceptual"), None, QUICK, steps=2)
+        without = AnchorStage(GeneratorRef(source), network("perceptual"), None, search=QUICK, steps=2)
         with pytest.raises(UserError, match="p0 has no camera: give"):
             fit(without, Portraits(source, pose=False), tmp_path)
 
