@@ -294,8 +294,8 @@ def replay(fixture: Fixture, case: str) -> dict[str, Tensor]:
     # From the record's range to that of the official network, which is our -1 to 1.
     low, high = fixture.input(case, "range").tolist()
     lowest, highest = taken or (low, high)
-    picture = fixture.input(case, "picture").permute(2, 0, 1)[None].float() / 255 * (high - low) + low
-    image = (picture - lowest) / (highest - lowest) * 2 - 1
+    picture = fixture.input(case, "picture").permute(2, 0, 1)[None].double() / 255 * (high - low) + low
+    image = ((picture - lowest) / (highest - lowest) * 2 - 1).float()
     if image.shape[-2:] != (network.size, network.size):
         raise ZooError(f"{record}: the picture is not of {network.size} x {network.size} pixels")
     match name, network(image):

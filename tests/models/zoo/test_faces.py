@@ -73,6 +73,7 @@ def test_every_record_of_a_folder_is_a_row_of_its_own(tmp_path) -> None:
         ({"picture": np.zeros((128, 128, 3), np.float32)}, "it has no picture"),
         ({"range": np.array([1, 1])}, "does not say the range"),
         ({"out0": np.array(["a"])}, "no outputs, or others than numbers"),
+        ({"out1": np.array([np.inf])}, "no outputs, or others than numbers"),
         ({"picture": np.zeros((64, 64, 3), np.uint8)}, "the picture is not of 128 x 128 pixels"),
     ],
 )
