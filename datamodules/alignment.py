@@ -30,7 +30,7 @@ from datamodules.overlay import sheet, tile
 from models.camera import Camera
 from models.documents import MOST_JSON_BYTES, parse_json
 from models.errors import UserError, one_line
-from models.files import atomic_write, destination, os_errors, read_bytes, temporary
+from models.files import atomic_write, destination, os_errors, read_bytes, sweep, temporary
 from models.image import read_image, to_uint8, write_image
 from models.version import VERSION
 
@@ -222,7 +222,8 @@ def align_archive(place: Path, entries: Sequence[Mapping[str, Any]], out: Path, 
             _write_part(file, place, entries[start : start + PART], framing, given)
         log.info("%d of %d pictures", min(start + PART, len(entries)), len(entries))
     rows, labels, sheets = [], [], []
-    with atomic_write(out) as temporary_file, zipfile.ZipFile(temporary_file, "w") as archive:
+    whole = parts / out.name
+    with atomic_write(whole) as half, zipfile.ZipFile(half, "w") as archive:
         for file in files:
             with zipfile.ZipFile(file) as part:
                 told = json.loads(part.read("part.json"))
@@ -239,6 +240,9 @@ def align_archive(place: Path, entries: Sequence[Mapping[str, Any]], out: Path, 
     write_report(out.with_suffix(f".{REPORT}"), rows)
     with atomic_write(out.with_suffix(f".{SHEET}")) as half:
         half.write_bytes(sheets[0])
+    with os_errors(out):
+        os.replace(whole, out)
+    sweep(parts)
     with os_errors(parts, "remove"):
         for file in (*files, parts / "plan.json"):
             file.unlink()

@@ -11,6 +11,7 @@ from skimage.data import astronaut, cat
 
 from datamodules.artworks import ArtworkDataModule, read_artworks
 from datamodules.framing import Edits, Framing, five_points, reader, recipe_of
+from datamodules.mannequins import RIG, Scene, render, subject_z
 from models import artifact
 from models.errors import UserError
 from models.faces.pose import yaw_pitch_roll
@@ -132,6 +133,23 @@ class TestNone:
 def test_an_animal():
     framed = framing()(tensor(cat()), "x")
     assert framed.points is None and any("as with animals" in warning for warning in framed.warnings)
+
+
+@pytest.mark.parametrize(("seed", "yaw", "pitch"), [(1_000_201, -17, -11), (1_000_203, 22, 6), (1_000_206, -28, -2)])
+def test_mannequins_get_their_frame_back(seed, yaw, pitch):
+    camera = RIG.camera(math.radians(yaw), math.radians(pitch))
+    framed = framing()(render(Scene.from_z(subject_z([seed])), camera, 128, supersample=1, compiled=False).image, "x")
+    assert framed.square.side == pytest.approx(128, rel=0.12)
+    assert framed.square.centre == pytest.approx((64, 64), abs=6)
+    assert abs(math.degrees(framed.square.angle)) < 4
+    assert [math.degrees(angle) for angle in framed.angles] == pytest.approx([yaw, pitch], abs=8)
+
+
+def test_a_profile():
+    seen = render(Scene.from_z(subject_z([1_000_071])), RIG.camera(math.radians(70)), 128, compiled=False).image
+    framed = framing()(seen, "x")
+    assert any("a profile" in warning for warning in framed.warnings)
+    assert math.degrees(framed.angles[0]) == pytest.approx(70, abs=15)
 
 
 def test_a_face_of_3_percent():

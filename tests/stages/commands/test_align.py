@@ -142,6 +142,7 @@ class TestTrainingData:
         assert not out.exists() and len(list((tmp_path / "data.zip.parts").glob("0*.zip"))) == 2
         with pytest.raises(UserError, match="holds parts of other pictures or options"):
             run(photos, "--out", out, "--size", 48)
+        (tmp_path / "data.zip.parts" / ".00000002.1.tmp.zip").write_bytes(b"half")  # what a killed process leaves
         run(photos, "--out", out, "--size", 32)
         assert len(framed) == 5 and framed[3] == framed[2]  # none twice but the one that was lost
         assert not (tmp_path / "data.zip.parts").exists()
