@@ -141,6 +141,11 @@ def align_folder(
         UserError: when ``out`` holds something else, or nothing could be aligned.
     """
     _check_ids(place, entries)
+    for entry in entries if again else ():
+        if entry["file"] == f"{artwork_id(entry['file'])}.png":
+            raise UserError(
+                f"{place}: {entry['file']} is where its crop would be: move it to {ORIGINALS}, and list it there"
+            )
     if not again:
         with os_errors(out):
             if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -195,9 +200,14 @@ def align_archive(place: Path, entries: Sequence[Mapping[str, Any]], out: Path, 
         UserError: when ``out`` is there already, parts of other pictures are, or nothing could be aligned.
     """
     _check_ids(place, entries)
-    if out.exists():
-        raise UserError(f"{out} is there already and is not changed; take another --out")
-    parts = out.with_name(f"{out.name}.parts")
+    parts, report, overlay = (
+        out.with_name(f"{out.name}.parts"),
+        out.with_suffix(f".{REPORT}"),
+        out.with_suffix(f".{SHEET}"),
+    )
+    for file in (out,) if (parts / "plan.json").exists() else (out, report, overlay):
+        if file.exists():
+            raise UserError(f"{file} is there already and is not changed; take another --out")
     plan = {
         "version": VERSION,
         "recipe": framing.recipe.name,
@@ -233,20 +243,20 @@ def align_archive(place: Path, entries: Sequence[Mapping[str, Any]], out: Path, 
                     sheets.append(part.read(SHEET))
                 for name, _ in told["labels"]:
                     archive.writestr(name, part.read(name))
-        if not labels:
-            reasons = "; ".join(f"{row[0]}: {row[-1]}" for row in rows[:3])
-            raise UserError(f"nothing could be aligned: {one_line(reasons)}")
         archive.writestr(LABELS, json.dumps({"labels": labels}))
-    write_report(out.with_suffix(f".{REPORT}"), rows)
-    with atomic_write(out.with_suffix(f".{SHEET}")) as half:
-        half.write_bytes(sheets[0])
-    with os_errors(out):
-        os.replace(whole, out)
+    if labels:
+        write_report(report, rows)
+        with atomic_write(overlay) as half:
+            half.write_bytes(sheets[0])
+        with os_errors(out):
+            os.replace(whole, out)
     sweep(parts)
     with os_errors(parts, "remove"):
-        for file in (*files, parts / "plan.json"):
-            file.unlink()
+        for file in (*files, whole, parts / "plan.json"):
+            file.unlink(missing_ok=True)
         parts.rmdir()
+    if not labels:
+        raise UserError(f"nothing could be aligned: {one_line('; '.join(str(row[-1]) for row in rows[:3]))}")
     return len(labels)
 
 

@@ -240,6 +240,9 @@ def test_options_of_the_data_module(tmp_path):
     (item,) = ArtworkDataModule(str(tmp_path / "a.png"), size=64, recipe="eg3d", points=POINTS).items
     expected = framing("eg3d")(tensor(astronaut()), "x", Edits(points=POINTS))
     assert torch.equal(item.image, expected.image) and item.estimated and item.label is None
+    Image.fromarray(astronaut()).save(tmp_path / "b.png")
+    with pytest.raises(UserError, match=r"points are of one picture, .* has 2: write them in artworks\.json"):
+        _ = ArtworkDataModule(str(tmp_path), size=64, points=POINTS).items
     (wild,) = ArtworkDataModule(str(tmp_path / "a.png"), size=64, recipe="eg3d-wild").items
     rotation = reader().canonical.head_pose(reader().find(tensor(astronaut()))[0].points[None])
     roll = yaw_pitch_roll(rotation)[2]
