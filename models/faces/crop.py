@@ -102,7 +102,7 @@ def _fade(part: Tensor, pads: list[int], blur: float) -> Tensor:
     part = part[..., rows, :][..., columns]
     height, width = part.shape[-2:]
 
-    # 1 at the far edges, 0 at the picture's own, less within it: a third of the way there all is blurred.
+    # 1 at the far edges, 0 at the picture's own, less within it: an eighth of the way there all is blurred.
     def outside(length: int, first: int, last: int) -> Tensor:
         place = torch.arange(length, device=part.device, dtype=part.dtype)
         return 1 - torch.minimum(place / max(first, 1), (length - 1 - place) / max(last, 1))
@@ -114,7 +114,7 @@ def _fade(part: Tensor, pads: list[int], blur: float) -> Tensor:
     soft = _gaussian(small, blur / shrink)
     if shrink > 1:
         soft = F.interpolate(soft, (height, width), mode="bilinear", align_corners=False)
-    part = part + (soft - part) * (3 * beyond).clamp(0, 1)
+    part = part + (soft - part) * (8 * beyond).clamp(0, 1)
     even = small.flatten(2).median(-1).values[..., None, None]
     return part + (even - part) * beyond.clamp(0, 1)
 
