@@ -25,9 +25,8 @@ from torch import Tensor
 
 from datamodules.artworks import ORIGINALS, artwork_id, edits_of
 from datamodules.framing import Edits, Framed, Framing
-from datamodules.labels import LABELS, camera_labels
+from datamodules.labels import LABELS
 from datamodules.overlay import sheet, tile
-from models.camera import Camera
 from models.documents import MOST_JSON_BYTES, parse_json
 from models.errors import UserError, one_line
 from models.files import atomic_write, destination, os_errors, read_bytes, sweep, temporary
@@ -76,9 +75,7 @@ class Aligned:
         return [self.file, "yes", *angles, *seen, "; ".join(self.framed.warnings)]
 
 
-def align(
-    place: Path, entry: Mapping[str, Any], framing: Framing, given: Edits, known: Tensor | None = None
-) -> Aligned:
+def align(place: Path, entry: Mapping[str, Any], framing: Framing, given: Edits) -> Aligned:
     """Align one picture of a folder.
 
     What is found is rounded as ``artworks.json`` has it, and the picture framed by that: so it is framed again.
@@ -86,7 +83,6 @@ def align(
     Args:
         entry: its ``file`` and what is known of it.
         given: of every picture, as far as its entry says nothing.
-        known: its label, of an earlier run; kept while its angles are.
 
     Raises:
         UserError: when it cannot be read or framed.
@@ -98,13 +94,7 @@ def align(
     own = {key: value for key, value in entry.items() if value is not None and key != "label"}
     entry = {"file": file, **_entry(found, framing), **own}
     framed = framing(image, file, edits_of(entry))
-    rig = framing.recipe.rig
     label = None if framed.camera is None else framed.camera.label()[0]
-    for other in (found.camera if found.estimated else None, None if known is None else Camera.from_label(known[None])):
-        if other is not None and framed.angles is not None:
-            there = torch.cat(rig.angles(other))
-            if torch.allclose(there, torch.tensor(framed.angles), atol=1e-4):  # a hundredth of a degree
-                label = other.label()[0]
     return Aligned(file, replace(framed, faces=found.faces, warnings=found.warnings), entry, label)
 
 
@@ -152,11 +142,10 @@ def align_folder(
                 told = f": galatea align {out} frames its pictures again" if recipe_in(out) else ""
                 raise UserError(f"{out} is there already and is not changed{told}; take another --out")
     target = out if again else temporary(destination(out))
-    labels = _labels(out) if again else {}
     done, tiles = [], []
     try:
         for entry in entries:
-            one = _attempt(place, entry, framing, given, labels.get(f"{artwork_id(entry['file'])}.png"))
+            one = _attempt(place, entry, framing, given)
             if one.framed is not None:
                 write_image(target / f"{one.id}.png", one.framed.image)
                 if not again:
@@ -283,11 +272,9 @@ def write_report(path: Path, rows: Sequence[Sequence[Any]]) -> None:
         csv.writer(stream).writerows([COLUMNS, *rows])
 
 
-def _attempt(
-    place: Path, entry: Mapping[str, Any], framing: Framing, given: Edits, known: Tensor | None = None
-) -> Aligned:
+def _attempt(place: Path, entry: Mapping[str, Any], framing: Framing, given: Edits) -> Aligned:
     try:
-        return align(place, entry, framing, given, known)
+        return align(place, entry, framing, given)
     except UserError as error:
         return Aligned(entry["file"], entry=dict(entry), why=one_line(str(error)))
 
@@ -330,15 +317,6 @@ def _png(image: Tensor) -> bytes:
     stream = io.BytesIO()
     Image.fromarray(to_uint8(image)).save(stream, "PNG")
     return stream.getvalue()
-
-
-def _labels(folder: Path) -> dict[str, Tensor]:
-    """Of an aligned folder; none where they cannot be read: they are made again."""
-    try:
-        content = parse_json(read_bytes(folder / LABELS, MOST_JSON_BYTES), LABELS)
-        return camera_labels(content, LABELS, lambda name: (folder / name).exists())
-    except UserError:
-        return {}
 
 
 def _write_lines(path: Path, head: Entry, name: str, items: Sequence[Any]) -> None:
