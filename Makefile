@@ -63,8 +63,9 @@ bench: $(VENV)/.stamp  ## Time the main operations
 	OMP_NUM_THREADS=$(THREADS) $(BIN)/python -m tests.benchmarks
 
 gpu: OUT := runs/gpu
-gpu: $(VENV)/.stamp  ## What only a GPU can show, in three minutes: make gpu [OUT=folder]
+gpu: $(VENV)/.stamp  ## What only a GPU can show, in three minutes, then a picture at real sizes: make gpu [OUT=folder]
 	$(BIN)/python -m tests.benchmarks gpu --out $(OUT)
+	$(BIN)/python -m tests.benchmarks real_size --device gpu --out $(OUT)/real_size
 
 clean:  ## Remove caches; runs/ and .venv stay
 	rm -rf .pytest_cache .ruff_cache .import_linter_cache build dist *.egg-info

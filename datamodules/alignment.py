@@ -159,7 +159,7 @@ def align_folder(
         found = [one for one in done if one.framed is not None]
         listed = [one.entry for one in done if one.framed is not None or again]
         labelled = [[f"{one.id}.png", one.label.tolist()] for one in found if one.label is not None]
-        _write_lines(target / LABELS, {}, "labels", labelled)
+        _write_lines(target / LABELS, {"recipe": framing.recipe.name}, "labels", labelled)
         _write_lines(target / LIST, {"recipe": framing.recipe.name, "size": framing.size}, "items", listed)
         write_report(target / REPORT, [one.row for one in done])
         with atomic_write(target / SHEET) as half:
@@ -232,7 +232,7 @@ def align_archive(place: Path, entries: Sequence[Mapping[str, Any]], out: Path, 
                     sheets.append(part.read(SHEET))
                 for name, _ in told["labels"]:
                     archive.writestr(name, part.read(name))
-        archive.writestr(LABELS, json.dumps({"labels": labels}))
+        archive.writestr(LABELS, json.dumps({"recipe": framing.recipe.name, "labels": labels}))
     if labels:
         write_report(report, rows)
         with atomic_write(overlay) as half:

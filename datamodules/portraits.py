@@ -20,6 +20,7 @@ from datamodules.resumable import SplitDataModule
 from models.camera import Camera
 from models.documents import MOST_JSON_BYTES, parse_json
 from models.errors import UserError, one_line
+from models.faces.recipes import RECIPES
 from models.files import os_errors, read_bytes, resolve
 from models.image import IMAGE_SUFFIXES, MAX_BYTES, decode_image, pictures_among, say_left_out
 from models.names import COMMON_SUFFIXES, item_id
@@ -189,6 +190,8 @@ class PortraitDataModule(SplitDataModule):
         self.paths = {"train": path, "val": val_path, "test": test_path}
         self.fractions = {"val": val_fraction, "test": test_fraction}
         self.size, self.mirror, self.labels = size, mirror, labels
+        self.recipe: str | None = None
+        """How the pictures were framed, where ``galatea align`` says so beside their cameras; of the last path read."""
 
     def setup(self, stage: str | None = None) -> None:
         """List the pictures and read all labels; pictures are read when they are asked for.
@@ -238,6 +241,7 @@ class PortraitDataModule(SplitDataModule):
             raise UserError(f"there is no {file}: cameras are read from it; --data.labels false takes pictures alone")
         content = parse_json(archive.read(LABELS, MOST_JSON_BYTES), file)
         labels = camera_labels(content, file, set(files).__contains__)
+        self.recipe = next((name for name in RECIPES if name == content.get("recipe")), None)
         unlisted = [name for name in images if name not in labels]
         # Of formats that others do not take for pictures of the set.
         beside = {name for name in unlisted if PurePosixPath(name).suffix.lower() not in COMMON_SUFFIXES}

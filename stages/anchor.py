@@ -10,6 +10,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import safetensors.torch
 import torch
@@ -21,7 +22,7 @@ from models.artifact import Export
 from models.camera import Camera
 from models.checks import check_not_negative
 from models.errors import UserError
-from models.features.base import Frozen
+from models.features.base import FacePoints, Frozen
 from models.files import atomic_write
 from models.generators.base import Generator
 from models.heads.codes import HeadCode, HeadCodes
@@ -30,6 +31,8 @@ from models.heads.projector import ItemCodes, Projector, Search
 from models.image import write_image
 from models.latents import Latents
 from models.losses.image import pixel_mse
+from models.losses.landmarks import landmark_distance
+from stages.base.foreign import warn_of_embedded
 from stages.base.per_item import GroupState, PerItemStage
 from stages.base.seeds import item_generator
 from stages.base.stage import GeneratorRef
@@ -45,14 +48,16 @@ class AnchorSearch(Search):
 
     Attributes:
         perceptual, pixel: weights of the two terms of Eq. 2.
+        landmark: weight of the distance between the face's points in the picture and in the artwork.
     """
 
     perceptual: float = 1.0
     pixel: float = 1.0
+    landmark: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_not_negative(self, "perceptual", "pixel", where="search.")
+        check_not_negative(self, "perceptual", "pixel", "landmark", where="search.")
         if self.optimize_noise:
             raise UserError("search.optimize_noise: an anchor holds no noise maps")
 
@@ -63,22 +68,40 @@ class AnchorState(GroupState[Artwork]):
 
     Attributes:
         projector: the module.
-        references: (n, 3, R, R) the artworks at the generator's resolution.
+        targets: what the group is compared with.
     """
 
     projector: Projector
+    targets: Targets
+
+
+@dataclass(frozen=True)
+class Targets:
+    """The artworks of a group.
+
+    Attributes:
+        references: (n, 3, R, R) at the generator's resolution.
+        points: (n, 468, 3) of their faces in units of the picture's side; anything where there is none.
+        faces: (n,) 1 where there is one.
+    """
+
     references: Tensor
+    points: Tensor
+    faces: Tensor
 
 
 class AnchorStage(PerItemStage[Artwork, AnchorState]):
     """Finds for each artwork z* = argmin LPIPS(G(z, theta), I_ref) + |G(z, theta) - I_ref|^2 (Eq. 2 and 3).
 
-    Beyond the paper: several restarts at once, a last refinement in w+, and a prior on z.
+    Beyond the paper: several restarts at once, a last refinement in w+, a prior on z, and points of the face, which
+    the paper names as what its failures lack (Sec. 5).
 
     Args:
         prior: artifact and module of the generator G_ori.
         perceptual: the perceptual distance of Eq. 2.
         pose: estimates the camera of artworks that have none; null refuses such artworks.
+        landmarks: finds the points of faces: for the term landmark, and to choose between the cameras that the face
+            and the pose network tell; null without them.
         search: how to look.
         steps, group_size, save_every, seed: as :class:`PerItemStage`. The paper gives no number of steps.
     """
@@ -90,6 +113,7 @@ class AnchorStage(PerItemStage[Artwork, AnchorState]):
         prior: GeneratorRef,
         perceptual: nn.Module,
         pose: nn.Module | None = None,
+        landmarks: nn.Module | None = None,
         search: AnchorSearch = AnchorSearch(),
         steps: int = 500,
         group_size: int = 1,
@@ -101,6 +125,9 @@ class AnchorStage(PerItemStage[Artwork, AnchorState]):
         self.search = search
         self.perceptual = Frozen(perceptual)
         self.pose = None if pose is None else Frozen(pose)
+        self.landmarks = None if landmarks is None else Frozen(landmarks)
+        if search.landmark and landmarks is None:
+            raise UserError("search.landmark has a weight, and nothing finds points: see --model.landmarks")
         self._pictures: dict[str, Tensor] = {}
 
     def build_model(self) -> None:
@@ -110,6 +137,8 @@ class AnchorStage(PerItemStage[Artwork, AnchorState]):
 
     def on_fit_start(self) -> None:
         self._check(self.items)
+        unknown = any(item.label is None and item.angles is None for item in self.items)
+        warn_of_embedded(self.generator, self.perceptual, self.pose if unknown else None)
         super().on_fit_start()
 
     def _check(self, items: Sequence[Artwork]) -> None:
@@ -131,24 +160,45 @@ class AnchorStage(PerItemStage[Artwork, AnchorState]):
     # -- one group --------------------------------------------------------------------------------
 
     def start_group(self, items: Sequence[Artwork]) -> AnchorState:
-        references = torch.stack([item.at(self.generator.resolution) for item in items]).to(self.device)
-        loss, labels = partial(self.distance, references), [self._label(item) for item in items]
+        targets = self._targets(items)
+        loss, labels = partial(self.distance, targets), [self._label(item) for item in items]
         projector = Projector(self.generator, self.search, loss, labels, self.steps, TERMS)
         projector.draw([item_generator(self.seed if i.seed is None else i.seed, i.id, -1) for i in items])
-        return AnchorState(items, projector, projector.optimizers(), projector, references)
+        return AnchorState(items, projector, projector.optimizers(), projector, targets)
 
-    def distance(self, references: Tensor, image: Tensor, rows: Tensor) -> dict[str, Tensor]:
-        """Eq. 2 of pictures (N, 3, R, R) and the references (n, 3, R, R) that ``rows`` (N,) name."""
-        targets = references[rows]
-        perceptual, pixel = self.perceptual(image, targets), pixel_mse(image, targets)
+    @torch.no_grad()
+    def _targets(self, items: Sequence[Artwork]) -> Targets:
+        references = torch.stack([item.at(self.generator.resolution) for item in items]).to(self.device)
+        points, faces = torch.zeros(len(items), 468, 3), torch.zeros(len(items))
+        for row, item in enumerate(items):
+            if not self.search.landmark or self._faces is None:
+                break
+            if (found := self._faces.find(item.image[None].to(self.device))) is None:
+                log.info("%s: no face is found in it as it is framed: it is fitted without the face's points", item.id)
+            else:
+                points[row], faces[row] = found.cpu(), 1
+        return Targets(references, points.to(self.device), faces.to(self.device))
+
+    def distance(self, targets: Targets, image: Tensor, rows: Tensor) -> dict[str, Tensor]:
+        """Eq. 2 of pictures (N, 3, R, R) and the artworks that ``rows`` (N,) name."""
+        wanted = targets.references[rows]
+        perceptual, pixel = self.perceptual(image, wanted), pixel_mse(image, wanted)
         loss = self.search.perceptual * perceptual + self.search.pixel * pixel
+        if self.landmarks is not None and bool((seen := targets.faces[rows] > 0).any()):
+            points = targets.points[rows[seen]]
+            distance = landmark_distance(self.landmarks(image[seen], points), points)
+            loss = loss.index_add(0, seen.nonzero()[:, 0], self.search.landmark * distance)
         return {"loss": loss, "perceptual": perceptual, "pixel": pixel}
 
     def _label(self, item: Artwork) -> Tensor:
         """(25,) the artwork's camera, estimated where it is not given; (0,) in a 2D generator."""
         if not self.generator.is_3d:
             return torch.zeros(0)
-        return find_camera(item, self.generator.rig, self.pose, self.device).label()[0]
+        return find_camera(item, self.generator, self.pose, self._faces, self.device).label()[0]
+
+    @property
+    def _faces(self) -> FacePoints | None:
+        return None if self.landmarks is None else cast(FacePoints, self.landmarks.module)
 
     def optimise(self, state: AnchorState, step: int) -> dict[str, Tensor]:
         return state.projector.losses(state.optimizers, step)
@@ -167,9 +217,9 @@ class AnchorStage(PerItemStage[Artwork, AnchorState]):
         projector.choose()
         for index, (item, found) in enumerate(zip(state.items, projector, strict=True)):
             image, latents, _ = projector.render([found])
-            values = self.distance(state.references, image, torch.tensor([index], device=image.device))
+            values = self.distance(state.targets, image, torch.tensor([index], device=image.device))
             terms = {name: float(values[name]) for name in TERMS[1:]}
-            reference, camera = state.references[index : index + 1], projector.camera(found)
+            reference, camera = state.targets.references[index : index + 1], projector.camera(found)
             folder = self.item_dir(item.id)
             tensors = {f"latents_{name}": t for name, t in latents.groups.items()}
             tensors["expression"] = projector.expression(found)

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ from models.camera import Camera
 from models.checks import check_not_negative, check_positive
 from models.encoders.detail import DetailReconstructor
 from models.errors import UserError, one_line
-from models.features.base import Frozen
+from models.features.base import FacePoints, Frozen
 from models.generators.manifold import ManifoldGenerator
 from models.generators.views import render_views
 from models.heads.codes import HeadCode
@@ -100,6 +100,7 @@ class DetailStage(InversionStage):
             (:func:`models.augment.marks.random_marks`), so that what is painted on a photo is carried over too; beyond
             the paper.
         pose: estimates the camera of photos that have none; null refuses such photos.
+        landmarks: chooses between the cameras that the face and the pose network tell; null takes the face's.
         options: of :class:`InversionStage`. The paper's learning rate is constant.
     """
 
@@ -115,6 +116,7 @@ class DetailStage(InversionStage):
         regularisation: Regularisation = Regularisation(),
         marks: float = 0.0,
         pose: nn.Module | None = None,
+        landmarks: nn.Module | None = None,
         schedule: RateSchedule = RateSchedule(3e-4, 3e-4),  # noqa: B008 - frozen
         **options: Any,
     ) -> None:
@@ -126,6 +128,7 @@ class DetailStage(InversionStage):
         if not 0 <= marks <= 1:
             raise UserError(f"marks is {marks}: it is a share of the photos, from 0 to 1")
         self.pose = None if pose is None else Frozen(pose)
+        self.landmarks = None if landmarks is None else Frozen(landmarks)
         self._photos: dict[str, Tensor] = {}  # of predict, by id
 
     def build_networks(self) -> None:
@@ -262,7 +265,8 @@ class DetailStage(InversionStage):
                 self._predict(item_id(item), image[row : row + 1], camera[row])
         else:
             for item in batch:
-                camera = find_camera(item, self.generator.rig, self.pose, self.device)
+                faces = None if self.landmarks is None else cast(FacePoints, self.landmarks.module)
+                camera = find_camera(item, self.generator, self.pose, faces, self.device)
                 self._predict(item.id, item.at(self.detail.resolution)[None].to(self.device), camera.to(self.device))
 
     def _predict(self, name: str, image: Tensor, camera: Camera) -> None:

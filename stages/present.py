@@ -252,16 +252,20 @@ class PresentStage(Stage):
         if not names:
             exhibit.card.notes.append("This generator has no expressions.")
             return
-        if len(names) > self.expressions:
-            exhibit.card.notes.append(f"Of {len(names)} expressions the first {self.expressions} are shown.")
-            names = names[: self.expressions]
+        left_out = show.subject.left_out
+        for name, why in left_out.items():
+            exhibit.card.notes.append(f"{_words(name).capitalize()} is not shown: {why}.")
+        shown = [i for i, name in enumerate(names) if name not in left_out]
+        if len(shown) > self.expressions:
+            exhibit.card.notes.append(f"Of {len(shown)} expressions the first {self.expressions} are shown.")
+            shown = shown[: self.expressions]
+        if not shown:
+            return
+        names = [names[i] for i in shown]
         count, own = len(names), show.subject.expression
-        codes = [own]
-        for name in range(count):
-            for strength in STRENGTHS:
-                codes.append(_with(own, {name: strength}))
+        codes = [own, *(_with(own, {i: strength}) for i in shown for strength in STRENGTHS)]
         pairs = [(i, (i + 1) % count) for i in range(count)] if count > 2 else [(0, 1)][: count - 1]
-        codes += [_with(own, {a: BLEND, b: BLEND}) for a, b in pairs]
+        codes += [_with(own, {shown[a]: BLEND, shown[b]: BLEND}) for a, b in pairs]
         images = show(show.camera(*[0.25] * len(codes)), expression=torch.cat(codes)).image
         neutral, strips = images[0], images[1 : 1 + count * len(STRENGTHS)].unflatten(0, (count, len(STRENGTHS)))
         rows: list[Row] = []

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from datamodules.portraits import PortraitDataModule
 from datamodules.resumable import SplitDataModule
+from models.artifact import Export
 from models.batches import PortraitBatch, some_views
 from models.camera import Camera
 from models.checks import check_not_negative, check_positive
@@ -91,6 +94,7 @@ class PriorStage(AdversarialStage):
             )
 
     def on_fit_start(self) -> None:
+        super().on_fit_start()
         predictor = getattr(self.generator, "predictor", None)
         if self.fit_manifolds and isinstance(predictor, ManifoldPredictor) and self.images_seen == 0:
             data = self.trainer.datamodule  # type: ignore[attr-defined]
@@ -101,6 +105,12 @@ class PriorStage(AdversarialStage):
                 error = fit_predictor(predictor, points, values, generator=torch.Generator().manual_seed(self.seed))
             self.print(f"manifolds fitted to the data's surfaces: root mean square error {error:.4f}")
             self.average.module.predictor.load_state_dict(predictor.state_dict())
+
+    def export(self) -> Export:
+        """Also how faces are framed for this generator, where its training pictures say so."""
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        recipe = data.recipe if isinstance(data, PortraitDataModule) else None
+        return replace(super().export(), extra={} if recipe is None else {"recipe": recipe})
 
     # -- terms ---------------------------------------------------------------------------------------------------
 

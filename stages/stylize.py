@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import safetensors.torch
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from datamodules.artworks import Artwork
 from datamodules.truth import KnowsItemTruth
@@ -22,7 +24,8 @@ from models.augment.pairs import PairAugmentation
 from models.camera import Camera
 from models.checks import check_not_negative, check_positive
 from models.errors import UserError
-from models.features.base import Frozen
+from models.faces.pose import lift
+from models.features.base import FacePoints, Frozen
 from models.files import atomic_write
 from models.generators.base import Generator
 from models.generators.views import render_views
@@ -30,16 +33,20 @@ from models.heads.codes import HeadCode, HeadCodes
 from models.heads.index import Entry, read_index, subject_index
 from models.heads.subjects import Subjects
 from models.heads.tuning import TunedWeights, select_parameters, with_weights
-from models.image import write_image
+from models.image import resized, write_image
 from models.latents import Latents
 from models.losses.direction import directional_l2, directional_loss, displacement
 from models.losses.inversion import locality
+from models.losses.landmarks import landmark_distance
+from models.metrics.faces import EXPECTED, measured_expressions, score_faces
 from models.metrics.image import diversity
 from models.metrics.portrait import HeadTruth, Score, score_head, strip
 from models.metrics.records import Record, read_records, write_records
+from models.rendering.animation import EXPRESSIONS, animate, face_views
 from models.rendering.output import Rendering
 from models.rendering.reprojection import PseudoView, mirrored, reprojected, weighted_reference
 from models.schedule import Schedule, rate, set_rates
+from stages.base.foreign import warn_of_embedded
 from stages.base.per_item import GroupState, PerItemStage
 from stages.base.seeds import item_generator
 from stages.base.stage import ArtifactRef
@@ -47,6 +54,7 @@ from stages.base.stage import ArtifactRef
 log = logging.getLogger(__name__)
 
 PROTOCOL, PROTOCOL_VERSION = "artform-multiview", "1"
+FACES_PROTOCOL, FACES_VERSION = "portrait-faces", "1"
 _CHUNK = 8  # views rendered at once before the tuning starts
 _ORBIT = 7
 
@@ -73,6 +81,9 @@ class TuningConfig:
         pool: the random views are drawn from this many, fixed per item: the original's pictures are kept.
         yaw_max_deg, pitch_max_deg: limits of the random views, drawn uniformly; null for the generator's own poses.
         pixel: weight of the mean squared error at the artwork's view (PTI).
+        background: what pixels of the artwork count, in the terms of its own view, where it shows background and the
+            anchor its head, or a person beyond that head; and whether only the person is carried and mirrored, which
+            is so below 1. 1 counts all alike.
         mirror: weight of the flipped artwork as a picture from the mirrored view.
         mirror_hidden: only where the artwork itself shows nothing.
         rim: what pixels of the artwork count that show the head at a grazing angle, in the terms of its own view:
@@ -80,6 +91,12 @@ class TuningConfig:
         carry: weight of the artwork carried to the random views along the anchor's depth.
         carry_fill: weight in it of colours found by analogy, where the artwork shows nothing.
         geometry: weight of the squared change of opacity and depth at the random views.
+        carry_face: how far the face is carried by its own mesh instead, from 0 to 1: the anchor's nose is not the
+            artwork's.
+        landmark: weight of the distance between the face's points in the picture and in the artwork, at its view.
+        expression: weight of the artwork with another expression, as :mod:`models.rendering.animation` draws it, asked
+            of the head with that expression; one expression a step, at the artwork's view and at the random ones by
+            turns.
         locality: weight of PTI's locality regularisation. locality_distance: of its codes from the pivot.
     """
 
@@ -102,24 +119,37 @@ class TuningConfig:
     pitch_max_deg: float | None = None
     pixel: float = 0.0
     rim: float = 1.0
+    background: float = 1.0
     mirror: float = 0.0
     mirror_hidden: bool = True
     carry: float = 0.0
     carry_fill: float = 0.5
+    carry_face: float = 0.0
     geometry: float = 0.0
+    landmark: float = 0.0
+    expression: float = 0.0
     locality: float = 0.0
     locality_distance: float = 30.0
 
     def __post_init__(self) -> None:
         check_positive(self, "learning_rate", "locality_distance", "yaw_max_deg", "pitch_max_deg", where="recipe.")
-        weights = ("direction", "spatial", "pixel", "mirror", "carry", "geometry", "locality")
-        check_not_negative(self, *weights, "clip", "direction_floor", "rim", "carry_fill", where="recipe.")
+        weights = (
+            "direction", "spatial", "pixel", "mirror", "carry", "geometry", "landmark", "expression", "locality"
+        )  # fmt: skip
+        check_not_negative(
+            self, *weights, "clip", "direction_floor", "rim", "background", "carry_fill", where="recipe."
+        )
         if not any(getattr(self, name) for name in ("direction", "spatial", "pixel", "mirror", "carry")):
             raise UserError("recipe: no term that could move the generator has a weight")
         if self.steps < 1 or self.pool < 1 or self.views < 0:
             raise UserError("recipe: steps and pool must be at least 1, views at least 0")
         if self.views == 0 and (self.direction or self.carry or self.geometry):
             raise UserError("recipe: direction, carry and geometry need at least one random view")
+
+    @property
+    def reads_faces(self) -> bool:
+        """Whether a term needs the artwork's face."""
+        return bool(self.landmark or self.expression or self.carry_face or self.background < 1)
 
 
 @dataclass(frozen=True)
@@ -132,6 +162,7 @@ class Target:
         guide: (1, D), Eq. 4; None without a direction term.
         pool: the random views, None in 2D. views: of G_ori from there; the one there is in 2D.
         mirrored: the artwork as the mirrored camera sees it, or None. reprojected: for all of the pool, or None.
+        points: (1, 468, 3) of the artwork's face, or None. animated: what the artwork shows with other expressions.
     """
 
     ws: Latents
@@ -144,6 +175,26 @@ class Target:
     views: Rendering
     mirrored: PseudoView | None
     reprojected: PseudoView | None
+    points: Tensor | None
+    animated: list[Animated]
+
+
+@dataclass(frozen=True)
+class Animated:
+    """The artwork with another expression.
+
+    Attributes:
+        expression: (1, E) of the head that is to look like it.
+        picture: a batch of one, with what its pixels count: more where they are not the artwork's.
+        points: (1, 468, 3) of its face. moved: (468,) how much each counts: more where it is not the artwork's.
+        world: (468, 3) of them where they lie, or None.
+    """
+
+    expression: Tensor
+    picture: PseudoView
+    points: Tensor
+    moved: Tensor
+    world: Tensor | None
 
 
 class ItemWeights(nn.Module):
@@ -180,11 +231,14 @@ class StylizeStage(PerItemStage[Artwork, StyleState]):
     its colours carried along the anchor's depth, unchanged geometry, and PTI's locality.
 
     ``test`` scores finished heads, of this stage or of any other, against data that know the truth
-    (:class:`datamodules.truth.KnowsItemTruth`), one file a head; a rerun goes on where the last one ended.
+    (:class:`datamodules.truth.KnowsItemTruth`); where nobody knows it, by what a reader of faces sees of them
+    (:mod:`models.metrics.faces`). One file a head; a rerun goes on where the last one ended.
 
     Args:
         anchor: artifact of the anchor stage; holds the generator and the anchors. Not for test.
         perceptual: LPIPS of L_spa, and of the evaluation.
+        landmarks: finds faces, for the terms landmark, expression and background, and for test without truth; null
+            without these.
         style: the image embedding E of L_dir; null without that term.
         recipe: how to tune.
         group_size, save_every, seed: as :class:`PerItemStage`.
@@ -200,6 +254,7 @@ class StylizeStage(PerItemStage[Artwork, StyleState]):
         anchor: ArtifactRef | None,
         perceptual: nn.Module,
         style: nn.Module | None = None,
+        landmarks: nn.Module | None = None,
         recipe: TuningConfig = TuningConfig(),
         group_size: int = 1,
         save_every: int = 100,
@@ -213,6 +268,11 @@ class StylizeStage(PerItemStage[Artwork, StyleState]):
         self.perceptual = Frozen(perceptual)
         self.style = None if style is None else Frozen(style)
         self.identity = None if identity is None else Frozen(identity)
+        self.landmarks = None if landmarks is None else Frozen(landmarks)
+        if recipe.reads_faces and landmarks is None:
+            raise UserError(
+                "recipe: landmark, expression, background and carry_face need --model.landmarks, which finds faces"
+            )
         self._strips: dict[str, Tensor] = {}
         self._said = False  # once for all groups
 
@@ -228,12 +288,16 @@ class StylizeStage(PerItemStage[Artwork, StyleState]):
         self.generator = self.take("anchor", self.anchor.path, "generator", Generator).requires_grad_(False)
         self.anchors = self.take("anchor", self.anchor.path, "anchors", HeadCodes)
 
+    def on_fit_start(self) -> None:
+        warn_of_embedded(self.generator, self.perceptual, self.style if self.recipe.direction else None)
+        super().on_fit_start()
+
     # -- one group --------------------------------------------------------------------------------
 
     def start_group(self, items: Sequence[Artwork]) -> StyleState:
         recipe = self._possible(self.recipe)
         try:
-            names = select_parameters(self.generator, recipe.train, recipe.freeze)
+            names = select_parameters(self.generator, recipe.train, recipe.freeze, expression=recipe.expression > 0)
         except UserError as error:
             raise UserError(f"recipe.train, recipe.freeze: {error}") from error
         targets = [self._target(item, recipe) for item in items]
@@ -245,7 +309,7 @@ class StylizeStage(PerItemStage[Artwork, StyleState]):
     @torch.no_grad()
     def _possible(self, recipe: TuningConfig) -> TuningConfig:
         """The recipe without the terms that need more than the generator renders."""
-        needs = {"rim": 1.0, "carry": 0.0, "geometry": 0.0}
+        needs = {"rim": 1.0, "background": 1.0, "carry_face": 0.0, "carry": 0.0, "geometry": 0.0}
         if recipe.mirror_hidden or not self.generator.is_3d:
             needs["mirror"] = 0.0
         without = {name: value for name, value in needs.items() if getattr(recipe, name) != value}
@@ -290,14 +354,21 @@ class StylizeStage(PerItemStage[Artwork, StyleState]):
             guide = displacement(self.style(reference), self.style(seen.image), recipe.normalize_embedding)  # Eq. 4
         opposite = elsewhere = None
         face = PseudoView(reference, torch.ones_like(reference[:, :1]))
+        points = self._points(item, recipe)
         if camera is not None and pool is not None:
             unit = generator.rig.scale
-            face = weighted_reference(reference, camera, seen, recipe.rim)
+            person = self._person(item, points, recipe)
+            face = weighted_reference(reference, camera, seen, recipe.rim, person, recipe.background)
             if recipe.mirror:
                 other = render_views(generator, ws, camera.mirror(), expression)
-                opposite = mirrored(reference, camera, seen, other, recipe.mirror_hidden, unit)
+                opposite = mirrored(reference, camera, seen, other, recipe.mirror_hidden, unit, person)
             if recipe.carry:
-                elsewhere = reprojected(reference, camera, seen, pool, views, recipe.carry_fill, unit)
+                elsewhere = reprojected(reference, camera, seen, pool, views, recipe.carry_fill, unit, person)
+            if elsewhere is not None and points is not None and recipe.carry_face and seen.depth is not None:
+                world = lift(points[0], camera, seen.depth)
+                side = elsewhere.image.shape[-1]
+                own = face_views(reference, points[0], world, self._faces.canonical, pool, side)
+                elsewhere = elsewhere.under(own, recipe.carry_face)
         return Target(
             ws=ws,
             z=z,
@@ -309,7 +380,56 @@ class StylizeStage(PerItemStage[Artwork, StyleState]):
             views=views,
             mirrored=opposite,
             reprojected=elsewhere,
+            points=points,
+            animated=[] if points is None else self._animated(item, points[0], camera, seen, expression, recipe),
         )
+
+    @property
+    def _faces(self) -> FacePoints:
+        assert self.landmarks is not None
+        return cast(FacePoints, self.landmarks.module)
+
+    def _points(self, item: Artwork, recipe: TuningConfig) -> Tensor | None:
+        """(1, 468, 3) of the artwork's face."""
+        if self.landmarks is None or not recipe.reads_faces:
+            return None
+        found = self._faces.find(item.image[None].to(self.device))
+        if found is None:
+            log.info("%s: no face is found in it: landmark, expression and background do not count", item.id)
+            return None
+        return found[None]
+
+    def _person(self, item: Artwork, points: Tensor | None, recipe: TuningConfig) -> Tensor | None:
+        """(1, 1, S, S) mask of the artwork, None where all of it counts alike."""
+        if points is None or self.landmarks is None or recipe.background == 1:
+            return None
+        return self._faces.person(item.image[None].to(self.device), points[0])
+
+    def _animated(
+        self,
+        item: Artwork,
+        points: Tensor,
+        camera: Camera | None,
+        seen: Rendering,
+        expression: Tensor | None,
+        recipe: TuningConfig,
+    ) -> list[Animated]:
+        """The artwork with each expression that the generator has."""
+        found = []
+        if not recipe.expression or self.landmarks is None:
+            return found
+        image, side = item.image[None].to(self.device), self.generator.resolution
+        before = resized(image, side)
+        for name, code in expression_codes(self.generator, expression, self.device).items():
+            picture, after = animate(image, points, self._faces.canonical, name)
+            picture = resized(picture, side).clamp(-1, 1)
+            changed = ((picture - before).abs().amax(1, keepdim=True) > 0.05).float()
+            weight = 1 + 9 * F.avg_pool2d(F.max_pool2d(changed, 3, 1, 1), 3, 1, 1)
+            distance = (after - points).norm(dim=1)
+            share = distance / distance.mean().clamp_min(1e-6)
+            world = None if camera is None or seen.depth is None else lift(after, camera, seen.depth)
+            found.append(Animated(code, PseudoView(picture, weight), after[None], 1 + share, world))
+        return found
 
     def _pool(self, recipe: TuningConfig, draws: torch.Generator) -> Camera:
         rig = self.generator.rig
@@ -374,6 +494,12 @@ class StylizeStage(PerItemStage[Artwork, StyleState]):
             both = (target.views.alpha[chosen] > 0.5) & (out.alpha[first:] > 0.5)
             moved = change.alpha.square() + both * (change.depth / self.generator.rig.scale).square()
             terms["geometry"] = moved.mean()
+        if recipe.landmark and target.points is not None and self.landmarks is not None:
+            terms["landmark"] = landmark_distance(self.landmarks(own, target.points), target.points).mean()
+        if target.animated:
+            other = target.animated[int(torch.randint(len(target.animated), (1,), generator=draws))]
+            view = int(torch.randint(2 * len(target.views.image), (1,), generator=draws))
+            terms["expression"] = self._expression(tuned, ws, target, other, view, recipe)
         if recipe.locality:
             terms["locality"] = self._locality(tuned, target, recipe, draws)
         total = sum(
@@ -409,6 +535,24 @@ class StylizeStage(PerItemStage[Artwork, StyleState]):
             return views.mean(), None
         return delta.new_zeros(()), -(delta @ guide[0]).mean() / square.clamp(min=1e-8)
 
+    def _expression(
+        self, tuned: TunedWeights, ws: Latents, target: Target, other: Animated, view: int, recipe: TuningConfig
+    ) -> Tensor:
+        """How far the head with an expression is from the artwork with it: from its own view, or one of the pool's."""
+        camera, picture = target.camera, other.picture
+        if target.pool is not None and other.world is not None and view < len(target.pool):
+            camera = target.pool[view]
+            side = picture.image.shape[-1]
+            picture = face_views(picture.image, other.points[0], other.world, self._faces.canonical, camera, side)
+        seen = tuned.synthesis(ws, camera, expression=other.expression).image
+        distance = picture.error(seen)
+        if recipe.spatial:
+            distance = distance + self.perceptual(seen, picture.completed(seen))
+        if recipe.landmark and self.landmarks is not None and picture is other.picture:
+            points = self.landmarks(seen, other.points)
+            distance = distance + recipe.landmark * landmark_distance(points, other.points, other.moved)
+        return distance.mean()
+
     def _locality(self, tuned: TunedWeights, target: Target, recipe: TuningConfig, draws: torch.Generator) -> Tensor:
         """PTI's regularisation at a code near the pivot, from the artwork's view."""
         z = self.generator.sample_z(1, draws).to(self.device)
@@ -443,6 +587,20 @@ class StylizeStage(PerItemStage[Artwork, StyleState]):
             write_image(folder / "views.png", picture)
             own = weights.tuned.synthesis(target.ws, target.camera, expression=target.expression).image
             write_image(folder / "stylised.png", own)
+            with atomic_write(folder / "expressions.json") as file:
+                file.write_text(json.dumps(self._left_out(weights.tuned, target), indent=1) + "\n")
+
+    def _left_out(self, tuned: TunedWeights, target: Target) -> dict[str, str]:
+        """Expressions that the head does not show, and why."""
+        if target.points is None:
+            return {}
+        own = target.expression
+        if own is None:
+            own = torch.zeros(1, len(self.generator.expressions), device=self.device)
+        head = with_weights(self.generator, tuned.tensors())
+        measured = measured_expressions(head, target.ws, own, self._faces)
+        reasons = {name: EXPECTED[name].missing(measure) for name, (measure, _) in measured.items()}
+        return {name: why for name, why in reasons.items() if why}
 
     def export(self) -> Export:
         source = self.inputs["anchor"]
@@ -459,7 +617,10 @@ class StylizeStage(PerItemStage[Artwork, StyleState]):
             modules[own] = with_weights(self.generator, safetensors.torch.load_file(folder / "tuned.safetensors"))
             media |= {f"{kind}_{identity}.png": folder / f"{kind}.png" for kind in ("views", "stylised")}
             media[artwork] = source.media(artworks[identity])
-            entries.append(Entry(identity, "anchors", own, "generator", artwork=artwork, caption="stylised"))
+            left_out = json.loads((folder / "expressions.json").read_text("utf-8"))
+            entries.append(
+                Entry(identity, "anchors", own, "generator", artwork=artwork, caption="stylised", left_out=left_out)
+            )
             deltas[own] = "generator"
         items = [entry for entry in source.extra.get("items", []) if isinstance(entry, dict) and entry.get("id") in ids]
         about = {"items": items, "recipe": dataclasses.asdict(self.recipe), "seed": self.seed}
@@ -484,9 +645,10 @@ class StylizeStage(PerItemStage[Artwork, StyleState]):
             return
         if not self.tested:
             raise UserError("test scores finished heads: name their artifacts as --model.tested.NAME PATH")
-        if not isinstance(self.trainer.datamodule, KnowsItemTruth):  # type: ignore[attr-defined]
+        if not isinstance(self.trainer.datamodule, KnowsItemTruth) and self.landmarks is None:  # type: ignore[attr-defined]
             raise UserError(
-                "test needs artworks whose truth is known: datamodules.mannequin_artworks.MannequinArtworks"
+                "test needs artworks whose truth is known (datamodules.mannequin_artworks.MannequinArtworks), or "
+                "--model.landmarks, which looks at the faces of heads of which nobody knows it"
             )
 
     def on_test_start(self) -> None:
@@ -496,9 +658,13 @@ class StylizeStage(PerItemStage[Artwork, StyleState]):
 
     @torch.no_grad()
     def test_step(self, batch: Sequence[Artwork], batch_idx: int) -> None:
-        data: KnowsItemTruth = self.trainer.datamodule  # type: ignore[attr-defined]
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
         for item in batch:
             todo = [name for name in self.heads if not self._result(name, item.id).exists()]
+            if not isinstance(data, KnowsItemTruth):
+                for name in todo:
+                    self._score_faces(name, self.heads[name], item.id)
+                continue
             truth = data.item_truth(item.id).to(self.device) if todo else None
             for name in todo:
                 assert truth is not None
@@ -527,6 +693,21 @@ class StylizeStage(PerItemStage[Artwork, StyleState]):
         shown = {score.metric: score.value for score in scores if score.view == "input"}
         log.info("%s, %s: input view %.2f dB", identity, name, shown["psnr"])
 
+    def _score_faces(self, name: str, heads: Subjects, identity: str) -> None:
+        """What a reader of faces sees of a head of which nobody knows the truth."""
+        head = heads[identity]
+        if head.camera is None or head.artwork is None:
+            raise UserError(f"{heads.artifact.path}: {identity} has no camera and artwork to compare it with")
+        generator, codes = head.generator.to(self.device), head.latents.to(self.device)
+        own, artwork = head.expression.to(self.device), head.artwork[None].to(self.device)
+        scores = score_faces(generator, codes, own, head.camera.to(self.device), artwork, self._faces)
+        seed = int(heads.artifact.extra.get("seed", 0))
+        records = [
+            Record(FACES_PROTOCOL, FACES_VERSION, "", identity, s.view, seed, name, "mediapipe", s.metric, s.value)
+            for s in scores
+        ]
+        write_records(self._result(name, identity), records)
+
     def _result(self, name: str, identity: str) -> Path:
         """Where a head's scores are: what they depend on is part of the place."""
         key = hashlib.sha256(f"{self.heads[name].artifact.id} {self.step_hash}".encode()).hexdigest()[:12]
@@ -543,3 +724,11 @@ class StylizeStage(PerItemStage[Artwork, StyleState]):
         self.trainer.strategy.barrier("all results")
         files = [self._result(name, item.id) for name in self.heads for item in self.items]
         return [record for file in files for record in read_records(file)] if self.trainer.is_global_zero else []
+
+
+def expression_codes(generator: Generator, own: Tensor | None, device: torch.device) -> dict[str, Tensor]:
+    """Codes (1, E) of the full expressions that can be drawn, by name; ``own`` is that of the head."""
+    count = len(generator.expressions)
+    base = torch.zeros(1, count, device=device) if own is None else own
+    one = torch.eye(count, device=device)
+    return {name: base + one[i] for i, name in enumerate(generator.expressions) if name in EXPRESSIONS}

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
+from models.camera import Camera
 from models.configurable import Configurable
 from models.faces.mesh import POINTS
 
@@ -96,3 +98,27 @@ def yaw_pitch_roll(rotation: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     up = torch.linalg.cross(toward, level)
     roll = torch.atan2((right * up).sum(1), (right * level).sum(1))
     return torch.atan2(x, z), torch.atan2(y, flat), roll
+
+
+def lift(points: Tensor, camera: Camera, depth: Tensor) -> Tensor:
+    """Points of a mesh where they are in the world, so that other cameras see them too.
+
+    Args:
+        points: (468, 3) in units of the picture's side, z away from the viewer.
+        camera: of the picture, one.
+        depth: (1, 1, H, W) camera-z of the head in the picture; 0 where it is not. It says how far away the mesh is
+            as a whole, which the mesh does not know.
+
+    Returns:
+        (468, 3).
+    """
+    places = points[:, :2]
+    there = F.grid_sample(depth, (2 * places - 1)[None, None], mode="nearest", align_corners=False).flatten()
+    focal = camera.intrinsics[0, 0, 0]
+    hit = there > 0
+    # A picture is depth / focal wide: z in the world grows with the distance, which is nearly the same for all points.
+    middle = there[hit].median()
+    z = points[:, 2] * middle / focal
+    along = z + (there - z)[hit].median()
+    origins, directions = camera.rays_at(places[None])
+    return (origins + along[:, None] * directions)[0]

@@ -10,6 +10,8 @@ from typing import Generic, Protocol, TypeVar, cast, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from models.faces.pose import CanonicalFace
+
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
@@ -61,6 +63,25 @@ class PoseEstimator(Protocol):
 
     def __call__(self, image: Tensor, /) -> Tensor:
         """(B, 3, H, W) -> (B, 2) yaw and pitch in radians, with the signs of ``models.camera``."""
+        ...
+
+
+@runtime_checkable
+class FacePoints(Protocol):
+    """Points of faces: MediaPipe's 468, in units of the picture's side."""
+
+    canonical: CanonicalFace
+
+    def find(self, image: Tensor, /) -> Tensor | None:
+        """(1, 3, S, S) -> (468, 3) of the largest face, None where there is none."""
+        ...
+
+    def person(self, image: Tensor, points: Tensor, /) -> Tensor | None:
+        """(1, 3, S, S) and the face in it -> (1, 1, S, S) mask of the person, None where it is not sure."""
+        ...
+
+    def __call__(self, image: Tensor, near: Tensor, /) -> Tensor:
+        """(B, 3, S, S) and roughly where its faces are (B, 468, 2 or 3) -> (B, 468, 3)."""
         ...
 
 

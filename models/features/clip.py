@@ -6,7 +6,7 @@ import logging
 import os
 import re
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -48,12 +48,10 @@ class CLIPEmbedding(Configurable):
 
     def __init__(self, name: str = "ViT-B-32", weights: str = "openai", quick_gelu: bool | None = None) -> None:
         super().__init__()
-        path = resolve(weights)
-        config: dict[str, Any] = {}
-        if not path.is_file():
-            if path.suffix or path.parent != Path():
-                raise _missing(name, path, "there is no")
-            path, config = _from_tag(name, weights)
+        found, config = _found(name, weights)
+        if isinstance(found, MissingWeightsError) and not config:
+            raise found
+        path = found if isinstance(found, Path) else _download(name, found, config)
         import open_clip
 
         if name not in open_clip.list_models():
@@ -80,6 +78,14 @@ class CLIPEmbedding(Configurable):
         self.mean: Tensor
         self.std: Tensor
         self.network.eval()
+
+    @staticmethod
+    def missing(
+        name: str = "ViT-B-32", weights: str = "openai", quick_gelu: bool | None = None
+    ) -> MissingWeightsError | None:
+        """What would be missing with these arguments; None when it is on this machine. Nothing is downloaded."""
+        found, _ = _found(name, weights)
+        return found if isinstance(found, MissingWeightsError) else None
 
     def forward(self, image: Tensor) -> Tensor:
         x = (image + 1) / 2
@@ -132,29 +138,42 @@ def _read_torchscript(path: Path) -> dict[str, Tensor]:
     return state
 
 
-def _from_tag(name: str, tag: str) -> tuple[Path, dict[str, Any]]:
-    """The file of a pretrained tag, in the cache or downloaded, and open_clip's description of it."""
-    from huggingface_hub import constants, try_to_load_from_cache
+def _found(name: str, weights: str) -> tuple[Path | MissingWeightsError, dict[str, Any]]:
+    """The file, or what is missing; and open_clip's description of it where it is that of a tag."""
+    path = resolve(weights)
+    if path.is_file():
+        return path, {}
+    if path.suffix or path.parent != Path():
+        return _missing(name, path, "there is no"), {}
+    from huggingface_hub import try_to_load_from_cache
     from open_clip import pretrained
 
-    config: dict[str, Any] = pretrained.get_pretrained_cfg(name, tag)
+    config: dict[str, Any] = pretrained.get_pretrained_cfg(name, weights)
     if not config:
         tags = ", ".join(pretrained.list_pretrained_tags_by_model(name)) or "none"
-        raise UserError(f"style.init_args.weights: {tag!r} is neither a file nor a tag of {name}, which has: {tags}")
-    if repository := config.get("hf_hub", ""):
-        repository, _, file = repository.rpartition("/")
-        names = [file] if file else ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"]
-        for candidate in names:
-            if isinstance(found := try_to_load_from_cache(repository, candidate), str):
-                return Path(found), config
-        wanted, host = f"{repository}/{names[0]}", urlparse(constants.ENDPOINT).hostname
-    else:
-        wanted, host = Path(config["url"]).name, urlparse(config["url"]).hostname
-        if (cached := Path("~/.cache/clip").expanduser() / wanted).is_file():
-            return cached, config
+        raise UserError(
+            f"style.init_args.weights: {weights!r} is neither a file nor a tag of {name}, which has: {tags}"
+        )
+    if not config.get("hf_hub"):
+        wanted = Path(config["url"]).name
+        cached = Path("~/.cache/clip").expanduser() / wanted
+        return (cached if cached.is_file() else _missing(name, wanted, "there is no")), config
+    repository, _, file = config["hf_hub"].rpartition("/")
+    names = [file] if file else ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"]
+    for candidate in names:
+        if isinstance(found := try_to_load_from_cache(repository, candidate), str):
+            return Path(found), config
+    return _missing(name, f"{repository}/{names[0]}", "there is no"), config
+
+
+def _download(name: str, missing: MissingWeightsError, config: Mapping[str, Any]) -> Path:
+    from huggingface_hub import constants
+    from open_clip import pretrained
+
+    host = urlparse(constants.ENDPOINT if config.get("hf_hub") else config["url"]).hostname
     if reason := offline_reason(host or ""):
-        raise _missing(name, wanted, reason)
+        raise _missing(name, missing.file, reason)
     try:
-        return Path(pretrained.download_pretrained(config)), config
+        return Path(pretrained.download_pretrained(dict(config)))
     except (OSError, RuntimeError) as error:
-        raise _missing(name, wanted, f"the download failed ({one_line(error)[:120]}), there is no") from error
+        raise _missing(name, missing.file, f"the download failed ({one_line(error)[:120]}), there is no") from error

@@ -6,6 +6,7 @@ import os
 import socket
 import threading
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import safetensors
 import safetensors.torch
@@ -21,12 +22,27 @@ _OFFLINE_VARIABLES = ("GALATEA_OFFLINE", "HF_HUB_OFFLINE")
 
 
 class MissingWeightsError(UserError):
-    """A network's weights are not on this machine and cannot be fetched."""
+    """A network's weights are not on this machine and cannot be fetched.
+
+    Attributes:
+        network: which one. file: of its weights. source: where its owners publish it.
+    """
 
     def __init__(self, network: str, file: str | os.PathLike[str], source: str, key: str, reason: str) -> None:
+        self.network, self.file, self.source = network, os.fspath(file), source
         super().__init__(
-            f"{network} has no weights: {reason} {os.fspath(file)}; get it from {source} and give its path as {key}"
+            f"{network} has no weights: {reason} {self.file}; get it from {source} and give its path as {key}"
         )
+
+
+@runtime_checkable
+class NeedsWeights(Protocol):
+    """A feature network whose weights do not come with us."""
+
+    @staticmethod
+    def missing(*, weights: str) -> MissingWeightsError | None:
+        """What would be missing with these arguments of its constructor; None when it is on this machine."""
+        ...
 
 
 def load_weights(module: nn.Module, kind: str, weights: str) -> None:

@@ -93,7 +93,7 @@ class Deformation(nn.Module):
                 x = affine(x, *layer).sin()
             return F.linear(x, weight, bias)
 
-        return in_chunks(shift, points, self.last.in_features)
+        return in_chunks(shift, points, self.last.in_features, self)
 
 
 class AniFaceGANGenerator(GRAMGenerator):

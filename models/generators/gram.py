@@ -89,7 +89,7 @@ class ScalarField(nn.Module):
 
     def forward(self, points: Tensor) -> Tensor:
         """(..., 3) world points -> (...)."""
-        return in_chunks(self._at, points.reshape(1, -1, 3), self.last.in_features).reshape(points.shape[:-1])
+        return in_chunks(self._at, points.reshape(1, -1, 3), self.last.in_features, self).reshape(points.shape[:-1])
 
     def _at(self, points: Tensor) -> Tensor:
         x = points * (2 / BOX) - self.centre
@@ -504,7 +504,7 @@ class GRAMGenerator(RadianceGenerator):
             assert found.density is not None
             return torch.cat([found.colour, found.density], -1)
 
-        found = in_chunks(radiance, index[..., None], self.field.width)
+        found = in_chunks(radiance, index[..., None], self.field.width, self)
         sample = found.new_zeros(rows, needed.shape[1] + 1, 4).scatter(1, index[..., None].expand_as(found), found)
         colour, density = sample[:, :-1].reshape(*shape, 4).split([3, 1], -1)
         if self.white_plane:

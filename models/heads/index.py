@@ -34,6 +34,7 @@ class Entry:
             narrowed down to the subject.
         artwork: media file of the artwork, as it was framed.
         caption: what the result is called beside the artwork.
+        left_out: expressions that the head cannot show, and why, by their names.
     """
 
     id: str
@@ -44,6 +45,7 @@ class Entry:
     parts: dict[str, str] = field(default_factory=dict)
     artwork: str | None = None
     caption: str = "head"
+    left_out: dict[str, str] = field(default_factory=dict)
 
 
 _FIELDS = {f.name: f.type for f in fields(Entry)}
@@ -75,14 +77,15 @@ def read_index(manifest: Mapping[str, Any]) -> list[Entry]:
 def _entry(value: Any, manifest: Mapping[str, Any]) -> Entry:
     if not isinstance(value, dict) or not value.keys() <= _FIELDS.keys() or "id" not in value:
         raise ArtifactError(f"the index of subjects has the entry {shown(value)}, which is none")
-    texts = {name: text for name, text in value.items() if name != "parts"}
-    parts = value.get("parts", {})
-    if not isinstance(parts, dict) or not all(isinstance(text, str) for text in (*parts, *parts.values())):
-        raise ArtifactError(f"the index of subjects has {shown(parts)} for parts, which must be names by name")
+    texts = {name: text for name, text in value.items() if name not in ("parts", "left_out")}
+    parts, left_out = value.get("parts", {}), value.get("left_out", {})
+    for name, given in (("parts", parts), ("left_out", left_out)):
+        if not isinstance(given, dict) or not all(isinstance(text, str) for text in (*given, *given.values())):
+            raise ArtifactError(f"the index of subjects has {shown(given)} for {name}, which must be texts by name")
     for name, text in texts.items():
         if not isinstance(text, str) and not (text is None and "None" in str(_FIELDS[name])):
             raise ArtifactError(f"the index of subjects has {shown(text)} for {name}, which must be a text")
-    entry = Entry(**texts, parts=parts)
+    entry = Entry(**texts, parts=parts, left_out=left_out)
     if not is_plain(entry.id):
         raise ArtifactError(f"the index of subjects has the id {shown(entry.id)}, which cannot name a file")
     if entry.wrapper is not None and entry.wrapper not in WRAPPERS:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TypeVar
 
@@ -47,6 +47,7 @@ class Subject:
         camera: of the picture it was fitted to, ``None`` of a sampled head and in a 2D generator.
         artwork: (3, H, W) in [-1, 1], where the artifact holds it.
         caption: what it is called beside the artwork.
+        left_out: expressions that it cannot show, and why.
     """
 
     id: str
@@ -57,6 +58,7 @@ class Subject:
     camera: Camera | None = None
     artwork: Tensor | None = None
     caption: str = "head"
+    left_out: dict[str, str] = field(default_factory=dict)
 
     @cached_property
     def _between(self) -> Generator:
@@ -163,7 +165,15 @@ class Subjects:
             generator = self._module(entry.generator, Generator, shared=original is None)
         artwork = None if entry.artwork is None else read_image(self.artifact.media(entry.artwork))[0]
         return Subject(
-            identity, generator, original, code.latents, code.expression, code.camera, artwork, entry.caption
+            identity,
+            generator,
+            original,
+            code.latents,
+            code.expression,
+            code.camera,
+            artwork,
+            entry.caption,
+            entry.left_out,
         )
 
     def _module(self, name: str, kind: type[ModuleT], shared: bool = True) -> ModuleT:

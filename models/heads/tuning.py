@@ -84,7 +84,7 @@ def with_weights(generator: Generator, tensors: Mapping[str, Tensor]) -> Generat
     return changed
 
 
-def select_parameters(generator: Generator, train: str, freeze: str = "") -> list[str]:
+def select_parameters(generator: Generator, train: str, freeze: str = "", expression: bool = False) -> list[str]:
     """Names of the parameters that a choice means; what a parameter does is found by asking autograd.
 
     Args:
@@ -92,17 +92,18 @@ def select_parameters(generator: Generator, train: str, freeze: str = "") -> lis
             them that the features of the first half of the blocks do not depend on; "affines": the layers that
             style codes enter by; or a regular expression of names.
         freeze: regular expression of names that are left out in any case; "" leaves out none.
+        expression: the picture that is meant has all expressions.
 
     Raises:
         UserError: when nothing is left to train, or an expression is not valid.
     """
     names = [name for name, _ in generator.named_parameters()]
     if train == "synthesis":
-        names = _reached(generator, names, tap=None)
+        names = _reached(generator, names, None, expression)
     elif train == "late":
         taps = generator.tap_names
-        early = set(_reached(generator, names, tap=taps[(len(taps) - 1) // 2])) if taps else set()
-        names = [name for name in _reached(generator, names, tap=None) if name not in early]
+        early = set(_reached(generator, names, taps[(len(taps) - 1) // 2], expression)) if taps else set()
+        names = [name for name in _reached(generator, names, None, expression) if name not in early]
     elif train != "all":
         names = _matching(names, r"\baffine\b" if train == "affines" else train)
     frozen = set(_matching(names, freeze)) if freeze else set()
@@ -120,14 +121,15 @@ def _matching(names: Iterable[str], pattern: str) -> list[str]:
     return [name for name in names if expression.search(name)]
 
 
-def _reached(generator: Generator, names: list[str], tap: str | None) -> list[str]:
+def _reached(generator: Generator, names: list[str], tap: str | None, expression: bool) -> list[str]:
     """Parameters with a gradient from the picture at the mean code, or from one tap."""
     weights = TunedWeights(generator, names)
     codes = generator.mean_latents
     device = next(iter(codes.groups.values())).device
     camera = generator.rig.camera(0.0, 0.0, device) if generator.is_3d else None
+    full = torch.ones(1, len(generator.expressions), device=device) if expression and generator.expressions else None
     with torch.enable_grad():
-        rendering = weights.synthesis(codes, camera, taps=() if tap is None else (tap,))
+        rendering = weights.synthesis(codes, camera, expression=full, taps=() if tap is None else (tap,))
         output = rendering.image if tap is None else rendering.taps[tap]
         gradients = torch.autograd.grad(output.sum(), list(weights.weights.values()), allow_unused=True)
     return [

@@ -46,6 +46,11 @@ class PseudoView:
         """Another picture (B, 3, H', W') at this one's size."""
         return shrunk(image, self.image)
 
+    def under(self, other: PseudoView, share: float) -> PseudoView:
+        """This picture where the other of the same size is not known; ``share`` is how far the other counts."""
+        weight = share * other.weight
+        return PseudoView(torch.lerp(self.image, other.image, weight), torch.maximum(self.weight, weight))
+
     def completed(self, image: Tensor) -> Tensor:
         """The known pixels over ``image``'s others, without gradient: a target for distances of whole pictures."""
         return (self.weight * self.image + (1 - self.weight) * image).detach()
@@ -78,25 +83,44 @@ def surface(camera: Camera, depth: Tensor) -> Tensor:
     return origins + depth.flatten(2).mT * directions
 
 
-def weighted_reference(reference: Tensor, camera: Camera, seen: Rendering, rim: float) -> PseudoView:
-    """The artwork at its own view, where ``rim`` is what a pixel of the head counts that shows the surface badly.
+def weighted_reference(
+    reference: Tensor,
+    camera: Camera,
+    seen: Rendering,
+    rim: float,
+    person: Tensor | None = None,
+    background: float = 1.0,
+) -> PseudoView:
+    """The artwork at its own view, where some pixels count less.
 
     Args:
-        reference: (1, 3, H, W). camera, seen: its view, and the anchor from there. rim: in [0, 1]; 1 is the paper's.
+        reference: (1, 3, H, W). camera, seen: its view, and the anchor from there.
+        rim: what a pixel of the head counts that shows the surface badly, in [0, 1]; 1 is the paper's.
+        person: (1, 1, H', W') mask of the artwork.
+        background: what a pixel counts where the artwork shows background and the anchor its head, or the artwork
+            a person beyond it, in [0, 1].
     """
-    if rim == 1:
+    if rim == 1 and (person is None or background == 1):
         return PseudoView(reference, torch.ones_like(reference[:, :1]))
     assert seen.alpha is not None
     firm = visibility_weight(camera, seen)
     near = F.max_pool2d(seen.alpha, 5, 1, 2)  # outlines lie outside of the silhouette as well
     weight = 1 - (1 - rim) * near * (1 - firm)
+    if person is not None:
+        weight = weight * (1 - (1 - background) * (shrunk(person, seen.alpha) - seen.alpha).abs())
     if weight.shape[-2:] != reference.shape[-2:]:
         weight = F.interpolate(weight, reference.shape[-2:], mode="bilinear", align_corners=False)
     return PseudoView(reference, weight)
 
 
 def mirrored(
-    reference: Tensor, camera: Camera, seen: Rendering, other: Rendering, hidden_only: bool, unit: float = 1.0
+    reference: Tensor,
+    camera: Camera,
+    seen: Rendering,
+    other: Rendering,
+    hidden_only: bool,
+    unit: float = 1.0,
+    person: Tensor | None = None,
 ) -> PseudoView:
     """The flipped artwork as a picture of the head from the mirrored camera: faces are nearly symmetric.
 
@@ -105,13 +129,17 @@ def mirrored(
         camera: its view. seen, other: the anchor from there, and from ``camera.mirror()``.
         hidden_only: count only what the artwork itself does not show; otherwise the whole picture.
         unit: of length, see :attr:`models.camera.Rig.scale`.
+        person: (1, 1, H', W') mask of the artwork: its background is nothing of the head's.
     """
     flipped = reference.flip(-1)
     if not hidden_only:
         return PseudoView(flipped, torch.ones_like(flipped[:, :1]))
     assert seen.depth is not None and seen.alpha is not None and other.depth is not None and other.alpha is not None
     shown = seen_from(camera.mirror(), other.depth, other.alpha, camera, seen.depth, seen.alpha, HIDDEN * unit)
-    return PseudoView(shrunk(flipped, other.depth), (~shown).float() * visibility_weight(camera.mirror(), other))
+    weight = (~shown).float() * visibility_weight(camera.mirror(), other)
+    if person is not None:
+        weight = weight * shrunk(person, other.depth).flip(-1)
+    return PseudoView(shrunk(flipped, other.depth), weight)
 
 
 def reprojected(
@@ -122,6 +150,7 @@ def reprojected(
     views: Rendering,
     fill: float,
     unit: float = 1.0,
+    person: Tensor | None = None,
 ) -> PseudoView:
     """The artwork carried to other views.
 
@@ -133,7 +162,7 @@ def reprojected(
         reference: (1, 3, H, W). camera, seen: its view, and the anchor from there.
         cameras: (V,) other views. views: the anchor from them.
         fill: weight of colours found by analogy; 0 leaves such pixels open.
-        unit: as for :func:`mirrored`.
+        unit, person: as for :func:`mirrored`.
     """
     assert seen.depth is not None and seen.alpha is not None and views.depth is not None and views.alpha is not None
     count, size = len(cameras), views.depth.shape[-2:]
@@ -143,6 +172,8 @@ def reprojected(
     uv, _ = camera.repeat_interleave(count).project(points)
     grid = (2 * uv - 1).unflatten(1, size)
     firm = visibility_weight(camera, seen)
+    if person is not None:
+        firm = firm * shrunk(person, firm)
     found = F.grid_sample(
         torch.cat([reference, firm], 1).expand(count, -1, -1, -1), grid, padding_mode="border", align_corners=False
     )

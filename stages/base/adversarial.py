@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from datamodules.poses import check_dataset
 from models.artifact import Export
 from models.batches import PortraitBatch
 from models.camera import Camera
@@ -234,6 +235,11 @@ class AdversarialStage(Stage):
     def draws(self, purpose: str) -> torch.Generator:
         """For draws of this step, by each rank for its own pictures; the same at each call."""
         return item_generator(self.seed, f"{purpose}/{self.global_rank}", self._step)
+
+    def on_fit_start(self) -> None:
+        """Refuse cameras that the generator cannot have, before anything is computed."""
+        if self.generator.is_3d:
+            check_dataset(self.trainer.datamodule, self.generator.rig)  # type: ignore[attr-defined]
 
     def camera(self, batch: PortraitBatch) -> Camera | None:
         """The cameras that the generator sees its subjects by; None in 2D.

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.utils import make_grid
 
+from datamodules.poses import check_dataset
 from datamodules.truth import KnowsViewTruth
 from models.artifact import Export
 from models.batches import PortraitBatch, some_views, subject
@@ -166,6 +167,11 @@ class InversionStage(Stage):
         """Codes of pictures (B, 3, H, W), and expressions (B, E) where the encoder tells them."""
         mean = self.encoder.mean_latents or self.generator.mean_latents
         return self.encoder.invert(resized(image, self.encoder.resolution), mean)
+
+    def on_fit_start(self) -> None:
+        """Refuse cameras that the generator cannot have, before anything is computed."""
+        if self.generator.is_3d:
+            check_dataset(self.trainer.datamodule, self.generator.rig)  # type: ignore[attr-defined]
 
     def pictures(self, batch: PortraitBatch) -> tuple[Tensor, Camera | None]:
         """A batch's pictures (B * V, 3, H, W) and their cameras, None for a 2D generator.

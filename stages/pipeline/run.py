@@ -8,6 +8,7 @@ A pipeline file declares ``params``, which become options of the command, and ``
       - {name: anchor, stage: anchor, command: fit, configs: [], overrides: {model.steps: 300}, inputs: {}}
       - {name: turn, stage: present, command: predict, inputs: {model.result.path: anchor}}
 
+``preset: PARAMETER`` puts below each step what suits the generator of that artifact (``stages.pipeline.presets``).
 ``inputs`` sets an option of the step to the artifact of an earlier step. A step works in ``OUT/NAME`` (see
 ``stages.pipeline.steps``). It is skipped when it is done and its hash (``stages.pipeline.hashing``) is the same; a
 changed step starts afresh, as do all after it; a killed one resumes. ``--launcher slurm`` submits the same steps
@@ -24,7 +25,7 @@ import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ from models.errors import UserError, one_line, shown
 from models.files import resolve
 from stages.arguments import Parser
 from stages.configs import read_yaml
-from stages.pipeline import process, slurm
+from stages.pipeline import presets, process, slurm
 from stages.pipeline.jobs import Entry, refuse_active, write_plan
 from stages.pipeline.slurm import Cluster, read_cluster
 from stages.pipeline.steps import Task, clear, execute, locked, read_state, resume_options
@@ -77,10 +78,11 @@ class Step:
 
 @dataclass(frozen=True)
 class Pipeline:
-    """A parsed pipeline file."""
+    """A parsed pipeline file; ``preset`` is the parameter that gives the artifact of the generator, or None."""
 
     params: list[Param]
     steps: list[Step]
+    preset: str | None = None
 
 
 # -- the file --------------------------------------------------------------------------------------
@@ -94,7 +96,7 @@ def read_pipeline(path: str | os.PathLike[str]) -> Pipeline:
     """
     file = resolve(path)
     content = read_yaml(file)
-    _check_keys(content, {"params", "steps"}, {"steps"}, str(file))
+    _check_keys(content, {"params", "steps", "preset"}, {"steps"}, str(file))
     steps: list[Step] = []
     for entry in _typed(content["steps"], list, f"{file}: steps"):
         _typed(entry, dict, f"{file}: a step")
@@ -109,7 +111,10 @@ def read_pipeline(path: str | os.PathLike[str]) -> Pipeline:
         raise UserError(f"{file} has no steps")
     names = [step.name for step in steps]
     params = [_param(str(n), p, names, file) for n, p in _typed(content.get("params") or {}, dict, "params").items()]
-    return Pipeline(params, steps)
+    preset = content.get("preset")
+    if preset is not None and preset not in [param.name for param in params if param.type == "path"]:
+        raise UserError(f"{file}: preset is {shown(preset)}, which is not a parameter of the type path")
+    return Pipeline(params, steps, preset)
 
 
 def _typed(value: Any, kind: type, where: str) -> Any:
@@ -238,9 +243,35 @@ def main(arguments: Sequence[str]) -> None:
             raise UserError(f"--set {text}: write STEP.KEY=VALUE with one of the steps {', '.join(names)}")
         parse_yaml(match[3], f"--set {match[1]}.{match[2]}")  # a mistake shows before anything runs
         settings[match[1]][match[2]] = match[3]  # as it was written: the step knows whether 00012 is a number or a name
+    if pipeline.preset is not None and (model := getattr(options, pipeline.preset)) is not None:
+        pipeline = replace(pipeline, steps=_suited(pipeline.steps, settings, model))
     out = Path(options.out or f"runs/{Path(arguments[0]).stem}")
     cluster = read_cluster(options.cluster, options.device) if options.cluster else None
     run(pipeline, settings, out, start=options.start, dry_run=options.dry_run, cluster=cluster)
+
+
+def _suited(steps: Sequence[Step], settings: Mapping[str, Mapping[str, Any]], model: str) -> list[Step]:
+    """The steps with what suits the generator of the artifact ``model`` below their own configurations."""
+    kind = presets.kind(model)
+    if kind is None:
+        return list(steps)
+    print(f"{model}: a generator of the kind {kind}, with the settings of {presets.PRESETS}", flush=True)
+    found, missing = [], {}
+    for step in steps:
+        configs = presets.configs(kind, step.stage)
+        for option, stand_in, error in presets.stand_ins(step.stage, configs, {*step.overrides, *settings[step.name]}):
+            configs.append(stand_in)
+            missing.setdefault(error.network, (error, []))[1].append(f"{step.name}.{option}")
+        found.append(replace(step, configs=[*configs, *step.configs]))
+    for error, options in missing.values():
+        names = " and ".join(f"--set {option}.init_args.weights=FILE" for option in options)
+        print(
+            f"warning: {error.network} has no weights on this machine: an embedded network stands in for it, which "
+            f"only knows the embedded world; get {error.file} from {error.source}, or give it as {names} "
+            "(docs/real_weights.md)",
+            flush=True,
+        )
+    return found
 
 
 # -- running ---------------------------------------------------------------------------------------

@@ -1,7 +1,8 @@
 """``make bench``: the house's own operations. ``python -m tests.benchmarks`` also takes a name:
 
 ``zoo``, generators against official ones; ``manifolds``, efficient GRAM against GRAM; ``free_view``, a head seen
-through its networks and from baked manifolds; ``data``, how long training steps wait for data; ``scaling``, training in
+through its networks and from baked manifolds; ``real_size``, a picture through official generators at their real sizes;
+``data``, how long training steps wait for data; ``scaling``, training in
 several processes; ``gpu``, what only a GPU can show (``make gpu``).
 """
 
@@ -9,13 +10,14 @@ from __future__ import annotations
 
 import argparse
 
-from tests.benchmarks import data, free_view, house, manifolds, scaling, zoo
+from tests.benchmarks import data, free_view, house, manifolds, real_size, scaling, zoo
 from tests.benchmarks.gpu import rehearsal
 
 BENCHMARKS = {
     "zoo": (zoo, "generators of the zoo, beside official ones where given"),
     "manifolds": (manifolds, "efficient GRAM beside GRAM"),
     "free_view": (free_view, "free views: networks beside baked manifolds"),
+    "real_size": (real_size, "a picture through official generators at their real sizes"),
     "data": (data, "training steps: how long they wait for data"),
     "scaling": (scaling, "training steps in one and in several processes"),
     "gpu": (rehearsal, "what only a GPU can show, in three minutes"),

@@ -10,7 +10,12 @@ from stages.table import STAGES
 from tests.configs.resolved import leaves, resolved, steps
 
 CONFIGS = ROOT / "configs"
-FILES = sorted([*CONFIGS.glob("stages/*.yaml"), *CONFIGS.glob("paper/*/*.yaml")])
+FILES = sorted(
+    file
+    for place in ("stages/*.yaml", "paper/*/*.yaml", "presets/*.yaml", "presets/*/*.yaml")
+    for file in CONFIGS.glob(place)
+    if file.parent.name != "embedded"  # what stands in for networks, in any stage
+)
 PIPELINES = sorted(CONFIGS.glob("pipelines/*.yaml"))
 
 

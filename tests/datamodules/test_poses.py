@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from datamodules.artworks import Artwork
-from datamodules.poses import check_camera, find_camera
+from datamodules.poses import check_camera, check_labels, find_camera
 from models.camera import Rig
 from models.errors import UserError
 
@@ -49,6 +49,15 @@ class TestCheck:
 
     def test_one_that_is_to_be_estimated(self):
         check_camera(artwork(), NEAR)
+
+
+class TestLabels:
+    def test_the_first_that_is_wrong_is_named(self):
+        good, bad = NEAR.camera(0.1).label()[0], RIG.camera(0.1).label()[0]
+        check_labels({}, NEAR, "")
+        check_labels({"a": good, "b": good}, NEAR, "")
+        with pytest.raises(UserError, match=r"^b: its camera is 7 from the head, .* from 2\.2 to 3\.3: do this$"):
+            check_labels({"a": good, "b": bad, "c": bad}, NEAR, "do this")
 
 
 class TestFind:

@@ -11,10 +11,14 @@ import pytest
 import torch
 from PIL import Image
 
+from datamodules.framing import recipe_of
 from models import artifact
 from models.camera import Rig
+from models.errors import UserError
 from models.files import ROOT
 from models.generators.manifold import ManifoldGenerator
+from stages.__main__ import dispatch
+from stages.pipeline import presets
 from tests.stages.processes import galatea
 from tests.stages.small import TRAINER, options
 
@@ -35,8 +39,44 @@ def portraits(tmp_path_factory):
     for name, image in enumerate(pixels):
         Image.fromarray(image).save(folder / f"{name:02d}.png")
     names = [[f"{name:02d}.png", label] for name, label in enumerate(labels.tolist())]
-    (folder / "dataset.json").write_text(json.dumps({"labels": names}))
+    (folder / "dataset.json").write_text(json.dumps({"recipe": "eg3d", "labels": names}))
     return folder
+
+
+def test_a_generator_of_ones_own_folder(portraits, tmp_path):
+    """As docs/own_folder.md has it, at its own size in all but the networks' widths."""
+    small = {f"model.generator.init_args.{name}": value for name, value in GENERATOR.items()}
+    small |= {
+        "model.discriminator.init_args.channels": "[8,8,8,8]", "model.total_images": 4,
+        "data.init_args.path": portraits,
+        "data.init_args.size": SIZE, "data.init_args.batch_size": 2, "data.init_args.workers": 0,
+    }  # fmt: skip
+    config = ROOT / "configs" / "stages" / "prior_portraits.yaml"
+    galatea("prior", "fit", f"--config={config}", *options(small), *TRAINER, f"--out={tmp_path}")
+    assert {"generator", "discriminator"} == set(artifact.load(tmp_path).manifest["modules"])
+    assert presets.kind(str(tmp_path)) == "manifold"
+    assert recipe_of(str(tmp_path)).name == "eg3d"  # that of its training pictures
+
+
+@pytest.mark.parametrize("stage", ["prior", "invert"])
+def test_cameras_of_another_rig_are_refused_before_anything_is_computed(stage, portraits, tmp_path):
+    """Training would go on for days, and learn nothing."""
+    other = {f"model.generator.init_args.{name}": value for name, value in GENERATOR.items()}
+    other |= {f"model.generator.init_args.rig.{name}": value for name, value in (("near", 5.6), ("far", 8.4))}
+    line = [f"--config={ROOT / 'configs' / 'stages' / 'prior_portraits.yaml'}", *options(other)]
+    if stage == "invert":  # of the embedded world's own
+        line = [
+            *options(
+                {"model.prior.path": ROOT / "assets" / "prior", "data": "datamodules.portraits.PortraitDataModule"}
+            ),
+            *options({"data.val_fraction": 0.25, "data.test_fraction": 0.0}),
+        ]
+    given = options({"data.init_args.path": portraits, "data.init_args.size": SIZE, "data.init_args.workers": 0})
+    with pytest.raises(
+        UserError, match=r"^00\.png: its camera is 2\.[57]1? from the head, where the generator sees from 5\."
+    ):
+        dispatch([stage, "fit", *line, *given, *TRAINER, f"--out={tmp_path / 'out'}"])
+    assert not (tmp_path / "out" / "artifact").exists()
 
 
 def test_prior_learns_from_portraits_by_adversarial_terms_alone(portraits, tmp_path):

@@ -6,18 +6,22 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.encoders.irse import ArcFace, crop_face
+from models.image import resized
 
 
 class RandomLPIPS(nn.Module):
     """As :class:`models.features.perceptual.LPIPS`."""
 
-    def __init__(self, net: str = "vgg") -> None:
+    def __init__(self, net: str = "vgg", size: int | None = None) -> None:
         super().__init__()
         import lpips
 
+        self.size = size
         self.network = lpips.LPIPS(net=net, pnet_rand=True, verbose=False)
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        if self.size is not None and a.shape[-1] > self.size:
+            a, b = resized(a, self.size), resized(b, self.size)
         return self.network(a, b).flatten()
 
 

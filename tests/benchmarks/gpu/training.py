@@ -15,7 +15,6 @@ from statistics import mean
 from typing import Any
 
 import numpy as np
-import pytorch_lightning as pl
 import torch
 import yaml
 
@@ -28,34 +27,14 @@ from models.image import write_image
 from stages.__main__ import dispatch
 from tests.benchmarks.free_view import PAPER, configured
 from tests.benchmarks.gpu.networks import small_eg3d
-from tests.benchmarks.gpu.parts import Case, Row, Setting, forget_peak, peak_mib, synchronize
+from tests.benchmarks.gpu.parts import Case, Row, Setting, synchronize
+from tests.benchmarks.steps import FILE
 from tests.stages import cases, inversions, small, tiny
 
 ARTWORK = ROOT / "assets" / "artworks" / "toon-1100003.png"
 POSE = {"data.init_args.yaw_deg": -20.0, "data.init_args.pitch_deg": 8.0}
 CONFIGS = ROOT / "configs"
 HERE = "tests.benchmarks.gpu"
-
-
-class Steps(pl.Callback):
-    """Writes ``OUT/steps.json``: seconds of each training step, and the peak of memory after the first."""
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        self.seconds: list[float] = []
-
-    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        if len(self.seconds) == 1:  # the first also prepares, and finds out which kernels are fast
-            forget_peak(pl_module.device)
-        synchronize(pl_module.device)
-        self._begin = time.perf_counter()
-
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        synchronize(pl_module.device)
-        self.seconds.append(time.perf_counter() - self._begin)
-
-    def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        found = {"seconds": self.seconds, "peak_mib": peak_mib(pl_module.device)}
-        (pl_module.out / "steps.json").write_text(json.dumps(found))
 
 
 def run(setting: Setting, out: Path, line: Sequence[str], **options: Any) -> Row:
@@ -72,11 +51,10 @@ def run(setting: Setting, out: Path, line: Sequence[str], **options: Any) -> Row
     }
     synchronize(setting.device)
     begin = time.perf_counter()
-    dispatch([*line, *small.options(given), f"--trainer.callbacks+={HERE}.training.Steps", f"--out={out}"])
+    dispatch([*line, *small.options(given), "--trainer.callbacks+=tests.benchmarks.steps.Steps", f"--out={out}"])
     synchronize(setting.device)
     found: Row = {"seconds": time.perf_counter() - begin}
-    if (out / "steps.json").exists():
-        steps = json.loads((out / "steps.json").read_text())
+    if (steps := json.loads((out / FILE).read_text()))["seconds"]:
         between = steps["seconds"][1:-1] or steps["seconds"][-1:]  # the last step writes a per-item stage's results
         found |= {"steps": len(steps["seconds"]), "step_ms": 1000 * mean(between), "peak_mib": steps["peak_mib"]}
     return found

@@ -103,6 +103,29 @@ def test_lpips_reads_a_local_backbone(alex_file, monkeypatch):
     torch.testing.assert_close(LPIPS("alex")(*images), got)
 
 
+def test_lpips_reduces_larger_pictures(alex_file):
+    images = torch.rand(2, 1, 3, 96, 96, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    plain, reduced = LPIPS("alex", str(alex_file)), LPIPS("alex", str(alex_file), size=64)
+    small = torch.nn.functional.interpolate(images[:, 0], (64, 64), mode="bilinear", antialias=True)[:, None]
+    torch.testing.assert_close(reduced(*images), plain(*small))
+    torch.testing.assert_close(reduced(*small), plain(*small))
+    with pytest.raises(UserError, match="size is 8"):
+        LPIPS("alex", str(alex_file), size=8)
+
+
+def test_what_is_missing_is_known_without_a_download(alex_file, no_network, monkeypatch, tmp_path):
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *a, **k: pytest.fail("asked the network"))
+    missing = LPIPS.missing("vgg")
+    assert missing is not None and missing.file == str(
+        tmp_path / "torch" / "hub" / "checkpoints" / "vgg16-397923af.pth"
+    )
+    assert missing.source == "torchvision's model zoo (VGG-16, ImageNet)"
+    assert LPIPS.missing("alex", str(alex_file)) is None
+    absent = CLIPEmbedding.missing()
+    assert absent is not None and absent.network == "CLIPEmbedding(ViT-B-32)"
+    assert CLIPEmbedding.missing(weights=str(alex_file)) is None  # a file, whatever is in it
+
+
 def test_lpips_refuses_another_network(alex_file, tmp_path):
     with pytest.raises(UserError, match="is not torchvision's vgg network"):
         LPIPS("vgg", str(alex_file))
