@@ -182,7 +182,10 @@ class Framing:
         """What is known of the head before the picture is framed, how many faces there are, and what is to be said."""
         height, width = image.shape[-2:]
         if edits.points is not None:
-            return _read_at(image, five_points(edits.points, what)), 0, []
+            five = five_points(edits.points, what)
+            if bool((five - torch.tensor([width, height]) / 2).abs().gt(torch.tensor([width, height])).any()):
+                raise UserError(f"{what}: points {shown(edits.points)} are not in the image of {width} x {height}")
+            return _read_at(image, five), 0, []
         if edits.crop is not None or framed or self.crop == "centre":
             return None, 0, []
         if self.crop == "none":

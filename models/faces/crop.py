@@ -81,7 +81,8 @@ def _blurred(image: Tensor, centre: Tensor, side: float, angle: float, size: int
     pads = [math.ceil(max(0, gap) * k) for gap, k in
             ((left - west, across), (east - right, across), (top - north, along), (south - bottom, along))]  # fmt: skip
     if any(pads):
-        pads = [max(pad, round(_MARGIN * side * scale)) for pad in pads]
+        # Farther out all is even, and as the edge is.
+        pads = [min(max(pad, round(_MARGIN * side * scale)), 2 * size) for pad in pads]
         part = _fade(part, pads, _BLUR * side * scale)
     else:
         pads = [0, 0, 0, 0]

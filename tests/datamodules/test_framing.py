@@ -203,6 +203,7 @@ class TestEdits:
             (Edits(points=[[1, 2]] * 4 + [["a", 3]]), "points must be five pairs of numbers"),
             (Edits(points="248,104 203,102 222,131 246,142 202,139"), "five points are not a face's"),
             (Edits(points=[[5, 5]] * 5), "five points are not a face's"),
+            (Edits(points="1e9,0 2e9,0 1e9,1e9 1e9,2e9 2e9,2e9"), r"points .* are not in the image of 512 x 512"),
         ],
     )
     def test_that_are_none(self, person, edits, match):
