@@ -42,7 +42,7 @@ from models.metrics.faces import EXPECTED, measured_expressions, score_faces
 from models.metrics.image import diversity
 from models.metrics.portrait import HeadTruth, Score, score_head, strip
 from models.metrics.records import Record, read_records, write_records
-from models.rendering.animation import EXPRESSIONS, animate
+from models.rendering.animation import EXPRESSIONS, animate, face_views
 from models.rendering.output import Rendering
 from models.rendering.reprojection import PseudoView, mirrored, reprojected, weighted_reference
 from models.schedule import Schedule, rate, set_rates
@@ -92,10 +92,12 @@ class TuningConfig:
         carry: weight of the artwork carried to the random views along the anchor's depth.
         carry_fill: weight in it of colours found by analogy, where the artwork shows nothing.
         geometry: weight of the squared change of opacity and depth at the random views.
-        landmark: weight of the distance between the face's points in a picture and in the artwork, at its view; and
-            at the random views, where the artwork's points are seen as they lie in space.
+        carry_face: how far the face is carried by its own mesh instead, from 0 to 1: the anchor's nose is not the
+            artwork's.
+        landmark: weight of the distance between the face's points in the picture and in the artwork, at its view.
         expression: weight of the artwork with another expression, as :mod:`models.rendering.animation` draws it, asked
-            of the head with that expression, at the artwork's view; one expression a step.
+            of the head with that expression; one expression a step, at the artwork's view and at the random ones by
+            turns.
         locality: weight of PTI's locality regularisation. locality_distance: of its codes from the pivot.
     """
 
@@ -124,6 +126,7 @@ class TuningConfig:
     mirror_hidden: bool = True
     carry: float = 0.0
     carry_fill: float = 0.5
+    carry_face: float = 0.0
     geometry: float = 0.0
     landmark: float = 0.0
     expression: float = 0.0
@@ -145,6 +148,11 @@ class TuningConfig:
         if self.views == 0 and (self.direction or self.carry or self.geometry):
             raise UserError("recipe: direction, carry and geometry need at least one random view")
 
+    @property
+    def reads_faces(self) -> bool:
+        """Whether a term needs the artwork's face."""
+        return bool(self.landmark or self.expression or self.carry_face or self.background < 1)
+
 
 @dataclass(frozen=True)
 class Target:
@@ -156,8 +164,7 @@ class Target:
         guide: (1, D), Eq. 4; None without a direction term.
         pool: the random views, None in 2D. views: of G_ori from there; the one there is in 2D.
         mirrored: the artwork as the mirrored camera sees it, or None. reprojected: for all of the pool, or None.
-        points: (1, 468, 3) of the artwork's face, or None. around: (P, 468, 2) those from the pool, or None.
-        animated: what the artwork shows with other expressions.
+        points: (1, 468, 3) of the artwork's face, or None. animated: what the artwork shows with other expressions.
     """
 
     ws: Latents
@@ -171,7 +178,6 @@ class Target:
     mirrored: PseudoView | None
     reprojected: PseudoView | None
     points: Tensor | None
-    around: Tensor | None
     animated: list[Animated]
 
 
@@ -183,12 +189,14 @@ class Animated:
         expression: (1, E) of the head that is to look like it.
         picture: a batch of one, with what its pixels count: more where they are not the artwork's.
         points: (1, 468, 3) of its face. moved: (468,) how much each counts: more where it is not the artwork's.
+        world: (468, 3) of them where they lie, or None.
     """
 
     expression: Tensor
     picture: PseudoView
     points: Tensor
     moved: Tensor
+    world: Tensor | None
 
 
 class ItemWeights(nn.Module):
@@ -263,8 +271,10 @@ class StylizeStage(PerItemStage[Artwork, StyleState]):
         self.style = None if style is None else Frozen(style)
         self.identity = None if identity is None else Frozen(identity)
         self.landmarks = None if landmarks is None else Frozen(landmarks)
-        if (recipe.landmark or recipe.expression or recipe.background < 1) and landmarks is None:
-            raise UserError("recipe: landmark, expression and background need --model.landmarks, which finds faces")
+        if recipe.reads_faces and landmarks is None:
+            raise UserError(
+                "recipe: landmark, expression, background and carry_face need --model.landmarks, which finds faces"
+            )
         self._strips: dict[str, Tensor] = {}
         self._said = False  # once for all groups
 
@@ -301,7 +311,7 @@ class StylizeStage(PerItemStage[Artwork, StyleState]):
     @torch.no_grad()
     def _possible(self, recipe: TuningConfig) -> TuningConfig:
         """The recipe without the terms that need more than the generator renders."""
-        needs = {"rim": 1.0, "background": 1.0, "carry": 0.0, "geometry": 0.0}
+        needs = {"rim": 1.0, "background": 1.0, "carry_face": 0.0, "carry": 0.0, "geometry": 0.0}
         if recipe.mirror_hidden or not self.generator.is_3d:
             needs["mirror"] = 0.0
         without = {name: value for name, value in needs.items() if getattr(recipe, name) != value}
@@ -348,9 +358,6 @@ class StylizeStage(PerItemStage[Artwork, StyleState]):
         opposite = elsewhere = None
         face = PseudoView(reference, torch.ones_like(reference[:, :1]))
         points = self._points(item, recipe)
-        around = None
-        if points is not None and pool is not None and camera is not None and seen.depth is not None:
-            around = pool.project(lift(points[0], camera, seen.depth).expand(len(pool), -1, -1))[0]
         if camera is not None and pool is not None:
             unit = generator.rig.scale
             person = self._person(item, points, recipe)
@@ -360,6 +367,11 @@ class StylizeStage(PerItemStage[Artwork, StyleState]):
                 opposite = mirrored(reference, camera, seen, other, recipe.mirror_hidden, unit, person)
             if recipe.carry:
                 elsewhere = reprojected(reference, camera, seen, pool, views, recipe.carry_fill, unit, person)
+            if elsewhere is not None and points is not None and recipe.carry_face and seen.depth is not None:
+                world = lift(points[0], camera, seen.depth)
+                side = elsewhere.image.shape[-1]
+                own = face_views(reference, points[0], world, self._faces.canonical, pool, side)
+                elsewhere = elsewhere.under(own, recipe.carry_face)
         return Target(
             ws=ws,
             z=z,
@@ -372,8 +384,7 @@ class StylizeStage(PerItemStage[Artwork, StyleState]):
             mirrored=opposite,
             reprojected=elsewhere,
             points=points,
-            around=around,
-            animated=[] if points is None else self._animated(item, points[0], ws, expression, recipe),
+            animated=[] if points is None else self._animated(item, points[0], camera, seen, expression, recipe),
         )
 
     @property
@@ -383,7 +394,7 @@ class StylizeStage(PerItemStage[Artwork, StyleState]):
 
     def _points(self, item: Artwork, recipe: TuningConfig) -> Tensor | None:
         """(1, 468, 3) of the artwork's face."""
-        if self.landmarks is None or not (recipe.landmark or recipe.expression or recipe.background < 1):
+        if self.landmarks is None or not recipe.reads_faces:
             return None
         found = self._faces.find(item.image[None].to(self.device))
         if found is None:
@@ -398,7 +409,13 @@ class StylizeStage(PerItemStage[Artwork, StyleState]):
         return self._faces.person(item.image[None].to(self.device), points[0])
 
     def _animated(
-        self, item: Artwork, points: Tensor, ws: Latents, expression: Tensor | None, recipe: TuningConfig
+        self,
+        item: Artwork,
+        points: Tensor,
+        camera: Camera | None,
+        seen: Rendering,
+        expression: Tensor | None,
+        recipe: TuningConfig,
     ) -> list[Animated]:
         """The artwork with each expression that the generator has."""
         found = []
@@ -413,7 +430,8 @@ class StylizeStage(PerItemStage[Artwork, StyleState]):
             weight = 1 + 9 * F.avg_pool2d(F.max_pool2d(changed, 3, 1, 1), 3, 1, 1)
             distance = (after - points).norm(dim=1)
             share = distance / distance.mean().clamp_min(1e-6)
-            found.append(Animated(code, PseudoView(picture, weight), after[None], 1 + share))
+            world = None if camera is None or seen.depth is None else lift(after, camera, seen.depth)
+            found.append(Animated(code, PseudoView(picture, weight), after[None], 1 + share, world))
         return found
 
     def _pool(self, recipe: TuningConfig, draws: torch.Generator) -> Camera:
@@ -481,13 +499,10 @@ class StylizeStage(PerItemStage[Artwork, StyleState]):
             terms["geometry"] = moved.mean()
         if recipe.landmark and target.points is not None and self.landmarks is not None:
             terms["landmark"] = landmark_distance(self.landmarks(own, target.points), target.points).mean()
-            if target.around is not None and recipe.views:
-                there = target.around[chosen]
-                distance = landmark_distance(self.landmarks(random_views, there), there)
-                terms["landmark"] = terms["landmark"] + distance.mean()
         if target.animated:
             other = target.animated[int(torch.randint(len(target.animated), (1,), generator=draws))]
-            terms["expression"] = self._expression(tuned, ws, target, other, recipe)
+            view = int(torch.randint(2 * len(target.views.image), (1,), generator=draws))
+            terms["expression"] = self._expression(tuned, ws, target, other, view, recipe)
         if recipe.locality:
             terms["locality"] = self._locality(tuned, target, recipe, draws)
         total = sum(
@@ -524,15 +539,19 @@ class StylizeStage(PerItemStage[Artwork, StyleState]):
         return delta.new_zeros(()), -(delta @ guide[0]).mean() / square.clamp(min=1e-8)
 
     def _expression(
-        self, tuned: TunedWeights, ws: Latents, target: Target, other: Animated, recipe: TuningConfig
+        self, tuned: TunedWeights, ws: Latents, target: Target, other: Animated, view: int, recipe: TuningConfig
     ) -> Tensor:
-        """How far the head with an expression is from the artwork with it."""
-        assert self.landmarks is not None
-        seen = tuned.synthesis(ws, target.camera, expression=other.expression).image
-        distance = other.picture.error(seen)
+        """How far the head with an expression is from the artwork with it: from its own view, or one of the pool's."""
+        camera, picture = target.camera, other.picture
+        if target.pool is not None and other.world is not None and view < len(target.pool):
+            camera = target.pool[view]
+            side = picture.image.shape[-1]
+            picture = face_views(picture.image, other.points[0], other.world, self._faces.canonical, camera, side)
+        seen = tuned.synthesis(ws, camera, expression=other.expression).image
+        distance = picture.error(seen)
         if recipe.spatial:
-            distance = distance + self.perceptual(seen, other.picture.image)
-        if recipe.landmark:
+            distance = distance + self.perceptual(seen, picture.completed(seen))
+        if recipe.landmark and self.landmarks is not None and picture is other.picture:
             points = self.landmarks(seen, other.points)
             distance = distance + recipe.landmark * landmark_distance(points, other.points, other.moved)
         return distance.mean()

@@ -17,6 +17,7 @@ from models.camera import Camera
 from models.faces.pose import CanonicalFace
 from models.rendering.mesh import Mesh
 from models.rendering.raster import rasterise
+from models.rendering.reprojection import PseudoView
 
 # The person's right eye, then the left one, each from its outer to its inner corner.
 _CORNERS = ((33, 133), (263, 362))
@@ -259,3 +260,41 @@ def _line(points: Tensor, width: float, image: Tensor) -> Tensor:
     along = (((place - start) * step).sum(-1) / step.square().sum(-1).clamp_min(1e-12)).clamp(0, 1)
     distance = (place - start - along[..., None] * step).norm(dim=-1).amin(-1)
     return ((width - distance) * size + 0.5).clamp(0, 1)[None, None]
+
+
+def face_views(
+    image: Tensor, points: Tensor, world: Tensor, canonical: CanonicalFace, cameras: Camera, size: int
+) -> PseudoView:
+    """What a picture's face looks like from other cameras: its mesh, with the picture on it.
+
+    Known where the mesh faces both the picture's camera and the other one, less and less towards its rim.
+
+    Args:
+        image: (1, 3, S, S). points: (468, 3) its face, in units of the side. world: (468, 3) the same in the world.
+        cameras: (V,). size: of the views, pixels.
+    """
+    triangles = canonical.triangles.to(world.device)
+    a, b, c = points[triangles].unbind(1)
+    normal = torch.linalg.cross(b - a, c - a)  # outwards: z is away from the viewer
+    frontal = _facing(-normal[:, 2] / normal.norm(dim=1).clamp_min(1e-12))
+    inner = torch.ones(len(points)).index_fill(0, torch.tensor(_OVAL), 0.0).to(world)
+    pictures, weights = [], []
+    for camera in (cameras[i] for i in range(len(cameras))):
+        face, corners, _ = rasterise(Mesh.of(world.cpu(), triangles.cpu(), world.cpu()), camera.to("cpu"), size)
+        face, corners = face.to(world.device), corners.to(world)
+        hit = face >= 0
+        place = (points[triangles[face], :2] * corners[..., None]).sum(2)
+        shown = F.grid_sample(image, (2 * place - 1)[None].to(image), padding_mode="border", align_corners=False)
+        a, b, c = world[triangles].unbind(1)
+        outward = F.normalize(torch.linalg.cross(b - a, c - a), dim=1)
+        towards = F.normalize(camera.position[0] - a, dim=1)
+        seen = _facing((outward * towards).sum(1))
+        rim = (inner[triangles[face]] * corners).sum(2)
+        weight = torch.minimum(frontal, seen)[face] * rim * hit
+        pictures.append(shown)
+        weights.append(F.avg_pool2d(weight[None, None].to(image), 3, 1, 1))
+    return PseudoView(torch.cat(pictures), torch.cat(weights))
+
+
+def _facing(cosine: Tensor) -> Tensor:
+    return (2 * cosine - 0.5).clamp(0, 1)

@@ -46,6 +46,11 @@ class PseudoView:
         """Another picture (B, 3, H', W') at this one's size."""
         return shrunk(image, self.image)
 
+    def under(self, other: PseudoView, share: float) -> PseudoView:
+        """This picture where the other of the same size is not known; ``share`` is how far the other counts."""
+        weight = share * other.weight
+        return PseudoView(torch.lerp(self.image, other.image, weight), torch.maximum(self.weight, weight))
+
     def completed(self, image: Tensor) -> Tensor:
         """The known pixels over ``image``'s others, without gradient: a target for distances of whole pictures."""
         return (self.weight * self.image + (1 - self.weight) * image).detach()
