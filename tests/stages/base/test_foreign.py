@@ -57,7 +57,7 @@ def test_stages_say_it_once(tmp_path, caplog, monkeypatch):
         assert [message.split(": made")[0] for message in caplog.messages] == ["warning: EmbeddedLPIPS"]
         caplog.clear()
         recipe = TuningConfig(steps=1, pool=1)
-        stage = StylizeStage(ArtifactRef(str(tmp_path / "a")), network("perceptual"), network("style"), recipe)
+        stage = StylizeStage(ArtifactRef(str(tmp_path / "a")), network("perceptual"), network("style"), recipe=recipe)
         fit(stage, Portraits(source, 2), tmp_path / "s")
         assert [message.split(": made")[0] for message in caplog.messages] == [
             "warning: EmbeddedLPIPS and EmbeddedStyle"
