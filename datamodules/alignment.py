@@ -25,12 +25,11 @@ from torch import Tensor
 
 from datamodules.artworks import ORIGINALS, artwork_id, edits_of
 from datamodules.framing import Edits, Framed, Framing
-from datamodules.labels import LABELS, camera_labels
+from datamodules.labels import LABELS
 from datamodules.overlay import sheet, tile
-from models.camera import Camera
 from models.documents import MOST_JSON_BYTES, parse_json
 from models.errors import UserError, one_line
-from models.files import atomic_write, destination, os_errors, read_bytes, temporary
+from models.files import atomic_write, destination, os_errors, read_bytes, sweep, temporary
 from models.image import read_image, to_uint8, write_image
 from models.version import VERSION
 
@@ -76,9 +75,7 @@ class Aligned:
         return [self.file, "yes", *angles, *seen, "; ".join(self.framed.warnings)]
 
 
-def align(
-    place: Path, entry: Mapping[str, Any], framing: Framing, given: Edits, known: Tensor | None = None
-) -> Aligned:
+def align(place: Path, entry: Mapping[str, Any], framing: Framing, given: Edits) -> Aligned:
     """Align one picture of a folder.
 
     What is found is rounded as ``artworks.json`` has it, and the picture framed by that: so it is framed again.
@@ -86,7 +83,6 @@ def align(
     Args:
         entry: its ``file`` and what is known of it.
         given: of every picture, as far as its entry says nothing.
-        known: its label, of an earlier run; kept while its angles are.
 
     Raises:
         UserError: when it cannot be read or framed.
@@ -98,13 +94,7 @@ def align(
     own = {key: value for key, value in entry.items() if value is not None and key != "label"}
     entry = {"file": file, **_entry(found, framing), **own}
     framed = framing(image, file, edits_of(entry))
-    rig = framing.recipe.rig
     label = None if framed.camera is None else framed.camera.label()[0]
-    for other in (found.camera if found.estimated else None, None if known is None else Camera.from_label(known[None])):
-        if other is not None and framed.angles is not None:
-            there = torch.cat(rig.angles(other))
-            if torch.allclose(there, torch.tensor(framed.angles), atol=1e-4):  # a hundredth of a degree
-                label = other.label()[0]
     return Aligned(file, replace(framed, faces=found.faces, warnings=found.warnings), entry, label)
 
 
@@ -141,17 +131,21 @@ def align_folder(
         UserError: when ``out`` holds something else, or nothing could be aligned.
     """
     _check_ids(place, entries)
+    for entry in entries if again else ():
+        if entry["file"] == f"{artwork_id(entry['file'])}.png":
+            raise UserError(
+                f"{place}: {entry['file']} is where its crop would be: move it to {ORIGINALS}, and list it there"
+            )
     if not again:
         with os_errors(out):
             if out.exists() and (not out.is_dir() or any(out.iterdir())):
                 told = f": galatea align {out} frames its pictures again" if recipe_in(out) else ""
                 raise UserError(f"{out} is there already and is not changed{told}; take another --out")
     target = out if again else temporary(destination(out))
-    labels = _labels(out) if again else {}
     done, tiles = [], []
     try:
         for entry in entries:
-            one = _attempt(place, entry, framing, given, labels.get(f"{artwork_id(entry['file'])}.png"))
+            one = _attempt(place, entry, framing, given)
             if one.framed is not None:
                 write_image(target / f"{one.id}.png", one.framed.image)
                 if not again:
@@ -195,9 +189,14 @@ def align_archive(place: Path, entries: Sequence[Mapping[str, Any]], out: Path, 
         UserError: when ``out`` is there already, parts of other pictures are, or nothing could be aligned.
     """
     _check_ids(place, entries)
-    if out.exists():
-        raise UserError(f"{out} is there already and is not changed; take another --out")
-    parts = out.with_name(f"{out.name}.parts")
+    parts, report, overlay = (
+        out.with_name(f"{out.name}.parts"),
+        out.with_suffix(f".{REPORT}"),
+        out.with_suffix(f".{SHEET}"),
+    )
+    for file in (out,) if (parts / "plan.json").exists() else (out, report, overlay):
+        if file.exists():
+            raise UserError(f"{file} is there already and is not changed; take another --out")
     plan = {
         "version": VERSION,
         "recipe": framing.recipe.name,
@@ -222,7 +221,8 @@ def align_archive(place: Path, entries: Sequence[Mapping[str, Any]], out: Path, 
             _write_part(file, place, entries[start : start + PART], framing, given)
         log.info("%d of %d pictures", min(start + PART, len(entries)), len(entries))
     rows, labels, sheets = [], [], []
-    with atomic_write(out) as temporary_file, zipfile.ZipFile(temporary_file, "w") as archive:
+    whole = parts / out.name
+    with atomic_write(whole) as half, zipfile.ZipFile(half, "w") as archive:
         for file in files:
             with zipfile.ZipFile(file) as part:
                 told = json.loads(part.read("part.json"))
@@ -232,17 +232,20 @@ def align_archive(place: Path, entries: Sequence[Mapping[str, Any]], out: Path, 
                     sheets.append(part.read(SHEET))
                 for name, _ in told["labels"]:
                     archive.writestr(name, part.read(name))
-        if not labels:
-            reasons = "; ".join(f"{row[0]}: {row[-1]}" for row in rows[:3])
-            raise UserError(f"nothing could be aligned: {one_line(reasons)}")
         archive.writestr(LABELS, json.dumps({"recipe": framing.recipe.name, "labels": labels}))
-    write_report(out.with_suffix(f".{REPORT}"), rows)
-    with atomic_write(out.with_suffix(f".{SHEET}")) as half:
-        half.write_bytes(sheets[0])
+    if labels:
+        write_report(report, rows)
+        with atomic_write(overlay) as half:
+            half.write_bytes(sheets[0])
+        with os_errors(out):
+            os.replace(whole, out)
+    sweep(parts)
     with os_errors(parts, "remove"):
-        for file in (*files, parts / "plan.json"):
-            file.unlink()
+        for file in (*files, whole, parts / "plan.json"):
+            file.unlink(missing_ok=True)
         parts.rmdir()
+    if not labels:
+        raise UserError(f"nothing could be aligned: {one_line('; '.join(str(row[-1]) for row in rows[:3]))}")
     return len(labels)
 
 
@@ -269,11 +272,9 @@ def write_report(path: Path, rows: Sequence[Sequence[Any]]) -> None:
         csv.writer(stream).writerows([COLUMNS, *rows])
 
 
-def _attempt(
-    place: Path, entry: Mapping[str, Any], framing: Framing, given: Edits, known: Tensor | None = None
-) -> Aligned:
+def _attempt(place: Path, entry: Mapping[str, Any], framing: Framing, given: Edits) -> Aligned:
     try:
-        return align(place, entry, framing, given, known)
+        return align(place, entry, framing, given)
     except UserError as error:
         return Aligned(entry["file"], entry=dict(entry), why=one_line(str(error)))
 
@@ -316,15 +317,6 @@ def _png(image: Tensor) -> bytes:
     stream = io.BytesIO()
     Image.fromarray(to_uint8(image)).save(stream, "PNG")
     return stream.getvalue()
-
-
-def _labels(folder: Path) -> dict[str, Tensor]:
-    """Of an aligned folder; none where they cannot be read: they are made again."""
-    try:
-        content = parse_json(read_bytes(folder / LABELS, MOST_JSON_BYTES), LABELS)
-        return camera_labels(content, LABELS, lambda name: (folder / name).exists())
-    except UserError:
-        return {}
 
 
 def _write_lines(path: Path, head: Entry, name: str, items: Sequence[Any]) -> None:

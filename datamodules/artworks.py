@@ -134,6 +134,8 @@ def read_artworks(
     framing = Framing(recipe_of(recipe), size, crop)
     artworks: dict[str, Artwork] = {}
     place, entries = list_artworks(path)
+    if given is not None and given.points is not None and len(entries) != 1:
+        raise UserError(f"points are of one picture, {path} has {len(entries)}: write them in artworks.json")
     for entry in entries:
         identity = artwork_id(entry["file"])
         if identity in artworks:

@@ -66,7 +66,7 @@ class Framed:
         square: the square of the picture that it shows.
         angles: yaw and pitch of the rig's camera, radians; None when nothing tells them.
         estimated: no person gave them.
-        camera: the recipe's camera of an estimated pose (batch of 1): EG3D's have some roll.
+        camera: the recipe's camera at these angles (batch of 1): EG3D's has what the square leaves of the roll.
         five: (5, 2) pixels of the picture.
         points: (468, 2) of the mesh in units of the frame, where the mesh is present.
         presence: of the mesh, 0 to 1.
@@ -161,20 +161,14 @@ class Framing:
             head = self._head_in(frame, square)
             angles = self._angles(head, yaw, pitch)
         estimated = angles is not None and yaw is None and pitch is None
-        camera = None
-        if estimated and head is not None:
-            camera = self.recipe.camera(head.rotation, square)
-        elif angles is not None:
-            tilted = self.recipe.upright and head is not None
-            left = float(yaw_pitch_roll(head.rotation[None])[2]) - square.angle if tilted and head is not None else 0.0
-            camera = self.recipe.camera_at(angles, left)
+        left = 0.0 if head is None else float(yaw_pitch_roll(head.rotation[None])[2]) - square.angle
         present = head is not None and head.presence >= PRESENT
         return Framed(
             image=frame,
             square=square,
             angles=angles,
             estimated=estimated,
-            camera=camera,
+            camera=None if angles is None else self.recipe.camera(angles, left),
             five=None if head is None else head.five,
             points=square.to_frame(head.points[:, :2]) if head is not None and present else None,
             presence=0.0 if head is None else head.presence,
@@ -188,7 +182,10 @@ class Framing:
         """What is known of the head before the picture is framed, how many faces there are, and what is to be said."""
         height, width = image.shape[-2:]
         if edits.points is not None:
-            return _read_at(image, five_points(edits.points, what)), 0, []
+            five = five_points(edits.points, what)
+            if bool((five - torch.tensor([width, height]) / 2).abs().gt(torch.tensor([width, height])).any()):
+                raise UserError(f"{what}: points {shown(edits.points)} are not in the image of {width} x {height}")
+            return _read_at(image, five), 0, []
         if edits.crop is not None or framed or self.crop == "centre":
             return None, 0, []
         if self.crop == "none":
@@ -224,8 +221,10 @@ class Framing:
 
     def _is_framed(self, face: Face, side: int) -> bool:
         """Whether a face is about where a picture of this side, were it framed already, has it."""
-        rotation = _rotation(face)
-        square = self.recipe.square(face.five, (side, side), self.recipe.angles(rotation))
+        try:
+            square = self.recipe.square(face.five, (side, side), self.recipe.angles(_rotation(face)))
+        except UserError:  # its points are not a face's
+            return False
         middle = math.dist(square.centre, (side / 2, side / 2)) / side
         return 1 / 1.3 < square.side / side < 1.3 and middle < 0.15 and abs(square.angle) < math.radians(12)
 

@@ -80,6 +80,7 @@ class TuningConfig:
         normalize_embedding: bring embeddings to unit length before they are subtracted.
         augment: of both images of a pair, before they are embedded.
         pool: the random views are drawn from this many, fixed per item: the original's pictures are kept.
+        frugal: render view by view, for the gradient again: a third more work, and memory for one view.
         yaw_max_deg, pitch_max_deg: limits of the random views, drawn uniformly; null for the generator's own poses.
         pixel: weight of the mean squared error at the artwork's view (PTI).
         background: what pixels of the artwork count, in the terms of its own view, where it shows background and the
@@ -116,6 +117,7 @@ class TuningConfig:
     normalize_embedding: bool = True
     augment: PairAugmentation = PairAugmentation()  # noqa: RUF009 - frozen
     pool: int = 64
+    frugal: bool = False
     yaw_max_deg: float | None = None
     pitch_max_deg: float | None = None
     pixel: float = 0.0
@@ -357,7 +359,8 @@ class StylizeStage(PerItemStage[Artwork, StyleState]):
         ws, z = anchor.latents.to(self.device), None if anchor.z is None else anchor.z.to(self.device)
         expression = None if anchor.neutral else anchor.expression.to(self.device)
         pool = None if camera is None else self._pool(recipe, draws).to(self.device)
-        views, seen = (render_views(generator, ws, c, expression, chunk=_CHUNK) for c in (pool, camera))
+        chunk = 1 if recipe.frugal else _CHUNK
+        views, seen = (render_views(generator, ws, c, expression, chunk=chunk) for c in (pool, camera))
         guide = None
         if recipe.direction and self.style is not None:
             guide = displacement(self.style(reference), self.style(seen.image), recipe.normalize_embedding)  # Eq. 4
@@ -482,7 +485,7 @@ class StylizeStage(PerItemStage[Artwork, StyleState]):
             after = tuned.mapping(target.z)
             ws = ws + after - before
         # One pass of the backbone serves all views.
-        out = tuned.synthesis(ws, cameras, expression=target.expression)
+        out = (tuned.frugal if recipe.frugal else tuned.synthesis)(ws, cameras, expression=target.expression)
         own = out.image[:1]
         random_views = own.expand(recipe.views, -1, -1, -1) if cameras is None else out.image[first:]
         terms: dict[str, Tensor] = {}
@@ -592,8 +595,10 @@ class StylizeStage(PerItemStage[Artwork, StyleState]):
             if target.camera is not None:
                 _, pitch = self.generator.rig.angles(target.camera)
                 orbit = self.generator.rig.orbit(_ORBIT, pitch=float(pitch)).to(self.device)
-            before = render_views(self.generator, target.ws, orbit, target.expression, chunk=_CHUNK).image
-            after = weights.tuned.synthesis(target.ws, orbit, expression=target.expression).image
+            chunk = 1 if self.recipe.frugal else _CHUNK
+            before = render_views(self.generator, target.ws, orbit, target.expression, chunk=chunk).image
+            render = weights.tuned.frugal if self.recipe.frugal else weights.tuned.synthesis
+            after = render(target.ws, orbit, expression=target.expression).image
             picture = strip(before, after).cpu()
             self._strips[item.id] = picture
             write_image(folder / "views.png", picture)

@@ -81,7 +81,8 @@ def _blurred(image: Tensor, centre: Tensor, side: float, angle: float, size: int
     pads = [math.ceil(max(0, gap) * k) for gap, k in
             ((left - west, across), (east - right, across), (top - north, along), (south - bottom, along))]  # fmt: skip
     if any(pads):
-        pads = [max(pad, round(_MARGIN * side * scale)) for pad in pads]
+        # Farther out all is even, and as the edge is.
+        pads = [min(max(pad, round(_MARGIN * side * scale)), 2 * size) for pad in pads]
         part = _fade(part, pads, _BLUR * side * scale)
     else:
         pads = [0, 0, 0, 0]
@@ -102,7 +103,7 @@ def _fade(part: Tensor, pads: list[int], blur: float) -> Tensor:
     part = part[..., rows, :][..., columns]
     height, width = part.shape[-2:]
 
-    # 1 at the far edges, 0 at the picture's own, less within it: a third of the way there all is blurred.
+    # 1 at the far edges, 0 at the picture's own, less within it: an eighth of the way there all is blurred.
     def outside(length: int, first: int, last: int) -> Tensor:
         place = torch.arange(length, device=part.device, dtype=part.dtype)
         return 1 - torch.minimum(place / max(first, 1), (length - 1 - place) / max(last, 1))
@@ -114,7 +115,7 @@ def _fade(part: Tensor, pads: list[int], blur: float) -> Tensor:
     soft = _gaussian(small, blur / shrink)
     if shrink > 1:
         soft = F.interpolate(soft, (height, width), mode="bilinear", align_corners=False)
-    part = part + (soft - part) * (3 * beyond).clamp(0, 1)
+    part = part + (soft - part) * (8 * beyond).clamp(0, 1)
     even = small.flatten(2).median(-1).values[..., None, None]
     return part + (even - part) * beyond.clamp(0, 1)
 

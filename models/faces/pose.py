@@ -11,6 +11,9 @@ from models.configurable import Configurable
 from models.faces.mesh import POINTS
 
 TRIANGLES, BASIS = 898, 33
+DEPTH = 1.2
+"""By how much the mesh understates depth: portraits that are turned by it are seen turned by .88 to 1.04 of the angle
+without this factor, by .93 to 1.1 with it (five pictures)."""
 
 
 class CanonicalFace(Configurable):
@@ -120,7 +123,7 @@ def lift(points: Tensor, camera: Camera, depth: Tensor) -> Tensor | None:
         return None
     # A picture is depth / focal wide: z in the world grows with the distance, which is nearly the same for all points.
     middle = there[hit].median()
-    z = points[:, 2] * middle / focal
+    z = DEPTH * points[:, 2] * middle / focal
     along = z + (there - z)[hit].median()
     origins, directions = camera.rays_at(places[None])
     return (origins + along[:, None] * directions)[0]

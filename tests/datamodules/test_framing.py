@@ -11,6 +11,7 @@ from skimage.data import astronaut, cat
 
 from datamodules.artworks import ArtworkDataModule, read_artworks
 from datamodules.framing import Edits, Framing, five_points, reader, recipe_of
+from datamodules.mannequins import RIG, Scene, render, subject_z
 from models import artifact
 from models.errors import UserError
 from models.faces.pose import yaw_pitch_roll
@@ -32,14 +33,6 @@ def person():
 
 def alike(one, other):
     return float(torch.corrcoef(torch.stack([one.flatten(), other.flatten()]))[0, 1]) > 0.9
-
-
-def turned(axes, roll):
-    """The picture's axes (3, 2) of a camera that sees the head tilted clockwise by ``roll``."""
-    right, down = axes.T
-    return torch.stack(
-        [math.cos(roll) * right - math.sin(roll) * down, math.sin(roll) * right + math.cos(roll) * down], 1
-    )
 
 
 def framing(recipe="embedded", size=64, crop="face"):
@@ -134,6 +127,23 @@ def test_an_animal():
     assert framed.points is None and any("as with animals" in warning for warning in framed.warnings)
 
 
+@pytest.mark.parametrize(("seed", "yaw", "pitch"), [(1_000_201, -17, -11), (1_000_203, 22, 6), (1_000_206, -28, -2)])
+def test_mannequins_get_their_frame_back(seed, yaw, pitch):
+    camera = RIG.camera(math.radians(yaw), math.radians(pitch))
+    framed = framing()(render(Scene.from_z(subject_z([seed])), camera, 128, supersample=1, compiled=False).image, "x")
+    assert framed.square.side == pytest.approx(128, rel=0.12)
+    assert framed.square.centre == pytest.approx((64, 64), abs=6)
+    assert abs(math.degrees(framed.square.angle)) < 4
+    assert [math.degrees(angle) for angle in framed.angles] == pytest.approx([yaw, pitch], abs=8)
+
+
+def test_a_profile():
+    seen = render(Scene.from_z(subject_z([1_000_071])), RIG.camera(math.radians(70)), 128, compiled=False).image
+    framed = framing()(seen, "x")
+    assert any("a profile" in warning for warning in framed.warnings)
+    assert math.degrees(framed.angles[0]) == pytest.approx(70, abs=15)
+
+
 def test_a_face_of_3_percent():
     canvas = np.full((1400, 3300, 3), 120, np.uint8)
     canvas[700:1212, 2300:2812] = astronaut()
@@ -193,6 +203,7 @@ class TestEdits:
             (Edits(points=[[1, 2]] * 4 + [["a", 3]]), "points must be five pairs of numbers"),
             (Edits(points="248,104 203,102 222,131 246,142 202,139"), "five points are not a face's"),
             (Edits(points=[[5, 5]] * 5), "five points are not a face's"),
+            (Edits(points="1e9,0 2e9,0 1e9,1e9 1e9,2e9 2e9,2e9"), r"points .* are not in the image of 512 x 512"),
         ],
     )
     def test_that_are_none(self, person, edits, match):
@@ -222,6 +233,9 @@ def test_options_of_the_data_module(tmp_path):
     (item,) = ArtworkDataModule(str(tmp_path / "a.png"), size=64, recipe="eg3d", points=POINTS).items
     expected = framing("eg3d")(tensor(astronaut()), "x", Edits(points=POINTS))
     assert torch.equal(item.image, expected.image) and item.estimated and item.label is None
+    Image.fromarray(astronaut()).save(tmp_path / "b.png")
+    with pytest.raises(UserError, match=r"points are of one picture, .* has 2: write them in artworks\.json"):
+        _ = ArtworkDataModule(str(tmp_path), size=64, points=POINTS).items
     (wild,) = ArtworkDataModule(str(tmp_path / "a.png"), size=64, recipe="eg3d-wild").items
     rotation = reader().canonical.head_pose(reader().find(tensor(astronaut()))[0].points[None])
     roll = yaw_pitch_roll(rotation)[2]
@@ -231,7 +245,9 @@ def test_options_of_the_data_module(tmp_path):
     given = ArtworkDataModule(str(tmp_path / "a.png"), size=64, recipe="eg3d-wild", yaw_deg=10, pitch_deg=0).items[0]
     there = RECIPES["eg3d"].rig.camera(math.radians(10), 0.0)
     assert torch.allclose(given.camera.position, there.position, atol=1e-5)
-    assert torch.allclose(given.camera.cam2world[0, :3, :2], turned(there.cam2world[0, :3, :2], float(roll)), atol=1e-4)
+    # The head's rotation in the camera's axes.
+    head = torch.diag(torch.tensor([1.0, -1.0, -1.0])) @ given.camera.cam2world[0, :3, :3].T
+    assert float(yaw_pitch_roll(head[None])[2]) == pytest.approx(float(roll), abs=0.02)
 
 
 class TestRecipes:

@@ -49,3 +49,9 @@ def test_shrinking_averages() -> None:
 def test_gradients_reach_the_picture() -> None:
     image = (torch.rand(1, 1, 9, 9, dtype=torch.float64) * 2 - 1).requires_grad_()
     assert torch.autograd.gradcheck(lambda x: cut(x, torch.tensor([4.2, 5.1]), 6.0, 0.3, 5), image)
+
+    def test_far_away(self):
+        ramp = torch.linspace(-1, 1, 64).expand(1, 3, 64, 64).contiguous()
+        for place in ((1e6, 32.0), (-3e8, 5e7)):
+            crop = cut(ramp, torch.tensor(place), 100, 0.3, 32, "blurred")
+            assert float(crop.std()) < 1e-5 and abs(float(crop.mean())) < 0.1

@@ -4,9 +4,15 @@ import pytest
 import torch
 
 from models.errors import UserError
+from models.generators.eg3d import EG3DGenerator
 from models.generators.stylegan2 import StyleGAN2Generator
 from models.heads.tuning import TunedWeights, select_parameters, with_weights
 from tests.models.generators.protocol import awaken, seeded
+
+SMALL_EG3D = {
+    "z_dim": 8, "w_dim": 8, "channels": (6, 4), "plane_features": 4, "decoder": {"hidden": 6}, "coarse": 8, "fine": 8,
+    "render_resolution": 8, "superresolution": {"channels": (6, 4), "resolution": 16},
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -78,3 +84,21 @@ class TestTunedWeights:
         assert all(torch.equal(before[n], t) for n, t in generator.state_dict().items())
         with pytest.raises(KeyError):
             with_weights(generator, {"none": torch.zeros(1)})
+
+
+def test_view_by_view_is_the_same_but_for_rounding():
+    """And the gradient is that of the tuned weights, which the generator no longer has when it is asked for."""
+    torch.manual_seed(0)
+    generator = awaken(EG3DGenerator(**SMALL_EG3D)).eval().requires_grad_(False)  # type: ignore[arg-type]
+    tuned = TunedWeights(generator, select_parameters(generator, "synthesis"))
+    with torch.no_grad():
+        for weight in tuned.weights.values():
+            weight.add_(0.1 * torch.randn_like(weight))
+    ws, cameras = codes(generator), generator.rig.camera(torch.tensor([-0.3, 0.0, 0.3]))
+    found = []
+    for render in (tuned.synthesis, tuned.frugal):
+        image = render(ws, cameras).image
+        found.append([image.detach(), *torch.autograd.grad(image.square().mean(), list(tuned.weights.values()))])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(other, one, rtol=1e-3, atol=1e-6)
+    assert any(gradient.abs().max() > 0 for gradient in found[0][1:])

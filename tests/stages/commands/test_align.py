@@ -142,6 +142,7 @@ class TestTrainingData:
         assert not out.exists() and len(list((tmp_path / "data.zip.parts").glob("0*.zip"))) == 2
         with pytest.raises(UserError, match="holds parts of other pictures or options"):
             run(photos, "--out", out, "--size", 48)
+        (tmp_path / "data.zip.parts" / ".00000002.1.tmp.zip").write_bytes(b"half")  # what a killed process leaves
         run(photos, "--out", out, "--size", 32)
         assert len(framed) == 5 and framed[3] == framed[2]  # none twice but the one that was lost
         assert not (tmp_path / "data.zip.parts").exists()
@@ -177,12 +178,22 @@ class TestRefused:
         (tmp_path / "data.zip").write_text("x")
         with pytest.raises(UserError, match="is there already"):
             run(photos, "--out", tmp_path / "data.zip")
+        (tmp_path / "mine.report.csv").write_text("x")
+        with pytest.raises(UserError, match=r"mine\.report\.csv is there already and is not changed"):
+            run(photos, "--out", tmp_path / "mine.zip")
         (tmp_path / "new.zip.parts").mkdir()
         with pytest.raises(UserError, match="not what an earlier run left"):
             run(photos, "--out", tmp_path / "new.zip")
         run(photos / "ann.jpg", "--out", tmp_path / "out", "--size", 32)
         with pytest.raises(UserError, match="frames its pictures again; take another"):
             run(photos / "bea.png", "--out", tmp_path / "out")
+        listed = content(tmp_path / "out" / "artworks.json")
+        listed["items"].append({"file": "bea.png"})
+        (tmp_path / "out" / "artworks.json").write_text(json.dumps(listed))
+        (tmp_path / "out" / "bea.png").write_bytes((photos / "bea.png").read_bytes())
+        with pytest.raises(UserError, match=r"bea\.png is where its crop would be: move it to originals"):
+            run(tmp_path / "out")
+        assert (tmp_path / "out" / "bea.png").read_bytes() == (photos / "bea.png").read_bytes()
         with pytest.raises(UserError, match="was aligned for embedded: give another --out"):
             run(tmp_path / "out", "--for", "gram")
 
@@ -196,7 +207,7 @@ class TestRefused:
         for out in (tmp_path / "out", tmp_path / "out.zip"):
             with pytest.raises(UserError, match="found no face, where one is needed"):
                 run(photos / "wall.png", "--out", out)
-            assert not out.exists()
+        assert [path.name for path in tmp_path.iterdir()] == ["photos"]
 
     def test_pictures_that_cannot_be_read_are_left_out(self, photos, tmp_path, capsys):
         (photos / "bad.png").write_bytes((photos / "bea.png").read_bytes()[:3000])
