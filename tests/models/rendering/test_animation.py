@@ -1,4 +1,4 @@
-"""A picture with another expression: what moves and what does not, told by points, by pixels and by a reader of faces."""
+"""A picture with another expression: what moves and what does not, told by points, pixels and a reader of faces."""
 
 import math
 
@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from models.camera import Rig
-from models.faces.pose import lift
+from models.faces.pose import DEPTH, lift
 from models.faces.reader import FaceReader
 from models.features.landmarks import FaceLandmarks
 from models.files import ROOT
@@ -195,10 +195,10 @@ class TestViews:
 
     @pytest.fixture
     def points(self, world, camera):
-        """As the mesh would tell them: z in units of the side, from any zero."""
+        """As the mesh would tell them: z in units of the side, from any zero, and understated."""
         uv, z = camera.project(world[None])
         focal = camera.intrinsics[0, 0, 0]
-        return torch.cat([uv[0], ((z[0] - z.mean()) * focal / z.mean())[:, None]], 1)
+        return torch.cat([uv[0], ((z[0] - z.mean()) * focal / z.mean() / DEPTH)[:, None]], 1)
 
     @pytest.fixture
     def ramps(self):
