@@ -1,4 +1,4 @@
-"""What a reader of faces says of a head: by points made by hand, by a reader that is made up, and on the shipped prior."""
+"""What a reader of faces says of a head: by points made by hand, by a made-up reader, and on the shipped prior."""
 
 import math
 from types import SimpleNamespace
