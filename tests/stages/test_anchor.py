@@ -31,6 +31,8 @@ def line(folder):
         "model.search.candidates": 4,
         "model.search.restarts": 2,
         "model.save_every": 2,
+        "model.landmarks": "null",
+        "model.search.landmark": 0,
     }
     return ["anchor", "fit", *small.options(options), *small.TRAINER]
 

@@ -32,6 +32,11 @@ def line(folder):
         "model.recipe.steps": 6,
         "model.recipe.pool": 3,
         "model.save_every": 2,
+        "model.landmarks": "null",  # with the face's terms: tests/stages/test_faces.py
+        "model.recipe.landmark": 0,
+        "model.recipe.expression": 0,
+        "model.recipe.carry_face": 0,
+        "model.recipe.background": 1,
     }
     return ["stylize", "fit", *small.options(options), *small.TRAINER]
 
