@@ -542,18 +542,18 @@ class StylizeStage(PerItemStage[Artwork, StyleState]):
         self, tuned: TunedWeights, ws: Latents, target: Target, other: Animated, view: int, recipe: TuningConfig
     ) -> Tensor:
         """How far the head with an expression is from the artwork with it: from its own view, or one of the pool's."""
-        camera, picture = target.camera, other.picture
+        camera, picture, there = target.camera, other.picture, other.points
         if target.pool is not None and other.world is not None and view < len(target.pool):
             camera = target.pool[view]
             side = picture.image.shape[-1]
             picture = face_views(picture.image, other.points[0], other.world, self._faces.canonical, camera, side)
+            there = camera.project(other.world[None])[0]
         seen = tuned.synthesis(ws, camera, expression=other.expression).image
         distance = picture.error(seen)
         if recipe.spatial:
             distance = distance + self.perceptual(seen, picture.completed(seen))
-        if recipe.landmark and self.landmarks is not None and picture is other.picture:
-            points = self.landmarks(seen, other.points)
-            distance = distance + recipe.landmark * landmark_distance(points, other.points, other.moved)
+        if recipe.landmark and self.landmarks is not None:
+            distance = distance + recipe.landmark * landmark_distance(self.landmarks(seen, there), there, other.moved)
         return distance.mean()
 
     def _locality(self, tuned: TunedWeights, target: Target, recipe: TuningConfig, draws: torch.Generator) -> Tensor:
