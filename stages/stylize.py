@@ -57,6 +57,7 @@ PROTOCOL, PROTOCOL_VERSION = "artform-multiview", "1"
 FACES_PROTOCOL, FACES_VERSION = "portrait-faces", "1"
 _CHUNK = 8  # views rendered at once before the tuning starts
 _ORBIT = 7
+_WAY = 0.1  # eye distances that an expression's points count for, all its way
 
 
 @dataclass(frozen=True)
@@ -189,6 +190,7 @@ class Animated:
         expression: (1, E) of the head that is to look like it.
         picture: a batch of one, with what its pixels count: more where they are not the artwork's.
         points: (1, 468, 3) of its face. moved: (468,) how much each counts: more where it is not the artwork's.
+        way: how far they are from the artwork's, so that a blink counts as much as an open mouth.
         world: (468, 3) of them where they lie, or None.
     """
 
@@ -196,6 +198,7 @@ class Animated:
     picture: PseudoView
     points: Tensor
     moved: Tensor
+    way: float
     world: Tensor | None
 
 
@@ -429,9 +432,10 @@ class StylizeStage(PerItemStage[Artwork, StyleState]):
             changed = ((picture - before).abs().amax(1, keepdim=True) > 0.05).float()
             weight = 1 + 9 * F.avg_pool2d(F.max_pool2d(changed, 3, 1, 1), 3, 1, 1)
             distance = (after - points).norm(dim=1)
-            share = distance / distance.mean().clamp_min(1e-6)
+            moved = 1 + distance / distance.mean().clamp_min(1e-6)
+            way = float(landmark_distance(points[None], after[None], moved))
             world = None if camera is None or seen.depth is None else lift(after, camera, seen.depth)
-            found.append(Animated(code, PseudoView(picture, weight), after[None], 1 + share, world))
+            found.append(Animated(code, PseudoView(picture, weight), after[None], moved, max(way, 1e-3), world))
         return found
 
     def _pool(self, recipe: TuningConfig, draws: torch.Generator) -> Camera:
@@ -553,7 +557,8 @@ class StylizeStage(PerItemStage[Artwork, StyleState]):
         if recipe.spatial:
             distance = distance + self.perceptual(seen, picture.completed(seen))
         if recipe.landmark and self.landmarks is not None:
-            distance = distance + recipe.landmark * landmark_distance(self.landmarks(seen, there), there, other.moved)
+            left = landmark_distance(self.landmarks(seen, there), there, other.moved) / other.way
+            distance = distance + recipe.landmark * _WAY * left
         return distance.mean()
 
     def _locality(self, tuned: TunedWeights, target: Target, recipe: TuningConfig, draws: torch.Generator) -> Tensor:
