@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Mapping
 
 import torch
@@ -17,6 +18,8 @@ from models.generators.base import Generator
 from models.losses.landmarks import landmark_distance
 
 log = logging.getLogger(__name__)
+
+_CHUNK = 4  # heads rendered at once
 
 
 def check_camera(item: Artwork, rig: Rig) -> None:
@@ -133,9 +136,11 @@ def nearest_camera(
         return next(iter(cameras))
     draws = torch.Generator().manual_seed(0)
     ws = generator.mapping(generator.sample_z(count, draws).to(image.device))
-    distances = {}
+    distances = dict.fromkeys(cameras, math.inf)
     for name, camera in cameras.items():
-        seen = generator.synthesis(ws, camera.to(image.device).repeat_interleave(count)).image
-        near = points.expand(count, -1, -1)
-        distances[name] = float(landmark_distance(faces(seen, near), near).min())
+        for start in range(0, count, _CHUNK):
+            some = ws[start : start + _CHUNK]
+            seen = generator.synthesis(some, camera.to(image.device).repeat_interleave(len(some))).image
+            near = points.expand(len(seen), -1, -1)
+            distances[name] = min(distances[name], float(landmark_distance(faces(seen, near), near).min()))
     return min(distances, key=distances.__getitem__)

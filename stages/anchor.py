@@ -137,7 +137,9 @@ class AnchorStage(PerItemStage[Artwork, AnchorState]):
 
     def on_fit_start(self) -> None:
         self._check(self.items)
-        unknown = any(item.label is None and item.angles is None for item in self.items)
+        # Beside the angles of a face the pose network is asked too where faces can be compared.
+        seen = self.landmarks is not None
+        unknown = any(i.label is None and (i.angles is None or (i.estimated and seen)) for i in self.items)
         warn_of_embedded(self.generator, self.perceptual, self.pose if unknown else None)
         super().on_fit_start()
 
@@ -240,7 +242,7 @@ class AnchorStage(PerItemStage[Artwork, AnchorState]):
     def _write_summary(
         self, path: Path, item: Artwork, found: ItemCodes, camera: Camera | None, terms: dict[str, float]
     ) -> None:
-        source = "estimated" if item.label is None and item.angles is None else "given"
+        source = "estimated" if item.estimated or (item.label is None and item.angles is None) else "given"
         yaw, pitch = (None, None) if camera is None else (math.degrees(x) for x in self.generator.rig.angles(camera))
         summary = {
             "id": item.id,

@@ -65,7 +65,8 @@ class TuningConfig:
     """How a generator is tuned to an artwork. The defaults are the paper's.
 
     A 2D generator has one view, which is the artwork's and each random one. Terms that need more than a generator
-    renders are left out, and the log says so: mirror, rim, carry and geometry without depth.
+    renders are left out, and the log says so: mirror, rim, background, carry, carry_face and geometry without depth,
+    expression without any that could be drawn.
 
     Attributes:
         steps: optimisation steps (the paper gives no number).
@@ -140,8 +141,10 @@ class TuningConfig:
             "direction", "spatial", "pixel", "mirror", "carry", "geometry", "landmark", "expression", "locality"
         )  # fmt: skip
         check_not_negative(
-            self, *weights, "clip", "direction_floor", "rim", "background", "carry_fill", where="recipe."
+            self, *weights, "clip", "direction_floor", "rim", "background", "carry_fill", "carry_face", where="recipe."
         )
+        if self.carry_face > 1:
+            raise UserError(f"recipe.carry_face is {self.carry_face}: it must be a number from 0 to 1")
         if not any(getattr(self, name) for name in ("direction", "spatial", "pixel", "mirror", "carry")):
             raise UserError("recipe: no term that could move the generator has a weight")
         if self.steps < 1 or self.pool < 1 or self.views < 0:
@@ -279,7 +282,7 @@ class StylizeStage(PerItemStage[Artwork, StyleState]):
                 "recipe: landmark, expression, background and carry_face need --model.landmarks, which finds faces"
             )
         self._strips: dict[str, Tensor] = {}
-        self._said = False  # once for all groups
+        self._said: set[str] = set()  # once for all groups
 
     def build_model(self) -> None:
         if self.tested:
@@ -317,6 +320,9 @@ class StylizeStage(PerItemStage[Artwork, StyleState]):
         needs = {"rim": 1.0, "background": 1.0, "carry_face": 0.0, "carry": 0.0, "geometry": 0.0}
         if recipe.mirror_hidden or not self.generator.is_3d:
             needs["mirror"] = 0.0
+        if recipe.expression and not expression_codes(self.generator, None, self.device):
+            self._say("the generator has no expressions that could be drawn: the recipe goes without expression")
+            recipe = dataclasses.replace(recipe, expression=0.0)
         without = {name: value for name, value in needs.items() if getattr(recipe, name) != value}
         if not without:
             return recipe
@@ -328,10 +334,13 @@ class StylizeStage(PerItemStage[Artwork, StyleState]):
             if seen.depth is not None and seen.alpha is not None:
                 return recipe
             what = "renders no depth"
-        if not self._said:
-            log.info("the generator %s: the recipe goes without %s", what, ", ".join(without))
-            self._said = True
+        self._say(f"the generator {what}: the recipe goes without {', '.join(without)}")
         return dataclasses.replace(recipe, **without)
+
+    def _say(self, what: str) -> None:
+        if what not in self._said:
+            log.info(what)
+            self._said.add(what)
 
     def _code(self, identity: str, draws: torch.Generator) -> HeadCode:
         """Where an artwork lies in the generator: what is tuned."""
@@ -372,9 +381,10 @@ class StylizeStage(PerItemStage[Artwork, StyleState]):
                 elsewhere = reprojected(reference, camera, seen, pool, views, recipe.carry_fill, unit, person)
             if elsewhere is not None and points is not None and recipe.carry_face and seen.depth is not None:
                 world = lift(points[0], camera, seen.depth)
-                side = elsewhere.image.shape[-1]
-                own = face_views(reference, points[0], world, self._faces.canonical, pool, side)
-                elsewhere = elsewhere.under(own, recipe.carry_face)
+                if world is not None:
+                    side = elsewhere.image.shape[-1]
+                    own = face_views(reference, points[0], world, self._faces.canonical, pool, side)
+                    elsewhere = elsewhere.under(own, recipe.carry_face)
         return Target(
             ws=ws,
             z=z,
@@ -459,7 +469,9 @@ class StylizeStage(PerItemStage[Artwork, StyleState]):
             terms = self._terms(state.item(index).tuned, target, recipe, draws)
             state.item(index).curve[step] = terms["loss"].detach().float()
             rows.append(terms)
-        return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+        names = dict.fromkeys(name for row in rows for name in row)  # an artwork without a face has fewer
+        nothing = torch.zeros((), device=self.device)
+        return {name: torch.stack([row.get(name, nothing) for row in rows]) for name in names}
 
     def _terms(
         self, tuned: TunedWeights, target: Target, recipe: TuningConfig, draws: torch.Generator

@@ -106,9 +106,32 @@ EXTRA = {
     "galatea zoo export runs/stylegan2 --out stylegan2.pt": [],
     # An imported EG3D through the whole pipeline: tests/stages/test_zoo_stages.py.
     "galatea zoo import ffhq512-128.pkl --out runs/eg3d": None,
-    "galatea run configs/pipelines/artform.yaml --model runs/eg3d --image portrait.jpg --size 512"
-    " --out runs/portrait": None,
+    "galatea run configs/pipelines/artform.yaml --model runs/eg3d --image portrait.jpg --out runs/portrait": None,
     "galatea view runs/portrait/stylize": None,
+    # docs/real_weights.md: the official files are not here. What presets choose: tests/stages/pipeline/test_presets.py;
+    # training on a folder of photos: tests/stages/test_graminverter.py.
+    "galatea zoo import checkpoints/ffhq512-128.pkl --out runs/eg3d": None,
+    "galatea zoo verify runs/eg3d": None,
+    "galatea run configs/pipelines/artform.yaml --model runs/eg3d --image me.jpg --out runs/me --dry_run": None,
+    "galatea run configs/pipelines/artform.yaml --model runs/eg3d --image me.jpg --out runs/me": None,
+    "galatea view runs/me/stylize": None,
+    "galatea anchor fit --config configs/presets/eg3d/anchor.yaml --model.prior.path runs/eg3d"
+    " --data.init_args.path me.jpg": None,
+    "galatea zoo import checkpoints/ffhq1024x1024.pt --out runs/stylesdf": None,
+    "galatea zoo import gram checkpoints/gram/generator.pth checkpoints/gram/ema.pth --set preset=ffhq"
+    " --out runs/gram": None,
+    "galatea zoo import anifacegan checkpoints/anifacegan/generator.pth checkpoints/anifacegan/dif.pth"
+    " checkpoints/anifacegan/identity/vae.pth checkpoints/anifacegan/expression/vae.pth checkpoints/anifacegan/ema.pth"
+    " --out runs/anifacegan": None,
+    "galatea zoo import checkpoints/stylegan2-ffhq-config-f.pt --out runs/stylegan2": None,
+    "galatea zoo import checkpoints/psp_ffhq_encode.pt --out runs/psp": None,
+    "galatea zoo import checkpoints/e4e_ffhq_encode.pt --out runs/e4e": None,
+    "galatea zoo import checkpoints/E3DGE_Full_Runner.pt --out runs/e3dge": None,
+    "galatea zoo import checkpoints/model_ir_se50.pth --out runs/identity": None,
+    "galatea align my_photos --for eg3d --out data/portraits.zip": None,
+    "galatea prior fit --config configs/stages/prior_portraits.yaml --data.init_args.path data/portraits.zip"
+    " --out runs/own": None,
+    "galatea run configs/pipelines/artform.yaml --model runs/own --image me.jpg --out runs/me": None,
     "galatea zoo parity tests/fixtures/parity/gram_face_like tests/fixtures/parity/stylesdf_t32_s64": [],
 }  # fmt: skip
 
@@ -117,7 +140,8 @@ def commands(prefix: str) -> list[str]:
     found = []
     for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
         for block in re.findall(r"```sh\n(.*?)```", page.read_text(), re.DOTALL):
-            found += [line.split("#")[0].strip() for line in block.splitlines() if line.startswith(prefix)]
+            lines = re.sub(r"\\\n\s*", "", block).splitlines()  # what a backslash continues
+            found += [line.split("#")[0].strip() for line in lines if line.startswith(prefix)]
     return list(dict.fromkeys(found))
 
 

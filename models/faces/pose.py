@@ -103,7 +103,7 @@ def yaw_pitch_roll(rotation: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return torch.atan2(x, z), torch.atan2(y, flat), roll
 
 
-def lift(points: Tensor, camera: Camera, depth: Tensor) -> Tensor:
+def lift(points: Tensor, camera: Camera, depth: Tensor) -> Tensor | None:
     """Points of a mesh where they are in the world, so that other cameras see them too.
 
     Args:
@@ -113,12 +113,14 @@ def lift(points: Tensor, camera: Camera, depth: Tensor) -> Tensor:
             as a whole, which the mesh does not know.
 
     Returns:
-        (468, 3).
+        (468, 3); None where the head is nowhere under the face.
     """
     places = points[:, :2]
     there = F.grid_sample(depth, (2 * places - 1)[None, None], mode="nearest", align_corners=False).flatten()
     focal = camera.intrinsics[0, 0, 0]
     hit = there > 0
+    if not hit.any():
+        return None
     # A picture is depth / focal wide: z in the world grows with the distance, which is nearly the same for all points.
     middle = there[hit].median()
     z = DEPTH * points[:, 2] * middle / focal

@@ -186,19 +186,16 @@ class FaceReader(Configurable):
         centre, side = (box[:2] + box[2:]) / 2, float((box[2:] - box[:2]).max())
         points, presence = self._mesh_in(image, centre, side * _FRAME, angle)
         for _ in range(_MOST_LOOKS):
-            before, angle = angle, _angle(*points[list(_EYE_CORNERS), :2])
-            upright = points[:, :2] @ _turn(-angle, points).T
-            low, high = upright.amin(0), upright.amax(0)
-            centre, side = _turn(angle, points) @ ((low + high) / 2), float((high - low).max())
-            points, presence = self._mesh_in(image, centre, side * _FRAME, angle)
+            before = angle
+            centre, side, angle = framed(points)
+            points, presence = self._mesh_in(image, centre, side, angle)
             if abs(math.remainder(angle - before, math.tau)) < _SETTLED:
                 break
         return points, presence
 
     def _mesh_in(self, image: Tensor, centre: Tensor, side: float, angle: float) -> tuple[Tensor, float]:
         points, presence = self.mesh(cut(image, centre, side, angle, self.mesher.size))
-        flat = (points[0, :, :2] - 0.5) @ _turn(angle, points).T * side + centre
-        return torch.cat([flat, points[0, :, 2:] * side], 1), float(presence)
+        return unframed(points[0], centre, side, angle), float(presence)
 
     def _look(self, image: Tensor, name: str, squares: Sequence[tuple[float, float, float]], least: float) -> Tensor:
         """What one finder finds in squares (x, y, side) of a picture: (n, 17), pixels."""
@@ -226,6 +223,20 @@ class FaceReader(Configurable):
             if not any(_same(new, face) for face in faces):
                 faces.append(new)
         return faces
+
+
+def framed(points: Tensor) -> tuple[Tensor, float, float]:
+    """The square in which a face is looked at whose points (468, 2 or 3) are known: centre (2,), side, and angle."""
+    angle = _angle(*points[list(_EYE_CORNERS), :2])
+    upright = points[:, :2] @ _turn(-angle, points).T
+    low, high = upright.amin(0), upright.amax(0)
+    return _turn(angle, points) @ ((low + high) / 2), _FRAME * float((high - low).max()), angle
+
+
+def unframed(points: Tensor, centre: Tensor, side: float, angle: float) -> Tensor:
+    """Points (468, 3) in units of a square's side where they are in the picture."""
+    flat = (points[:, :2] - 0.5) @ _turn(angle, points).T * side + centre
+    return torch.cat([flat, points[:, 2:] * side], 1)
 
 
 def _same(a: Face, b: Face) -> bool:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from models.configurable import Configurable
+from models.faces.crop import cut
 from models.faces.pose import CanonicalFace
-from models.faces.reader import FaceReader
+from models.faces.reader import FaceReader, framed, unframed
 
 _SURE = 0.8  # how much of a face a mask must hold
-_MARGIN = 1.5  # side of the square that is looked at, of the longer side of the points' box
 
 
 class FaceLandmarks(Configurable):
@@ -41,7 +39,8 @@ class FaceLandmarks(Configurable):
         Returns:
             (468, 3): x right and y down from 0 to 1, z away from the viewer.
         """
-        faces = self.reader.find(image)
+        with _exactly(image):
+            faces = self.reader.find(image.float())
         return faces[0].points / image.shape[-1] if faces else None
 
     def person(self, image: Tensor, points: Tensor) -> Tensor | None:
@@ -67,21 +66,14 @@ class FaceLandmarks(Configurable):
         Returns:
             (B, 468, 3) in units of the picture's side.
         """
-        near = near[..., :2].detach()
-        low, high = near.amin(1), near.amax(1)
-        centre, side = (low + high) / 2, (high - low).amax(1) * _MARGIN
-        eyes = near[:, 263] - near[:, 33]
-        angle = torch.atan2(eyes[:, 1], eyes[:, 0])
-        cos, sin = angle.cos() * side, angle.sin() * side
-        # grid_sample's coordinates go from -1 to 1
-        turn = torch.stack([torch.stack([cos, -sin], 1), torch.stack([sin, cos], 1)], 1)
-        theta = torch.cat([turn, (2 * centre - 1)[..., None]], 2)
-        size = self.reader.mesher.size
-        shrink = float(side.max()) * image.shape[-1] / size
-        if shrink > 1:  # antialiased
-            smaller = math.ceil(image.shape[-1] / shrink)
-            image = F.interpolate(image, (smaller, smaller), mode="bilinear", align_corners=False, antialias=True)
-        grid = F.affine_grid(theta.to(image.dtype), [len(image), 3, size, size], align_corners=False)
-        points, _ = self.reader.mesh(F.grid_sample(image, grid, padding_mode="border", align_corners=False))
-        flat = (points[..., :2] - 0.5) @ turn.mT.to(points.dtype) + centre[:, None]
-        return torch.cat([flat, points[..., 2:] * side[:, None, None]], 2)
+        side, size = image.shape[-1], self.reader.mesher.size
+        with _exactly(image):
+            squares = [framed(face * side) for face in near.detach().float()]
+            cuts = [cut(one[None], *square, size) for one, square in zip(image.float(), squares, strict=True)]
+            points, _ = self.reader.mesh(torch.cat(cuts))
+            return torch.stack([unframed(p, *square) for p, square in zip(points, squares, strict=True)]) / side
+
+
+def _exactly(image: Tensor) -> torch.autocast:
+    """Not under the caller's autocast: half precision moves points by pixels."""
+    return torch.autocast(image.device.type, enabled=False)

@@ -48,7 +48,7 @@ class Expected:
     Attributes:
         pairs: of points, between which it is measured; the mean of their distances.
         ratio: it is told relative to the neutral face, otherwise as the difference from it.
-        least: the measure that it must reach to be one at all.
+        least: the measure that it must be beyond to be one at all.
         rest: points that stay.
         says: what it does, for people.
     """
@@ -61,7 +61,7 @@ class Expected:
 
     def missing(self, measure: float) -> str:
         """Why a face that has gone so far has no such expression; "" for one that has it."""
-        reached = measure <= self.least if self.ratio else measure >= self.least
+        reached = measure < self.least if self.ratio else measure > self.least
         return "" if reached else self.says.format(measure)
 
 

@@ -7,6 +7,7 @@ the outer corners of the eyes.
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 
 import torch
@@ -84,7 +85,8 @@ def moved(points: Tensor, canonical: CanonicalFace, name: str, strength: float =
             gap = flat[list(lower)] - flat[list(upper)]
             shift[list(upper)], shift[list(lower)], shift[list(crease)] = _LID * gap, (_LID - 1) * gap / 2, gap / 2
     else:
-        shift = eyes * _shift(canonical.vertices.to(flat), name) @ axes
+        # Not a product of matrices: half precision would move points by pixels.
+        shift = eyes * (_shift(canonical.vertices.to(flat), name)[..., None] * axes).sum(1)
     return torch.cat([flat + strength * shift, points[:, 2:]], 1)
 
 
@@ -163,14 +165,15 @@ def animate(
     source, target = torch.cat([points, around]), torch.cat([after, around + follow])
     face, corners = _drawn(target, triangles, size)
     rows, columns = torch.meshgrid(*2 * [(torch.arange(size).to(image) + 0.5) / size], indexing="ij")
-    place = torch.stack([columns, rows], -1)
     hit = face >= 0
-    place = torch.where(hit[..., None], (source[triangles[face], :2] * corners[..., None]).sum(2), place)
+    back = (source - target)[:, :2]  # and not the source itself: where nothing moves, nothing changes
+    shift = (back[triangles[face]] * corners[..., None]).sum(2) * hit[..., None]
+    place = torch.stack([columns, rows], -1) + shift
     result = F.grid_sample(image, (2 * place - 1)[None], mode="bicubic", padding_mode="border", align_corners=False)
     if name == "mouth_open":
         mouth = F.avg_pool2d((hit & inside[face]).to(image)[None, None], 3, 1, 1)
         lips = _colours(image, points[list(_LIPS)]).mean(1).view(1, 3, 1, 1)
-        result = torch.lerp(result, 0.28 * (lips + 1) - 1, mouth)
+        result = torch.lerp(result, 0.28 * (lips + 1) - 1, min(strength, 1.0) * mouth)
     return result.clamp(-1, 1), after
 
 
@@ -215,6 +218,9 @@ def _closed_eye(image: Tensor, points: Tensor, after: Tensor, side: int, strengt
     upper, lower = (points[[outer, *lids[side], inner], :2] for lids in (_UPPER_LIDS, _LOWER_LIDS))
     socket = points[list(_SOCKETS[side]), :2]
     eye = socket.mean(0) + _SOCKET * (socket - socket.mean(0))
+    top, bottom, left, right = _box(eye, image.shape[-1])
+    if top == bottom or left == right:  # beyond the picture
+        return image
     skin, mask = _filled(image, eye), _polygon(eye, image)
     colours = _colours(image, torch.cat([upper, lower]))
     lashes = colours[:, colours.sum(0).argmin()].view(1, 3, 1, 1)
@@ -229,17 +235,24 @@ def _polygon(corners: Tensor, image: Tensor) -> Tensor:
     from skimage.draw import polygon2mask  # heavy, and only this needs it
 
     size, fine = image.shape[-1], 4
-    mask = polygon2mask((size * fine, size * fine), (corners.flip(1) * size * fine).cpu().numpy())
-    soft = F.avg_pool2d(torch.from_numpy(mask)[None, None].to(image), fine)
+    top, bottom, left, right = _box(corners, size)
+    places = fine * (size * corners.flip(1) - corners.new_tensor([top, left]))
+    mask = polygon2mask((fine * (bottom - top), fine * (right - left)), places.cpu().numpy())
+    soft = torch.zeros_like(image[:, :1])
+    soft[..., top:bottom, left:right] = F.avg_pool2d(torch.from_numpy(mask)[None, None].to(image), fine)
     return F.avg_pool2d(soft, 3, 1, 1)
+
+
+def _box(points: Tensor, size: int, margin: int = 3) -> tuple[int, int, int, int]:
+    """The pixels around points (n, 2) with a margin, as far as they are in the picture: top, bottom, left, right."""
+    low, high = (points.amin(0) * size).floor().long() - margin, (points.amax(0) * size).ceil().long() + margin
+    (left, top), (right, bottom) = (edge.clamp(0, size).tolist() for edge in (low, high))
+    return top, bottom, left, right
 
 
 def _filled(image: Tensor, corners: Tensor) -> Tensor:
     """A picture whose polygon (n, 2) is filled with the colours around it (Laplace's equation, by relaxation)."""
-    size = image.shape[-1]
-    low = (corners.amin(0) * size).floor().long() - 3
-    high = (corners.amax(0) * size).ceil().long() + 3
-    (left, top), (right, bottom) = low.clamp(min=0).tolist(), high.clamp(max=size).tolist()
+    top, bottom, left, right = _box(corners, image.shape[-1])
     hole = (_polygon(corners, image) > 0)[..., top:bottom, left:right]
     part = image[..., top:bottom, left:right].clone()
     known = (~hole).expand_as(part)
@@ -254,12 +267,16 @@ def _filled(image: Tensor, corners: Tensor) -> Tensor:
 def _line(points: Tensor, width: float, image: Tensor) -> Tensor:
     """Mask (1, 1, S, S) of a line through points (n, 2), ``width`` to each side, with soft edges."""
     size = image.shape[-1]
-    rows, columns = torch.meshgrid(*2 * [(torch.arange(size).to(image) + 0.5) / size], indexing="ij")
+    top, bottom, left, right = _box(points, size, math.ceil(width * size) + 1)
+    pixels = torch.arange(top, bottom), torch.arange(left, right)
+    rows, columns = torch.meshgrid(*((p.to(image) + 0.5) / size for p in pixels), indexing="ij")
     place = torch.stack([columns, rows], -1)[..., None, :]
     start, step = points[:-1].to(image), points.diff(dim=0).to(image)
     along = (((place - start) * step).sum(-1) / step.square().sum(-1).clamp_min(1e-12)).clamp(0, 1)
     distance = (place - start - along[..., None] * step).norm(dim=-1).amin(-1)
-    return ((width - distance) * size + 0.5).clamp(0, 1)[None, None]
+    mask = torch.zeros_like(image[:, :1])
+    mask[..., top:bottom, left:right] = ((width - distance) * size + 0.5).clamp(0, 1)
+    return mask
 
 
 def face_views(

@@ -15,14 +15,14 @@ from models.rendering.mesh import Mesh
 from models.rendering.output import Rendering
 
 CLAY = (0.55, 0.48, 0.42)  # RGB in [-1, 1] of an uncoloured mesh
-MAX_FACE_PIXELS = 64  # a face may reach over this many pixels along a side
+_TILE = 8  # pixels
 
 
 def rasterise(mesh: Mesh, camera: Camera, size: int) -> tuple[Tensor, Tensor, Tensor]:
     """Which triangle each pixel's centre sees, through one camera.
 
     Args:
-        mesh: of small triangles: cost grows with the area in pixels of the largest one's bounding box.
+        mesh: cost grows with the area in pixels of its triangles' bounding boxes.
         camera: one camera, in front of which the whole mesh lies.
 
     Returns:
@@ -30,7 +30,7 @@ def rasterise(mesh: Mesh, camera: Camera, size: int) -> tuple[Tensor, Tensor, Te
         corners; depth (size, size) camera-z, 0 = background.
 
     Raises:
-        ValueError: for several cameras, a mesh behind the camera, or a face larger than 64 pixels.
+        ValueError: for several cameras, or a mesh behind the camera.
     """
     uv, z = camera.project(mesh.vertices[None].expand(len(camera), -1, -1))
     if len(camera) != 1 or not (z > 0).all():
@@ -39,23 +39,22 @@ def rasterise(mesh: Mesh, camera: Camera, size: int) -> tuple[Tensor, Tensor, Te
     inverse = 1 / z[0][mesh.faces]  # 1 / z is linear over the image
     low = corners.amin(1).ceil().clamp_min(0)
     high = corners.amax(1).floor().clamp_max(size - 1)
-    extent = (high - low + 1).amax(1)
     area = _cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
     faces = ((high >= low).all(1) & (area.abs() > 1e-9)).nonzero()[:, 0]
-    if len(faces) and extent[faces].max() > MAX_FACE_PIXELS:
-        raise ValueError(f"a face reaches over {int(extent[faces].max())} pixels, at most {MAX_FACE_PIXELS}")
+    faces, low, high = _tiles(faces, low[faces], high[faces])
+    extent = (high - low + 1).amax(1)
 
     pixels, depths, owners = [], [], []
-    # Faces of equal extent together, so that small ones do not pay for large ones.
-    while len(faces):
-        side = int(extent[faces].min())
-        chosen, faces = faces[extent[faces] <= side], faces[extent[faces] > side]
-        for dy in range(side):
+    # Tiles of equal extent together, so that small ones do not pay for large ones.
+    for side in range(1, _TILE + 1):
+        chosen = extent == side
+        first, last, of = low[chosen], high[chosen], faces[chosen]
+        for dy in range(side if len(of) else 0):
             for dx in range(side):
-                at = low[chosen] + torch.tensor([dx, dy])
-                weights = _barycentric(corners[chosen], at, area[chosen])
-                inside = (weights >= 0).all(1) & (at <= high[chosen]).all(1)
-                at, owner = at[inside].long(), chosen[inside]
+                at = first + torch.tensor([dx, dy])
+                weights = _barycentric(corners[of], at, area[of])
+                inside = (weights >= 0).all(1) & (at <= last).all(1)
+                at, owner = at[inside].long(), of[inside]
                 pixels.append(at[:, 1] * size + at[:, 0])
                 depths.append(1 / (weights[inside] * inverse[owner]).sum(1))
                 owners.append(owner)
@@ -74,6 +73,16 @@ def rasterise(mesh: Mesh, camera: Camera, size: int) -> tuple[Tensor, Tensor, Te
     weights = _barycentric(corners[seen], at, area[seen]) * inverse[seen]
     weights = torch.where((face >= 0)[:, None], weights / weights.sum(1, keepdim=True), 0.0)
     return face.reshape(size, size), weights.reshape(size, size, 3), depth.reshape(size, size)
+
+
+def _tiles(faces: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Boxes (F, 2) of faces (F,) in parts of at most 8 pixels a side: whose each is, and its first and last pixel."""
+    across, down = ((high - low + _TILE) / _TILE).floor().long().unbind(1)
+    count = across * down
+    row = torch.arange(len(faces)).repeat_interleave(count)
+    number = torch.arange(len(row)) - (count.cumsum(0) - count)[row]
+    first = low[row] + _TILE * torch.stack([number % across[row], number // across[row]], 1)
+    return faces[row], first, torch.minimum(first + _TILE - 1, high[row])
 
 
 def _cross(a: Tensor, b: Tensor) -> Tensor:

@@ -45,7 +45,7 @@ def one_photo() -> float:
     generator, encoder, detail = (loaded.module(name) for name in ("generator", "encoder", "detail"))
     (item,) = read_artworks(str(photo), size=detail.resolution)  # type: ignore[arg-type]
     with torch.no_grad():
-        camera = find_camera(item, generator.rig, EmbeddedPose(), torch.device("cpu"))  # type: ignore[arg-type]
+        camera = find_camera(item, generator, EmbeddedPose(), None, torch.device("cpu"))  # type: ignore[arg-type]
         subject = invert(item.id, item.at(detail.resolution)[None], camera, generator, encoder, detail)  # type: ignore[arg-type]
         render_views(subject.generator, subject.latents, camera, subject.expression)
     return time.perf_counter() - begin

@@ -1,15 +1,21 @@
 """Cameras of artworks: given, made from angles, estimated; and those that a generator cannot have."""
 
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from datamodules.artworks import Artwork
-from datamodules.poses import check_camera, check_labels, find_camera
+from datamodules.artworks import Artwork, ArtworkDataModule
+from datamodules.mannequin_artworks import MannequinArtworks
+from datamodules.poses import check_camera, check_labels, find_camera, nearest_camera
+from models import artifact
 from models.camera import Rig
 from models.errors import UserError
+from models.features.embedded import EmbeddedPose
+from models.features.landmarks import FaceLandmarks
+from models.files import ROOT
 
 RIG = Rig()
 NEAR = Rig(radius=2.7, near=2.2, far=3.3, yaw_max=math.radians(30), yaw_mean=0.1)  # another generator's
@@ -96,3 +102,59 @@ class TestFind:
     def test_unknown(self):
         with pytest.raises(UserError, match="a has no camera"):
             find_camera(artwork(), generator(), None, None, torch.device("cpu"))
+
+    def test_what_is_given_wins(self):
+        """Neither network is asked."""
+
+        def never(*_):
+            raise AssertionError
+
+        faces = SimpleNamespace(find=never)
+        label = RIG.camera(0.3, -0.1).label()
+        for item in (artwork(label=label[0]), artwork(label=label[0], angles=(0.2, 0.1), estimated=True)):
+            assert torch.equal(find_camera(item, generator(), never, faces, torch.device("cpu")).label(), label)
+        found = find_camera(artwork(angles=(0.2, 0.1)), generator(), never, faces, torch.device("cpu"))
+        assert torch.equal(found.label(), NEAR.camera(0.2, 0.1).label())
+
+
+class TestChoice:
+    """Between the camera that the face's mesh tells and that of the pose network, by heads of the shipped prior."""
+
+    @pytest.fixture(scope="class", autouse=True)
+    @classmethod
+    def networks(cls):
+        cls.faces, cls.pose = FaceLandmarks(), EmbeddedPose()
+        cls.heads = artifact.load(ROOT / "assets" / "prior").module("generator").requires_grad_(False)
+
+    def degrees(self, item):
+        camera = find_camera(item, self.heads, self.pose, self.faces, torch.device("cpu"))
+        return [math.degrees(float(angle)) for angle in self.heads.rig.angles(camera)]
+
+    def test_of_a_mannequin_the_pose_network_knows_more(self):
+        (item,) = MannequinArtworks(split="val", subjects=1, styles=["ukiyoe"], size=64, views=2).items
+        truth = [math.degrees(float(angle)) for angle in self.heads.rig.angles(item.camera)]
+        misled = tuple(math.radians(angle + 15) for angle in truth)
+        found = self.degrees(replace(item, label=None, angles=misled, estimated=True))
+        assert found == pytest.approx(truth, abs=4)
+
+    def test_of_a_portrait_of_a_person_the_mesh_does(self, caplog):
+        picture = ROOT / "tests" / "fixtures" / "faces" / "astronaut_256.png"
+        (item,) = ArtworkDataModule(str(picture), crop="face").items
+        assert item.estimated and item.angles is not None
+        seen = [math.degrees(angle) for angle in item.angles]
+        with caplog.at_level("INFO"):
+            assert self.degrees(item) == pytest.approx(seen, abs=1e-3)
+        assert f"astronaut_256: its face shows yaw {seen[0]:.1f}, pitch {seen[1]:.1f} degrees" in caplog.text
+        assert [math.degrees(a) for a in self.pose(item.image[None])[0].tolist()] != pytest.approx(seen, abs=5)
+
+    def test_the_nearest_of_any_number(self):
+        """A head of the prior itself is seen from where it is."""
+        rig, ws = self.heads.rig, self.heads.mapping(self.heads.sample_z(1, torch.Generator().manual_seed(5)))
+        image = self.heads.synthesis(ws, rig.camera(0.3, 0.0)).image
+        cameras = {str(yaw): rig.camera(yaw, 0.0) for yaw in (-0.3, 0.0, 0.3, 0.6)}
+        assert nearest_camera(self.heads, cameras, image, self.faces) == "0.3"
+
+    def test_where_no_face_is_found_the_first_is_taken(self, monkeypatch):
+        monkeypatch.setattr(self.faces, "find", lambda image: None)
+        cameras = {"b": self.heads.rig.camera(0.3), "a": self.heads.rig.camera(0.0)}
+        assert nearest_camera(self.heads, cameras, torch.zeros(1, 3, 64, 64), self.faces) == "b"

@@ -426,8 +426,9 @@ class TestStrangers:
 
     # Networks that read weights from a path are named in configurations only; bases and parts are never alone.
     NOT_BUILT = frozenset(
-        {"CLIPEmbedding", "LPIPS", "ArcFaceIdentity", "EmbeddedFeature", "Encoder", "Generator", "RadianceGenerator"}
-        | {"Discriminator", "PaintedGenerator", "Configurable", "FaceIdentity", "FaceReader", "Finder"}
+        {"CLIPEmbedding", "LPIPS", "ArcFaceIdentity", "FaceLandmarks", "EmbeddedFeature", "Encoder", "Generator"}
+        | {"RadianceGenerator", "Discriminator", "PaintedGenerator", "Configurable", "FaceIdentity", "FaceReader"}
+        | {"Finder"}
     )
 
     def test_every_class_is_listed_or_known_not_to_be(self):
@@ -441,9 +442,10 @@ class TestStrangers:
         }
 
     def test_classes_that_open_files(self, tmp_path):
-        for path in ("features.clip.CLIPEmbedding", "features.perceptual.LPIPS", "features.identity.ArcFaceIdentity"):
+        files = ("clip.CLIPEmbedding", "perceptual.LPIPS", "identity.ArcFaceIdentity", "landmarks.FaceLandmarks")
+        for path in files:
             with pytest.raises(ValueError, match="does not name a class"):
-                build({"class_path": f"models.{path}", "init_args": {"weights": str(tmp_path / "x.pt")}})
+                build({"class_path": f"models.features.{path}", "init_args": {"weights": str(tmp_path / "x.pt")}})
         with pytest.raises(ValueError, match="names a file as its weights"):
             build({"class_path": "models.features.embedded.EmbeddedStyle", "init_args": {"weights": str(tmp_path)}})
 

@@ -31,6 +31,8 @@ def line(folder):
         "model.search.candidates": 4,
         "model.search.restarts": 2,
         "model.save_every": 2,
+        "model.landmarks": "null",
+        "model.search.landmark": 0,
     }
     return ["anchor", "fit", *small.options(options), *small.TRAINER]
 
@@ -53,7 +55,7 @@ def source(tmp_path_factory):
 
 def stage(source, search=QUICK, **options):
     options = {"steps": 8, "save_every": 3, **options}
-    return AnchorStage(GeneratorRef(source), network("perceptual"), network("pose"), search, **options)
+    return AnchorStage(GeneratorRef(source), network("perceptual"), network("pose"), search=search, **options)
 
 
 def curve(out, item="p0"):
@@ -147,7 +149,7 @@ class TestCamera:
         assert summary["pose"] == "estimated" and summary["yaw_deg"] == pytest.approx(math.degrees(yaw), abs=0.01)
 
     def test_neither_given_nor_estimated(self, source, tmp_path):
-        without = AnchorStage(GeneratorRef(source), network("perceptual"), None, QUICK, steps=2)
+        without = AnchorStage(GeneratorRef(source), network("perceptual"), None, search=QUICK, steps=2)
         with pytest.raises(UserError, match="p0 has no camera: give"):
             fit(without, Portraits(source, pose=False), tmp_path)
 

@@ -3,6 +3,7 @@
 import json
 import re
 import resource
+import shutil
 from html.parser import HTMLParser
 
 import imageio_ffmpeg
@@ -133,6 +134,47 @@ class TestMedia:
 
         tiny.ranks(rank, 2)
         assert artifact.load(tmp_path).manifest["files"] == shown.manifest["files"]
+
+
+class TestLeftOut:
+    """Expressions that a head cannot show are not drawn, and the card says why."""
+
+    def shown(self, result, out, left_out):
+        folder = out / "source"
+        shutil.copytree(result.path, folder)
+        manifest = json.loads((folder / "manifest.json").read_text())
+        for entry in manifest["extra"]["subjects"]:
+            entry["left_out"] = left_out
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+        drawn = []
+
+        def sheet(rows, *args, **kwargs):
+            drawn.append([caption for row in rows for caption, _ in row])
+            return sheets.sheet(rows, *args, **kwargs)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("stages.present.sheet", sheet)
+            found = present(folder, out / "shown", items=["ann"], frames=4)
+        captions = [c for page in drawn for c in page if re.search(r"smile|blink", c, re.IGNORECASE)]
+        page = found.media("index.html").read_text("utf-8")
+        return captions, page, (found.path / "media" / "expressions_ann.png").exists()
+
+    def test_one(self, result, tmp_path):
+        captions, page, there = self.shown(result, tmp_path, {"smile": "the mouth gets no wider, -0.01"})
+        assert there and captions and all("blink" in c.lower() for c in captions)
+        assert "Smile is not shown: the mouth gets no wider, -0.01." in page
+
+    def test_all(self, result, tmp_path):
+        why = {"smile": "it looks <i>grim</i>", "blink": "the eyes only close to 0.95 of their opening"}
+        captions, page, there = self.shown(result, tmp_path, why)
+        assert not there and not captions
+        assert "Blink is not shown: the eyes only close to 0.95 of their opening." in page
+        assert "<i>grim" not in page and "&lt;i&gt;grim" in page  # it is another's text
+
+    def test_none(self, result, tmp_path):
+        captions, page, there = self.shown(result, tmp_path, {})
+        assert there and "not shown" not in page
+        assert {word for c in captions for word in ("smile", "blink") if word in c.lower()} == {"smile", "blink"}
 
 
 class TestPage:

@@ -32,6 +32,11 @@ def line(folder):
         "model.recipe.steps": 6,
         "model.recipe.pool": 3,
         "model.save_every": 2,
+        "model.landmarks": "null",  # with the face's terms: tests/stages/test_faces.py
+        "model.recipe.landmark": 0,
+        "model.recipe.expression": 0,
+        "model.recipe.carry_face": 0,
+        "model.recipe.background": 1,
     }
     return ["stylize", "fit", *small.options(options), *small.TRAINER]
 
@@ -56,7 +61,7 @@ def source(tmp_path_factory):
 def anchored(source, data, out, **search):
     search = {"restarts": 1, "candidates": 8, "learning_rate": 0.1, **search}
     return fit(
-        AnchorStage(GeneratorRef(source), network("perceptual"), None, AnchorSearch(**search), steps=8), data, out
+        AnchorStage(GeneratorRef(source), network("perceptual"), search=AnchorSearch(**search), steps=8), data, out
     )
 
 
@@ -68,7 +73,7 @@ def anchors(source, tmp_path_factory):
 
 def stage(anchors, recipe=QUICK, **options):
     options = {"save_every": 3, **options}
-    return StylizeStage(ArtifactRef(anchors), network("perceptual"), network("style"), recipe, **options)
+    return StylizeStage(ArtifactRef(anchors), network("perceptual"), network("style"), recipe=recipe, **options)
 
 
 def stylised(anchors, out, recipe=QUICK, items=3, precision="32-true", **options):

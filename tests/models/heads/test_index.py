@@ -55,6 +55,16 @@ def test_the_index_wins_over_names(stylised, tmp_path):
     assert ann.generator is subjects.generator
 
 
+def test_what_is_left_out_comes_back_and_need_not_be_told(stylised, tmp_path):
+    told = subject_index([Entry("ann", left_out={"smile": "the mouth gets no wider"}), Entry("bob")])
+    subjects = Subjects(rewritten(stylised, tmp_path / "a", lambda m: m["extra"].update(told)))
+    assert subjects["ann"].left_out == {"smile": "the mouth gets no wider"} and subjects["bob"].left_out == {}
+    for entry in told["subjects"]:  # as artifacts of before have it
+        del entry["left_out"]
+    before = Subjects(rewritten(stylised, tmp_path / "b", lambda m: m["extra"].update(told)))
+    assert before["ann"].left_out == {} and before["ann"].generator.expressions
+
+
 def test_a_wrapper_is_made_of_the_modules_it_names(tmp_path):
     one = detailed()
     entry = Entry(
@@ -88,7 +98,10 @@ def test_one_generator_for_all(stylised):
         ([{"id": 7}], "must be a text"),
         ([{"id": "ann", "generator": None}], "must be a text"),
         ([{"id": "ann", "generator": "nobody"}], "shown by 'nobody', which is not there"),
-        ([{"id": "ann", "parts": {"coarse": ["x"]}}], "must be names by name"),
+        ([{"id": "ann", "parts": {"coarse": ["x"]}}], "must be texts by name"),
+        ([{"id": "ann", "left_out": {"smile": 1}}], "for left_out, which must be texts by name"),
+        ([{"id": "ann", "left_out": ["smile"]}], "for left_out, which must be texts by name"),
+        ([{"id": "ann", "left_out": None}], "for left_out, which must be texts by name"),
         ([{"id": "ann", "artwork": "../../x.png"}], "which is not there"),
         ([{"id": "ann"}, {"id": "bob"}, {"id": "ann"}], "has ann twice"),
         ([{"id": "ann", "wrapper": "os.system", "parts": {"command": "anchors"}}], "which wraps nothing"),

@@ -8,6 +8,7 @@ from models.generators.eg3d import EG3DGenerator
 from models.generators.stylegan2 import StyleGAN2Generator
 from models.heads.tuning import TunedWeights, select_parameters, with_weights
 from tests.models.generators.protocol import awaken, seeded
+from tests.stages.tiny import prior
 
 SMALL_EG3D = {
     "z_dim": 8, "w_dim": 8, "channels": (6, 4), "plane_features": 4, "decoder": {"hidden": 6}, "coarse": 8, "fine": 8,
@@ -36,6 +37,18 @@ class TestSelection:
         assert parts["late"] < parts["synthesis"]
         assert all(n.startswith(("backbone.blocks.2", "backbone.blocks.1.to_image", "backbone.blocks.0.to_image"))
                    for n in parts["late"])  # fmt: skip
+
+    def test_what_draws_expressions_is_reached_with_them(self, tmp_path):
+        heads = prior(tmp_path / "prior").module("generator").requires_grad_(False)
+        neutral = set(select_parameters(heads, "synthesis"))
+        moving = set(select_parameters(heads, "synthesis", expression=True))
+        assert neutral < moving
+        assert {n.partition(".")[0] for n in moving - neutral} == {"expression_field", "ambient_out"}
+        late = set(select_parameters(heads, "late", expression=True))
+        assert set(select_parameters(heads, "late")) <= late < moving
+
+    def test_a_generator_without_expressions_has_nothing_more(self, generator):
+        assert select_parameters(generator, "synthesis", expression=True) == select_parameters(generator, "synthesis")
 
     def test_a_regular_expression_less_what_is_frozen(self, generator):
         chosen = select_parameters(generator, r"blocks\.1", r"affine|noise")

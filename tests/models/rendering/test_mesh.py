@@ -156,8 +156,22 @@ class TestRaster:
     def test_refusals(self, ball):
         with pytest.raises(ValueError, match="one camera at a time"):
             rasterise(ball, RIG.camera(torch.zeros(2)), 8)
-        with pytest.raises(ValueError, match="a face reaches over"):
-            rasterise(Mesh.of(torch.eye(3), torch.tensor([[0, 1, 2]]), torch.eye(3)), RIG.camera(0.5), 1024)
+        behind = Mesh.of(torch.eye(3) + 20 * RIG.camera(0.0).position, torch.tensor([[0, 1, 2]]), torch.eye(3))
+        with pytest.raises(ValueError, match="must lie in front"):
+            rasterise(behind, RIG.camera(0.0), 8)
+
+    def test_a_face_of_any_size(self):
+        """A right angle whose legs are the picture's left and upper edge: every pixel is known."""
+        camera, size = Camera(torch.eye(4)[None], torch.tensor([[[1.0, 0, 0.5], [0, 1, 0.5], [0, 0, 1]]])), 203
+        corners = torch.tensor([[-1.0, -1.0, 2.0], [1.0, -1.0, 2.0], [-1.0, 1.0, 2.0]])
+        face, weights, depth = rasterise(Mesh.of(corners, torch.tensor([[0, 1, 2]]), corners), camera, size)
+        at = (torch.arange(size) + 0.5) / size
+        x, y = at.expand(size, size), at[:, None].expand(size, size)
+        firm = (x + y - 1).abs() > 1e-5  # not on the edge itself
+        assert torch.equal((face == 0)[firm], (x + y < 1)[firm])
+        hit = face == 0
+        torch.testing.assert_close(weights[hit], torch.stack([1 - x - y, x, y], -1)[hit], atol=1e-5, rtol=0)
+        torch.testing.assert_close(depth[hit], torch.full_like(depth[hit], 2.0))
 
 
 class TestFiles:
