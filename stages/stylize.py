@@ -57,6 +57,7 @@ PROTOCOL, PROTOCOL_VERSION = "artform-multiview", "1"
 FACES_PROTOCOL, FACES_VERSION = "portrait-faces", "1"
 _CHUNK = 8  # views rendered at once before the tuning starts
 _ORBIT = 7
+_WAY = 0.15  # eye distances that an expression's points count for, all its way
 
 
 @dataclass(frozen=True)
@@ -192,6 +193,7 @@ class Animated:
         expression: (1, E) of the head that is to look like it.
         picture: a batch of one, with what its pixels count: more where they are not the artwork's.
         points: (1, 468, 3) of its face. moved: (468,) how much each counts: more where it is not the artwork's.
+        way: how far they are from the artwork's, so that a blink counts as much as an open mouth.
         world: (468, 3) of them where they lie, or None.
     """
 
@@ -199,6 +201,7 @@ class Animated:
     picture: PseudoView
     points: Tensor
     moved: Tensor
+    way: float
     world: Tensor | None
 
 
@@ -439,9 +442,10 @@ class StylizeStage(PerItemStage[Artwork, StyleState]):
             changed = ((picture - before).abs().amax(1, keepdim=True) > 0.05).float()
             weight = 1 + 9 * F.avg_pool2d(F.max_pool2d(changed, 3, 1, 1), 3, 1, 1)
             distance = (after - points).norm(dim=1)
-            share = distance / distance.mean().clamp_min(1e-6)
+            moved = 1 + distance / distance.mean().clamp_min(1e-6)
+            way = float(landmark_distance(points[None], after[None], moved))
             world = None if camera is None or seen.depth is None else lift(after, camera, seen.depth)
-            found.append(Animated(code, PseudoView(picture, weight), after[None], 1 + share, world))
+            found.append(Animated(code, PseudoView(picture, weight), after[None], moved, max(way, 1e-3), world))
         return found
 
     def _pool(self, recipe: TuningConfig, draws: torch.Generator) -> Camera:
@@ -554,18 +558,19 @@ class StylizeStage(PerItemStage[Artwork, StyleState]):
         self, tuned: TunedWeights, ws: Latents, target: Target, other: Animated, view: int, recipe: TuningConfig
     ) -> Tensor:
         """How far the head with an expression is from the artwork with it: from its own view, or one of the pool's."""
-        camera, picture = target.camera, other.picture
+        camera, picture, there = target.camera, other.picture, other.points
         if target.pool is not None and other.world is not None and view < len(target.pool):
             camera = target.pool[view]
             side = picture.image.shape[-1]
             picture = face_views(picture.image, other.points[0], other.world, self._faces.canonical, camera, side)
+            there = camera.project(other.world[None])[0]
         seen = tuned.synthesis(ws, camera, expression=other.expression).image
         distance = picture.error(seen)
         if recipe.spatial:
             distance = distance + self.perceptual(seen, picture.completed(seen))
-        if recipe.landmark and self.landmarks is not None and picture is other.picture:
-            points = self.landmarks(seen, other.points)
-            distance = distance + recipe.landmark * landmark_distance(points, other.points, other.moved)
+        if recipe.landmark and self.landmarks is not None:
+            left = landmark_distance(self.landmarks(seen, there), there, other.moved) / other.way
+            distance = distance + recipe.landmark * _WAY * left
         return distance.mean()
 
     def _locality(self, tuned: TunedWeights, target: Target, recipe: TuningConfig, draws: torch.Generator) -> Tensor:
