@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from models.errors import UserError
 from models.faces.crop import cut
 from models.features.base import FacePoints
 from models.features.landmarks import FaceLandmarks
@@ -49,6 +50,11 @@ def apart(found, wanted):
 def test_it_is_what_the_stages_take(faces):
     assert not any(p.requires_grad for p in faces.parameters()) and isinstance(faces, FacePoints)
     assert faces.canonical.vertices.shape == (468, 3)
+
+
+def test_weights_that_are_not_there(tmp_path):
+    with pytest.raises(UserError, match="nowhere"):
+        FaceLandmarks(str(tmp_path / "nowhere"))
 
 
 def test_in_units_of_the_side(faces, picture, points, monkeypatch):

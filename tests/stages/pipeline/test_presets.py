@@ -10,7 +10,7 @@ from models.errors import UserError
 from models.files import ROOT
 from models.generators.eg3d import EG3DGenerator
 from models.generators.manifold import ManifoldGenerator
-from models.heads.projector import Search
+from stages.anchor import AnchorSearch
 from stages.configs import read_config
 from stages.pipeline import presets
 from stages.pipeline.hashing import step_hash
@@ -129,8 +129,7 @@ def test_a_preset_counts_in_the_hash(eg3d, plan):
 def test_every_kind_is_a_generator_and_can_be_searched_so(kind):
     assert (ROOT / "models" / "generators" / f"{kind}.py").exists()
     config = read_config("anchor", presets.configs(kind, "anchor"))
-    search = {name: value for name, value in config["model"]["search"].items() if name not in ("perceptual", "pixel")}
-    Search(**search).check(SMALL[kind])
+    AnchorSearch(**config["model"]["search"]).check(SMALL[kind])
 
 
 def test_sizes_are_those_of_the_official_generators():
