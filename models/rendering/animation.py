@@ -309,7 +309,7 @@ def face_views(
         rim = (inner[triangles[face]] * corners).sum(2)
         weight = torch.minimum(frontal, seen)[face] * rim * hit
         pictures.append(shown)
-        weights.append(F.avg_pool2d(weight[None, None].to(image), 3, 1, 1))
+        weights.append(hit * F.avg_pool2d(weight[None, None].to(image), 3, 1, 1))  # beyond the face is no picture
     return PseudoView(torch.cat(pictures), torch.cat(weights))
 
 
