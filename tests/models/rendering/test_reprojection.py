@@ -137,3 +137,60 @@ def test_pseudo_views_by_hand():
     large = torch.arange(16.0).reshape(1, 1, 4, 4)
     assert_close(shrunk(large, weight), torch.tensor([[[[2.5, 4.5], [10.5, 12.5]]]]))
     assert shrunk(weight, weight) is weight
+
+
+def left(side: int = SIDE) -> torch.Tensor:
+    """A mask of the picture's left half."""
+    return (torch.arange(side) < side // 2).float().expand(1, 1, side, side).clone()
+
+
+class TestPerson:
+    """What a mask of the person says: the artwork's background is nothing of the head's."""
+
+    def test_where_mask_and_head_disagree_counts_little(self):
+        half = wall().replace(alpha=left())  # the anchor's head is on the left
+        for person, wanted in ((left(), 1.0), (left().flip(-1), 0.1), (0.5 * left() + 0.25, 0.775)):
+            found = weighted_reference(stripes(), straight(), half, 1.0, person, background=0.1)
+            assert_close(found.weight, torch.full_like(found.weight, wanted))
+        assert (weighted_reference(stripes(), straight(), half, 1.0, left().flip(-1)).weight == 1).all()
+
+    def test_a_mask_and_an_artwork_of_other_sizes(self):
+        half, large = wall().replace(alpha=left()), torch.zeros(1, 3, 2 * SIDE, 2 * SIDE)
+        found = weighted_reference(large, straight(), half, 1.0, left(4 * SIDE).flip(-1), background=0.0)
+        assert found.weight.shape == (1, 1, 2 * SIDE, 2 * SIDE) and (found.weight == 0).all()
+
+    def test_both_reasons_to_count_little(self):
+        grazing = wall(tilt=math.radians(60))
+        found = weighted_reference(stripes(), parallel(), grazing, 0.25, left(), background=0.1)
+        rim = 1 - 0.75 * 0.6
+        assert_close(found.weight, rim * (0.1 + 0.9 * left()), atol=2e-3, rtol=0)
+
+    def test_only_the_person_is_mirrored(self):
+        camera = RIG.camera(0.7)
+        reference, other = look(camera, 48), look(camera.mirror(), 48)
+        plain, masked = (
+            mirrored(reference.image, camera, rendering(reference), rendering(other), True, person=person)
+            for person in (None, left(96))
+        )
+        assert_close(masked.weight, plain.weight * left(48).flip(-1))
+        assert torch.equal(masked.image, plain.image)
+
+    def test_only_the_person_is_carried(self):
+        """Moved by the parallax: two of eight pixels at depth 2, one to the side."""
+        views = (stripes(), straight(), wall(), straight(1.0), wall(), 0.0)
+        plain, masked = reprojected(*views), reprojected(*views, person=left())
+        assert_close(masked.weight[..., :2], plain.weight[..., :2])
+        assert masked.weight[..., 2:].max() < 1e-5 and plain.weight[..., 2:5].min() > 0
+
+
+def test_one_view_under_another():
+    below = PseudoView(torch.zeros(1, 3, 1, 3), torch.tensor([[[[0.2, 0.9, 0.2]]]]))
+    above = PseudoView(torch.ones(1, 3, 1, 3), torch.tensor([[[[1.0, 0.5, 0.0]]]]))
+    found = below.under(above, 1.0)
+    assert_close(found.image[0, 0, 0], torch.tensor([1.0, 0.5, 0.0]))
+    assert_close(found.weight.flatten(), torch.tensor([1.0, 0.9, 0.2]))
+    half = below.under(above, 0.5)
+    assert_close(half.image[0, 0, 0], torch.tensor([0.5, 0.25, 0.0]))
+    assert_close(half.weight.flatten(), torch.tensor([0.5, 0.9, 0.2]))
+    none = below.under(above, 0.0)
+    assert torch.equal(none.image, below.image) and torch.equal(none.weight, below.weight)
