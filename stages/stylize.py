@@ -564,7 +564,8 @@ class StylizeStage(PerItemStage[Artwork, StyleState]):
             side = picture.image.shape[-1]
             picture = face_views(picture.image, other.points[0], other.world, self._faces.canonical, camera, side)
             there = camera.project(other.world[None])[0]
-        seen = tuned.synthesis(ws, camera, expression=other.expression).image
+        show = tuned.frugal if recipe.frugal else tuned.synthesis
+        seen = show(ws, camera, expression=other.expression).image
         distance = picture.error(seen)
         if recipe.spatial:
             distance = distance + self.perceptual(seen, picture.completed(seen))
@@ -614,14 +615,17 @@ class StylizeStage(PerItemStage[Artwork, StyleState]):
 
     def _left_out(self, tuned: TunedWeights, target: Target) -> dict[str, str]:
         """Expressions that the head does not show, and why."""
-        if target.points is None:
+        if not self.recipe.expression:
             return {}
+        if target.points is None:
+            names = expression_codes(self.generator, target.expression, self.device)
+            return dict.fromkeys(names, "no face is found in the artwork")
         own = target.expression
         if own is None:
             own = torch.zeros(1, len(self.generator.expressions), device=self.device)
         head = with_weights(self.generator, tuned.tensors())
         measured = measured_expressions(head, target.ws, own, self._faces)
-        reasons = {name: EXPECTED[name].missing(measure) for name, (measure, _) in measured.items()}
+        reasons = {name: EXPECTED[name].missing(*values) for name, values in measured.items()}
         return {name: why for name, why in reasons.items() if why}
 
     def export(self) -> Export:

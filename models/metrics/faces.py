@@ -59,33 +59,37 @@ class Expected:
     rest: tuple[int, ...]
     says: str
 
-    def missing(self, measure: float) -> str:
-        """Why a face that has gone so far has no such expression; "" for one that has it."""
-        reached = measure < self.least if self.ratio else measure > self.least
-        return "" if reached else self.says.format(measure)
+    def missing(self, measure: float, rest: float) -> str:
+        """Why a face has no such expression, by :func:`expression_scores`; "" for one that has it."""
+        if math.isnan(rest):
+            return "no face is seen to judge it by"
+        if not (measure < self.least if self.ratio else measure > self.least):
+            return self.says.format(measure)
+        return "" if rest < MOST_REST else f"the rest of the face moves by {rest:.2f} of the eyes' distance"
 
 
 _TOP = (*_EYES, *_BROWS, *_NOSE)
+MOST_REST = 0.12
 EXPECTED = {
-    "blink": Expected(_LIDS, True, 0.9, (*_LIPS, *_NOSE), "the eyes only close to {:.2f} of their opening"),
-    "mouth_open": Expected(_MOUTH_GAP, False, 0.04, _TOP, "the mouth only opens by {:.2f} of the eyes' distance"),
-    "smile": Expected(_MOUTH_WIDTH, False, 0.0, _TOP, "the mouth gets no wider, {:.2f} of the eyes' distance"),
+    "blink": Expected(_LIDS, True, 0.8, (*_LIPS, *_NOSE), "the eyes only close to {:.2f} of their opening"),
+    "mouth_open": Expected(_MOUTH_GAP, False, 0.06, _TOP, "the mouth only opens by {:.2f} of the eyes' distance"),
+    "smile": Expected(_MOUTH_WIDTH, False, 0.02, _TOP, "the mouth widens by {:.2f} of the eyes' distance"),
 }
-"""By the name of an expression, of those that points can tell."""
+"""By the name of an expression, of those that points can tell. The mesh reads drawn closed eyes as half open."""
 
 
-def expression_scores(name: str, neutral: Tensor, face: Tensor | None) -> tuple[float, float]:
+def expression_scores(name: str, neutral: Tensor | None, face: Tensor | None) -> tuple[float, float]:
     """How far an expression has gone, and the mean by which the rest of the face has moved.
 
     Args:
         name: of :data:`EXPECTED`.
-        neutral: (468, 2 or 3) the points without it. face: with it; None: no face is found, which nothing has become.
+        neutral: (468, 2 or 3) the points without it. face: with it. None: no face is found, which nothing has become.
 
     Returns:
         the measure, in eye distances or relative to the neutral face's; and eye distances, NaN without a face.
     """
     expected = EXPECTED[name]
-    if face is None:
+    if neutral is None or face is None:
         return float(expected.ratio), math.nan
     eyes = float(eye_distance(neutral[None]))
     before, after = (_mean(points, expected.pairs) / eyes for points in (neutral, face))
@@ -102,7 +106,7 @@ def _seen(generator: Generator, ws: Latents, camera: Camera, expression: Tensor,
     """The points (468, 3) of a head's face from a camera, None where no face is found."""
     size = SIDE if generator.free_resolution else None
     code = expression if expression.shape[1] else None
-    return faces.find(generator.synthesis(ws, camera, expression=code, resolution=size).image)
+    return faces.find(resized(generator.synthesis(ws, camera, expression=code, resolution=size).image, SIDE))
 
 
 @torch.no_grad()
@@ -120,8 +124,7 @@ def measured_expressions(
     if neutral is None and names:
         neutral = _seen(generator, ws, front, expression, faces)
     found: dict[str, tuple[float, float]] = {}
-    for name in names if neutral is not None else ():
-        assert neutral is not None
+    for name in names:
         code = expression.clone()
         code[0, generator.expressions.index(name)] += 1
         found[name] = expression_scores(name, neutral, _seen(generator, ws, front, code, faces))
@@ -153,9 +156,10 @@ def score_faces(
         if face is not None:
             turn = yaw_pitch_roll(faces.canonical.head_pose(face[None]))[0]
             seen[yaw] = math.degrees(float(turn))
-            scores.append(Score(f"yaw={yaw}", "yaw_deg", True, seen[yaw]))
         if yaw == 0:
             neutral = face
+    farthest = max(YAWS_DEG)
+    scores.append(Score("", f"found_{farthest}", True, sum(yaw in seen for yaw in (-farthest, farthest)) / 2))
     if 0 in seen:
         scores.append(Score("", "yaw_offset_deg", True, abs(seen[0])))
     near = {yaw: value for yaw, value in seen.items() if abs(yaw) <= NEAR_DEG}
@@ -163,7 +167,6 @@ def score_faces(
         x, y = torch.tensor([list(near), list(near.values())])
         slope = ((x - x.mean()) * (y - y.mean())).sum() / (x - x.mean()).square().sum()
         scores.append(Score("", "yaw_slope", True, float(slope)))
-    if neutral is not None:
-        for name, (measure, rest) in measured_expressions(generator, ws, expression, faces, neutral).items():
-            scores += [Score("front", name, True, measure), Score("front", f"{name}_rest", True, rest)]
+    for name, (measure, rest) in measured_expressions(generator, ws, expression, faces, neutral).items():
+        scores += [Score("front", name, True, measure), Score("front", f"{name}_rest", True, rest)]
     return scores

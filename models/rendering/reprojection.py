@@ -29,7 +29,7 @@ class PseudoView:
 
     Attributes:
         image: (B, 3, H, W).
-        weight: (B, 1, H, W) in [0, 1], how far each pixel is known.
+        weight: (B, 1, H, W) how far each pixel is known, from 0 to 1; above 1 it is known and counts more in the error.
     """
 
     image: Tensor
@@ -53,7 +53,7 @@ class PseudoView:
 
     def completed(self, image: Tensor) -> Tensor:
         """The known pixels over ``image``'s others, without gradient: a target for distances of whole pictures."""
-        return (self.weight * self.image + (1 - self.weight) * image).detach()
+        return torch.lerp(image, self.image, self.weight.clamp(max=1)).detach()
 
 
 def shrunk(image: Tensor, like: Tensor) -> Tensor:
