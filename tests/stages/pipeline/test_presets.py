@@ -125,6 +125,15 @@ def test_a_preset_counts_in_the_hash(eg3d, plan):
     assert step_hash("anchor", "fit", resolved(*command)) != step_hash("anchor", "fit", resolved(*without))
 
 
+@pytest.mark.parametrize(
+    "file", sorted((ROOT / presets.PRESETS).rglob("*.yaml")), ids=lambda f: f"{f.parent.name}-{f.stem}"
+)
+def test_only_stand_ins_are_of_the_embedded_world(file):
+    stage = "stylize" if file.parent.name == "embedded" else file.stem
+    named = file.read_text() if file.parent.name == "embedded" else str(read_config(stage, [file]))
+    assert ("models.features.embedded." in named) == (file.parent.name == "embedded")
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_is_a_generator_and_can_be_searched_so(kind):
     assert (ROOT / "models" / "generators" / f"{kind}.py").exists()
