@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+TOLD = "GALATEA_STAND_INS"  # in the environment of a pipeline's step: embedded networks that the pipeline has told of
 _OWN = ("models.generators.manifold.", "models.generators.volume.")
 """Whose cameras are the embedded world's unless they are given others."""
 
@@ -39,13 +41,15 @@ def is_foreign(class_path: str, init_args: Mapping[str, Any]) -> bool:
 
 
 def warn_of_embedded(generator: Generator, *networks: Frozen[nn.Module] | None) -> None:
-    """Say so when embedded networks are to judge a foreign generator."""
+    """Say so when embedded networks are to judge a foreign generator, and the pipeline has not said it."""
     from pytorch_lightning.utilities import rank_zero_only
 
     from models.configurable import spec
     from models.features.embedded import EmbeddedFeature
 
+    told = os.environ.get(TOLD, "").split()
     found = [type(n.module).__name__ for n in networks if n is not None and isinstance(n.module, EmbeddedFeature)]
+    found = [name for name in found if name not in told]
     if found and is_foreign(**spec(generator)):
         rank_zero_only(log.warning)(
             "warning: %s: made for the embedded world, which %s is not of; docs/real_weights.md names better "

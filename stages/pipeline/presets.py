@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from models.files import ROOT, resolve
 from models.manifest import MANIFEST, read_manifest
 from stages.base.foreign import is_foreign
-from stages.configs import read_config
+from stages.configs import read_config, read_yaml
 
 if TYPE_CHECKING:
     from models.features.weights import MissingWeightsError
@@ -66,6 +66,13 @@ def stand_ins(stage: str, configs: Sequence[str], given: Set[str]) -> Iterator[t
             continue
         if (missing := _missing(network)) is not None:
             yield option, stand_in, missing
+
+
+def told(command: Sequence[str]) -> list[str]:
+    """Names of the classes that stand in for networks in a step's command, of which the pipeline has told."""
+    files = [word.removeprefix("--config=") for word in command]
+    networks = [read_yaml(ROOT / file)["model"] for file in files if file.startswith(f"{STAND_INS}/")]
+    return [entry["class_path"].rpartition(".")[2] for network in networks for entry in network.values()]
 
 
 def _missing(network: dict[str, Any]) -> MissingWeightsError | None:

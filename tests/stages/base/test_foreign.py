@@ -9,7 +9,7 @@ from models.configurable import spec
 from models.features.base import Frozen
 from models.generators.manifold import ManifoldGenerator
 from stages.anchor import AnchorSearch, AnchorStage
-from stages.base.foreign import is_foreign, warn_of_embedded
+from stages.base.foreign import TOLD, is_foreign, warn_of_embedded
 from stages.base.stage import ArtifactRef, GeneratorRef
 from stages.pipeline import presets
 from stages.stylize import StylizeStage, TuningConfig
@@ -79,6 +79,16 @@ def test_only_an_embedded_network_of_a_foreign_generator(embedded, foreign, capl
     (said,) = caplog.messages
     assert said.startswith("warning: EmbeddedLPIPS and EmbeddedStyle: made for the embedded world")
     assert "ManifoldGenerator" in said and "docs/real_weights.md" in said
+
+
+def test_what_the_pipeline_has_told_is_not_told_again(foreign, caplog, monkeypatch):
+    monkeypatch.setenv(TOLD, "EmbeddedLPIPS EmbeddedStyle")
+    with caplog.at_level(logging.WARNING):
+        warn_of_embedded(foreign, Frozen(network("perceptual")), Frozen(network("style")))
+        assert not caplog.messages
+        warn_of_embedded(foreign, Frozen(network("perceptual")), Frozen(network("pose")))
+    (said,) = caplog.messages
+    assert said.startswith("warning: EmbeddedPose: made for")
 
 
 def test_stages_say_it_once(tmp_path, caplog, monkeypatch):

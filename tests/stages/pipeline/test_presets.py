@@ -94,6 +94,13 @@ def test_missing_weights_are_told_once_each_and_the_embedded_network_stands_in(e
     assert found["style"]["class_path"] == "models.features.embedded.EmbeddedStyle"
 
 
+def test_steps_know_what_has_been_told(eg3d, plan):
+    commands, _ = plan(eg3d, "--set", "anchor.model.pose.class_path=models.features.embedded.EmbeddedPose")
+    assert {name: presets.told(command) for name, command in commands.items()} == {
+        "anchor": ["EmbeddedLPIPS"], "stylize": ["EmbeddedLPIPS", "EmbeddedStyle"], "present": [],
+    }  # fmt: skip
+
+
 def test_weights_that_are_there_are_taken(eg3d, plan, tmp_path):
     file = tmp_path / "torch" / "hub" / "checkpoints" / "vgg16-397923af.pth"
     file.parent.mkdir(parents=True)
