@@ -317,8 +317,10 @@ class Viewer:
     def _restore(self) -> None:
         """Controls as the subject has them."""
         self.strength.value = 1.0
-        for slider, value in zip(self.expressions.values(), self._subject.expression[0].tolist(), strict=True):
+        for (name, slider), value in zip(self.expressions.items(), self._subject.expression[0].tolist(), strict=True):
             slider.value = round(max(-0.5, min(1.5, value)) * 20) / 20
+            slider.hint = self._subject.left_out.get(name)
+            slider.disabled = slider.hint is not None
 
     def _change_item(self) -> None:
         identity = self.item.value

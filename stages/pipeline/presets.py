@@ -1,7 +1,8 @@
 """What suits a generator: ``configs/presets/KIND/STAGE.yaml``, chosen by what its artifact says it is.
 
 A pipeline names the parameter that gives the generator's artifact: ``preset: model``. KIND is the file of
-``models/generators`` that the generator's class is in. Where a kind has no file of its own for a stage,
+``models/generators`` that the generator's class is in; a generator of the embedded world, whatever its class, has none,
+for the stages are set for it (:func:`stages.base.foreign.is_foreign`). Where a kind has no file of its own for a stage,
 ``configs/presets/STAGE.yaml`` suits all kinds; a kind without a folder takes the stages as they are. A step reads these
 below its own configurations, so that all that a user sets wins, and its hash covers them.
 
@@ -18,14 +19,14 @@ from typing import TYPE_CHECKING, Any
 
 from models.files import ROOT, resolve
 from models.manifest import MANIFEST, read_manifest
-from stages.configs import read_config
+from stages.base.foreign import is_foreign
+from stages.configs import read_config, read_yaml
 
 if TYPE_CHECKING:
     from models.features.weights import MissingWeightsError
 
 PRESETS = "configs/presets"
 STAND_INS = f"{PRESETS}/embedded"
-OWN = "manifold"  # of the embedded world, for which the stages are set, unless its rig has another radius
 
 
 def kind(artifact: str) -> str | None:
@@ -40,8 +41,7 @@ def kind(artifact: str) -> str | None:
     match = re.fullmatch(r"models\.generators\.([a-z0-9_]+)\.[A-Za-z0-9]+", str(entry["class_path"]))
     if match is None or not (ROOT / PRESETS / match[1]).is_dir():
         return None
-    own = match[1] == OWN and "radius" not in (entry["init_args"].get("rig") or {})
-    return None if own else match[1]
+    return match[1] if is_foreign(entry["class_path"], entry["init_args"]) else None
 
 
 def configs(kind: str, stage: str) -> list[str]:
@@ -66,6 +66,13 @@ def stand_ins(stage: str, configs: Sequence[str], given: Set[str]) -> Iterator[t
             continue
         if (missing := _missing(network)) is not None:
             yield option, stand_in, missing
+
+
+def told(command: Sequence[str]) -> list[str]:
+    """Names of the classes that stand in for networks in a step's command, of which the pipeline has told."""
+    files = [word.removeprefix("--config=") for word in command]
+    networks = [read_yaml(ROOT / file)["model"] for file in files if file.startswith(f"{STAND_INS}/")]
+    return [entry["class_path"].rpartition(".")[2] for network in networks for entry in network.values()]
 
 
 def _missing(network: dict[str, Any]) -> MissingWeightsError | None:

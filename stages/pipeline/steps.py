@@ -24,7 +24,9 @@ from typing import Any
 from models.errors import UserError
 from models.files import ROOT, atomic_write, os_errors, read_json, remove_folder, sweep, versions
 from models.manifest import MANIFEST, manifest_id, read_manifest
+from stages.base.foreign import TOLD
 from stages.configs import read_config, read_yaml
+from stages.pipeline import presets
 from stages.pipeline.hashing import GIVEN, step_hash
 from stages.pipeline.process import start
 
@@ -227,7 +229,7 @@ def _stream(command: Sequence[str], log: Path, lock: int, digest: str) -> int:
     """
     source, sink = os.pipe()
     with os_errors(log), open(log, "ab") as file, open(source, "rb") as printed:
-        process = start(command, sink, source, lock, **{GIVEN: digest})
+        process = start(command, sink, source, lock, **{GIVEN: digest, TOLD: " ".join(presets.told(command))})
         os.close(sink)
         asked = False
 

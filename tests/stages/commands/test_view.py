@@ -355,6 +355,17 @@ class TestWorker:
         seen = [settings for settings, *_ in brush.asked.queue]
         assert all(settings in (before, viewer.settings) for settings in seen) and seen[-1] == viewer.settings
 
+    def test_what_a_head_cannot_show_is_disabled_and_says_why(self, viewer):
+        why = "the mouth gets no wider"
+        viewer.subjects.entries["bob"].left_out["smile"] = why
+        smile, blink = viewer.expressions["smile"], viewer.expressions["blink"]
+        for head, disabled, hint in (("bob", True, why), ("ann", False, None)):
+            smile.value = 1.0
+            viewer.item.value = head
+            assert viewer.wait(60) and viewer.settings.subject.id == head
+            assert (smile.disabled, smile.hint, smile.value) == (disabled, hint, 0.0)
+            assert not blink.disabled and blink.hint is None
+
     def test_who_waits_longest_is_next(self, viewer, brush):
         one, two = Guest(viewer.rig), Guest(viewer.rig, aspect=2.0)
         two.client_id = 8

@@ -94,6 +94,13 @@ def test_missing_weights_are_told_once_each_and_the_embedded_network_stands_in(e
     assert found["style"]["class_path"] == "models.features.embedded.EmbeddedStyle"
 
 
+def test_steps_know_what_has_been_told(eg3d, plan):
+    commands, _ = plan(eg3d, "--set", "anchor.model.pose.class_path=models.features.embedded.EmbeddedPose")
+    assert {name: presets.told(command) for name, command in commands.items()} == {
+        "anchor": ["EmbeddedLPIPS"], "stylize": ["EmbeddedLPIPS", "EmbeddedStyle"], "present": [],
+    }  # fmt: skip
+
+
 def test_weights_that_are_there_are_taken(eg3d, plan, tmp_path):
     file = tmp_path / "torch" / "hub" / "checkpoints" / "vgg16-397923af.pth"
     file.parent.mkdir(parents=True)
@@ -123,6 +130,15 @@ def test_a_preset_counts_in_the_hash(eg3d, plan):
     command = plan(eg3d)[0]["anchor"][3:]
     without = [word for word in command if "presets/eg3d" not in word]
     assert step_hash("anchor", "fit", resolved(*command)) != step_hash("anchor", "fit", resolved(*without))
+
+
+@pytest.mark.parametrize(
+    "file", sorted((ROOT / presets.PRESETS).rglob("*.yaml")), ids=lambda f: f"{f.parent.name}-{f.stem}"
+)
+def test_only_stand_ins_are_of_the_embedded_world(file):
+    stage = "stylize" if file.parent.name == "embedded" else file.stem
+    named = file.read_text() if file.parent.name == "embedded" else str(read_config(stage, [file]))
+    assert ("models.features.embedded." in named) == (file.parent.name == "embedded")
 
 
 @pytest.mark.parametrize("kind", KINDS)
