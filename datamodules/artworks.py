@@ -143,8 +143,8 @@ def read_artworks(
         file, label = place / entry["file"], entry.get("label")
         image = read_image(file)
         framed = framing(image, str(file), edits_of(entry, given), framed=label is not None)
-        if label is None and framing.recipe.upright and framed.camera is not None:
-            label = framed.camera.label()[0]  # angles do not tell its roll
+        if label is None and framing.recipe.view is not None and framed.camera is not None:
+            label = framed.camera.label()[0]  # angles do not tell its roll, nor where it looks
         artworks[identity] = Artwork(
             id=identity,
             image=framed.image,

@@ -232,7 +232,8 @@ def test_options_of_the_data_module(tmp_path):
     Image.fromarray(astronaut()).save(tmp_path / "a.png")
     (item,) = ArtworkDataModule(str(tmp_path / "a.png"), size=64, recipe="eg3d", points=POINTS).items
     expected = framing("eg3d")(tensor(astronaut()), "x", Edits(points=POINTS))
-    assert torch.equal(item.image, expected.image) and item.estimated and item.label is None
+    assert torch.equal(item.image, expected.image) and item.estimated
+    assert torch.equal(item.label, expected.camera.label()[0])
     Image.fromarray(astronaut()).save(tmp_path / "b.png")
     with pytest.raises(UserError, match=r"points are of one picture, .* has 2: write them in artworks\.json"):
         _ = ArtworkDataModule(str(tmp_path), size=64, points=POINTS).items

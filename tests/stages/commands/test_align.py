@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import zipfile
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from skimage.data import astronaut
 from datamodules import alignment
 from datamodules.artworks import ArtworkDataModule, read_artworks
 from datamodules.portraits import PortraitDataModule
+from datamodules.poses import find_camera
 from models.camera import Camera
 from models.errors import UserError
 from models.faces.recipes import RECIPES
@@ -102,6 +104,17 @@ def test_an_aligned_folder_for_another_generator(photos, tmp_path):
     run(tmp_path / "a", "--for", "gram", "--out", tmp_path / "b", "--size", 64)
     first, second = (content(tmp_path / name / "artworks.json") for name in "ab")
     assert second["recipe"] == "gram" and second["items"][0]["points"] == first["items"][0]["points"]
+
+
+@pytest.mark.parametrize("recipe", ["eg3d", "eg3d-wild"])
+def test_pipelines_see_with_the_cameras_that_are_written(photos, tmp_path, recipe):
+    run(photos / "bea.png", "--for", recipe, "--out", tmp_path / "out", "--size", 64)
+    label = torch.tensor(content(tmp_path / "out" / "dataset.json")["labels"][0][1])
+    generator = SimpleNamespace(rig=RECIPES[recipe].rig)
+    for path, tolerance in ((tmp_path / "out", 1e-6), (photos / "bea.png", 0.01)):  # there the mesh is read once more
+        (item,) = read_artworks(str(path), size=64, crop="face", recipe=recipe)
+        found = find_camera(item, generator, None, None, torch.device("cpu")).label()[0]
+        torch.testing.assert_close(found, label, atol=tolerance, rtol=0)
 
 
 def test_points_and_face_by_hand(photos, tmp_path):
