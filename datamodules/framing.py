@@ -247,11 +247,12 @@ class Framing:
         return _Head(five_of(points), rotation, points, presence)
 
     def _angles(self, head: _Head | None, yaw: float | None, pitch: float | None) -> Angles | None:
-        """Those that are given, else those that are seen; one that nothing tells is 0 when the other is given."""
+        """Those that are given, else the rig's nearest to what is seen; one that nothing tells is 0 beside a given one."""
         if head is None and yaw is None and pitch is None:
             return None
         seen = (0.0, 0.0) if head is None else self.recipe.angles(head.rotation)
-        return seen[0] if yaw is None else yaw, seen[1] if pitch is None else pitch
+        nearest = [float(angle) for angle in self.recipe.rig.within(*torch.tensor(seen, dtype=torch.float64))]
+        return nearest[0] if yaw is None else yaw, nearest[1] if pitch is None else pitch
 
 
 BY_HAND = (

@@ -9,9 +9,10 @@ import torch
 from PIL import Image
 from skimage.data import astronaut, cat
 
-from datamodules.artworks import ArtworkDataModule, read_artworks
+from datamodules.artworks import Artwork, ArtworkDataModule, read_artworks
 from datamodules.framing import Edits, Framing, five_points, reader, recipe_of
 from datamodules.mannequins import RIG, Scene, render, subject_z
+from datamodules.poses import check_camera
 from models import artifact
 from models.errors import UserError
 from models.faces.pose import yaw_pitch_roll
@@ -186,6 +187,18 @@ class TestEdits:
         seen = framing()(person, "x").angles
         assert framed.angles[1] == pytest.approx(seen[1])
         assert torch.allclose(framed.camera.yaw, torch.tensor(math.radians(20)), atol=1e-5)
+
+    def test_what_is_only_seen_is_not_beyond_the_rig(self):
+        """A head seen from 40 degrees above: the yaw that is given is not refused for a pitch that nobody gave."""
+        above = RIG.camera(0.0, math.radians(40))
+        image = render(Scene.from_z(subject_z([1_000_203])), above, 128, compiled=False).image
+        framed = framing()(image, "x", Edits(yaw_deg=0))
+        assert [math.degrees(angle) for angle in framed.angles] == pytest.approx([0, 25], abs=1e-5)
+        check_camera(Artwork("x", framed.image, angles=framed.angles), RIG)
+        assert math.degrees(framing()(image, "x").angles[1]) == pytest.approx(25, abs=1e-5)
+        given = framing()(image, "x", Edits(yaw_deg=0, pitch_deg=40)).angles
+        with pytest.raises(UserError, match="pitch 40 degrees are beyond"):
+            check_camera(Artwork("x", framed.image, angles=given), RIG)
 
     def test_of_a_box(self, person):
         framed = framing()(person, "x", Edits(crop=[100, 20, 256, 200], scale=2))
