@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from datamodules.poses import check_camera
 from models import artifact
 from models.errors import UserError
 from models.faces.pose import yaw_pitch_roll
+from models.faces.reader import FaceReader
 from models.faces.recipes import RECIPES
 
 EYES = ((203, 102), (248, 104))  # of the astronaut, by eye
@@ -121,6 +123,15 @@ class TestNone:
         assert abs(framed.angles[0]) < 0.1 and framed.points is None and framed.estimated
         assert framed.square.angle == pytest.approx(0, abs=1e-3)
         assert any("no human face" in warning for warning in framed.warnings)
+
+
+def test_points_that_are_no_faces_are_of_a_picture(person, monkeypatch):
+    """The finder's, where the mesh is not present: a face upside down."""
+    (face,) = reader().find(person)
+    upside_down = replace(face, presence=0.1, keypoints=face.keypoints * torch.tensor([1.0, -1.0]))
+    monkeypatch.setattr(FaceReader, "find", lambda self, image: [upside_down])
+    with pytest.raises(UserError, match=r"^x: the five points are not a face's: .*--points"):
+        framing()(person, "x")
 
 
 def test_an_animal():
