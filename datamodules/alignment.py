@@ -20,7 +20,6 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from datamodules.artworks import ORIGINALS, artwork_id, edits_of
@@ -92,18 +91,18 @@ def align(place: Path, entry: Mapping[str, Any], framing: Framing, given: Edits)
     asked = edits_of(entry, given)
     found = framing(image, file, replace(asked, roll_deg=None, scale=None, shift=None))
     own = {key: value for key, value in entry.items() if value is not None and key != "label"}
-    entry = {"file": file, **_entry(found, framing), **own}
+    entry = {"file": file, **_entry(found), **own}
     framed = framing(image, file, edits_of(entry))
     label = None if framed.camera is None else framed.camera.label()[0]
     return Aligned(file, replace(framed, faces=found.faces, warnings=found.warnings), entry, label)
 
 
-def _entry(framed: Framed, framing: Framing) -> Entry:
+def _entry(framed: Framed) -> Entry:
     """How a picture was framed, in numbers that a person can change."""
     entry: Entry = {}
     if framed.angles is not None:
-        nearest = torch.rad2deg(torch.stack(framing.recipe.rig.within(*torch.tensor(framed.angles)))).tolist()
-        entry |= {"yaw_deg": round(nearest[0], 3), "pitch_deg": round(nearest[1], 3)}
+        yaw, pitch = (round(math.degrees(angle), 3) for angle in framed.angles)
+        entry |= {"yaw_deg": yaw, "pitch_deg": pitch}
     square = framed.square
     if framed.five is not None and not framed.boxed:
         entry["points"] = [[round(value, 2) for value in point] for point in framed.five.tolist()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
@@ -11,7 +12,7 @@ from typing import Any
 from torch import Tensor
 from torch.nn import functional as F
 
-from datamodules.framing import Crop, Edits, Framing, recipe_of
+from datamodules.framing import ANGLES, Crop, Edits, Framing, recipe_of
 from datamodules.items import ItemsDataModule
 from datamodules.labels import LABELS, camera_labels, spelled
 from models.camera import Camera
@@ -20,6 +21,8 @@ from models.errors import UserError, shown
 from models.files import os_errors, read_bytes, resolve
 from models.image import IMAGE_SUFFIXES, MIN_SIDE, pictures_among, read_image, say_left_out
 from models.names import item_id
+
+log = logging.getLogger(__name__)
 
 ORIGINALS = "originals"  # the folder of ``galatea align`` that holds the pictures which artworks.json lists
 
@@ -133,7 +136,7 @@ def read_artworks(
     """
     framing = Framing(recipe_of(recipe), size, crop)
     artworks: dict[str, Artwork] = {}
-    place, entries = list_artworks(path)
+    place, entries = list_artworks(path, framing.recipe.name)
     if given is not None and given.points is not None and len(entries) != 1:
         raise UserError(f"points are of one picture, {path} has {len(entries)}: write them in artworks.json")
     for entry in entries:
@@ -143,8 +146,8 @@ def read_artworks(
         file, label = place / entry["file"], entry.get("label")
         image = read_image(file)
         framed = framing(image, str(file), edits_of(entry, given), framed=label is not None)
-        if label is None and framing.recipe.upright and framed.camera is not None:
-            label = framed.camera.label()[0]  # angles do not tell its roll
+        if label is None and framing.recipe.view is not None and framed.camera is not None:
+            label = framed.camera.label()[0]  # angles do not tell its roll, nor where it looks
         artworks[identity] = Artwork(
             id=identity,
             image=framed.image,
@@ -172,8 +175,12 @@ def edits_of(entry: Mapping[str, Any], given: Edits | None = None) -> Edits:
     return replace(given or Edits(), **{name: value for name, value in said.items() if value is not None})
 
 
-def list_artworks(path: str) -> tuple[Path, list[dict[str, Any]]]:
+def list_artworks(path: str, recipe: str | None = None) -> tuple[Path, list[dict[str, Any]]]:
     """The folder of artworks, and an entry for each: its ``file`` there, and what lists say of it.
+
+    Args:
+        recipe: for which they are to be framed: the angles of a list that was written for another one are left out,
+            as each rig has its own. ``None`` for the list's.
 
     Raises:
         UserError: when there are none, or a list is wrong.
@@ -182,14 +189,14 @@ def list_artworks(path: str) -> tuple[Path, list[dict[str, Any]]]:
         place = resolve(path)
         if not place.exists():
             raise UserError(f"artwork {path} does not exist")
-        return (place.parent if place.is_file() else place), _entries(place)
+        return (place.parent if place.is_file() else place), _entries(place, recipe)
 
 
-def _entries(place: Path) -> list[dict[str, Any]]:
+def _entries(place: Path, recipe: str | None) -> list[dict[str, Any]]:
     if place.is_file():
         return [{"file": place.name}]
     if (place / "artworks.json").exists():
-        entries = _listed(place / "artworks.json")
+        entries = _listed(place / "artworks.json", recipe)
         with os_errors(place, "read"):
             others = _files(place) - {entry["file"] for entry in entries}
         if not all(entry["file"].startswith(f"{ORIGINALS}/") for entry in entries):  # else these are its crops
@@ -215,7 +222,7 @@ def _json(file: Path) -> Any:
     return parse_json(read_bytes(file, MOST_JSON_BYTES), str(file))
 
 
-def _listed(file: Path) -> list[dict[str, Any]]:
+def _listed(file: Path, recipe: str | None) -> list[dict[str, Any]]:
     kinds = {
         "file": str,
         "yaw_deg": int | float | None,
@@ -245,4 +252,8 @@ def _listed(file: Path) -> list[dict[str, Any]]:
         if name is None:
             raise UserError(f"{file}: item {i}: {shown(entry['file'])} is not a file in its folder")
         entry["file"] = name
-    return entries
+    before = content.get("recipe")
+    if recipe is None or before is None or before == recipe:
+        return entries
+    log.warning("%s was written for %s: its angles are found again for %s", file, shown(before), recipe)
+    return [{key: value for key, value in entry.items() if key not in ANGLES} for entry in entries]

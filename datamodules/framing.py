@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import logging
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -217,7 +219,8 @@ class Framing:
             log.warning("%s: %s", what, notes[0])
         which = "" if len(faces) == 1 else f", number {number} of {len(faces)} by size"
         log.info("%s: face found at %s%s", what, _place(face), which)
-        return _Head(face.five, _rotation(face), face.points, face.presence), len(faces), notes
+        with _named(what):
+            return _Head(face.five, _rotation(face), face.points, face.presence), len(faces), notes
 
     def _is_framed(self, face: Face, side: int) -> bool:
         """Whether a face is about where a picture of this side, were it framed already, has it."""
@@ -230,10 +233,8 @@ class Framing:
 
     def _square(self, head: _Head, image: Tensor, angles: Angles | None, what: str) -> Square:
         height, width = image.shape[-2:]
-        try:
+        with _named(what):
             return self.recipe.square(head.five, (width, height), angles or (0.0, 0.0))
-        except UserError as error:
-            raise UserError(f"{what}: {error}: {BY_HAND}") from error
 
     def _head_in(self, frame: Tensor, square: Square) -> _Head | None:
         """The head in a picture that is framed already, where the mesh sees it."""
@@ -247,17 +248,27 @@ class Framing:
         return _Head(five_of(points), rotation, points, presence)
 
     def _angles(self, head: _Head | None, yaw: float | None, pitch: float | None) -> Angles | None:
-        """Those that are given, else those that are seen; one that nothing tells is 0 when the other is given."""
+        """Those that are given, else the rig's nearest to those seen, and 0 where only the other is known."""
         if head is None and yaw is None and pitch is None:
             return None
         seen = (0.0, 0.0) if head is None else self.recipe.angles(head.rotation)
-        return seen[0] if yaw is None else yaw, seen[1] if pitch is None else pitch
+        nearest = [float(angle) for angle in self.recipe.rig.within(*torch.tensor(seen, dtype=torch.float64))]
+        return nearest[0] if yaw is None else yaw, nearest[1] if pitch is None else pitch
 
 
 BY_HAND = (
     "say where it is with --points (x and y of both eyes, the nose's tip and both corners of the mouth) or a crop box "
     "in artworks.json, or take --crop centre"
 )
+
+
+@contextmanager
+def _named(what: str) -> Iterator[None]:
+    """What is wrong with the face that was found is said of its picture, and what to do."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{what}: {error}: {BY_HAND}") from error
 
 
 @dataclass(frozen=True)

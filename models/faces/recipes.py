@@ -108,7 +108,6 @@ class Recipe:
         frame: five points (5, 2), the picture's size and the rig's yaw and pitch to the square.
         seat: a head's yaw and pitch to where the rig's camera stands, where these are not the same.
         view: where the camera stands, and the head's roll in the crop, to the camera, where it is not the rig's own.
-        upright: the picture is not turned, its camera has the head's roll.
     """
 
     name: str
@@ -117,7 +116,6 @@ class Recipe:
     frame: Frame
     seat: Callable[[float, float], Angles] | None = None
     view: Callable[[Rig, Angles, float], Camera] | None = None
-    upright: bool = False
 
     def square(self, five: Tensor, picture: Size, angles: Angles = (0.0, 0.0)) -> Square:
         """The square that is cut.
@@ -289,7 +287,7 @@ RECIPES = {
         Recipe("embedded", Rig(), 128, _embedded),
         Recipe("ffhq", STYLESDF, 1024, _ffhq),
         Recipe("eg3d", EG3D, 512, _within_ffhq(1500, 300, 1024, 700), _eg3d_seat, _eg3d_view),
-        Recipe("eg3d-wild", EG3D, 512, _eg3d_wild, _eg3d_seat, _eg3d_view, upright=True),
+        Recipe("eg3d-wild", EG3D, 512, _eg3d_wild, _eg3d_seat, _eg3d_view),
         Recipe("gram", GRAM, 256, _in_gram, _gram_seat),
         Recipe("stylesdf", STYLESDF, 1024, _ffhq),
         # Its preparation is not published; its loader and authors are GRAM's.

@@ -52,11 +52,12 @@ def main(arguments: Sequence[str]) -> None:
         if (number := getattr(options, name)) is not None and number < 1:
             raise UserError(f"--{name} is {number}, it must be at least 1")
     archive = options.out is not None and options.out.suffix.lower() == ".zip"
-    place, entries = _pictures(options.path) if archive else list_artworks(options.path)
+    asked = None if options.recipe is None else recipe_of(options.recipe)
+    place, entries = (_pictures if archive else list_artworks)(options.path, asked and asked.name)
     before = recipe_in(place) if Path(options.path).is_dir() else None
     if options.out is None and before is None:
         raise UserError("--out is missing: the folder, or the .zip, to write")
-    recipe = recipe_of(options.recipe or (before[0] if before else "embedded"))
+    recipe = asked or recipe_of(before[0] if before else "embedded")
     out = options.out or place
     again = before is not None and out.resolve() == place.resolve()
     if again and options.first is not None:
@@ -83,7 +84,7 @@ def main(arguments: Sequence[str]) -> None:
     print(f"{left} of {len(done)} pictures are in {out}, framed for {recipe.name}, {size} px: look at overlay.png")
 
 
-def _pictures(path: str) -> tuple[Path, list[dict[str, Any]]]:
+def _pictures(path: str, recipe: str | None) -> tuple[Path, list[dict[str, Any]]]:
     """A folder and its pictures, with those in folders below it, or what its artworks.json lists."""
     from datamodules.artworks import list_artworks
     from models.files import os_errors, resolve
@@ -91,7 +92,7 @@ def _pictures(path: str) -> tuple[Path, list[dict[str, Any]]]:
 
     place = resolve(path)
     if not place.is_dir() or (place / "artworks.json").exists():
-        return list_artworks(path)
+        return list_artworks(path, recipe)
     with os_errors(place, "read"):
         files = sorted(file.relative_to(place).as_posix() for file in place.rglob("*") if file.is_file())
     if not (names := pictures_among(files, place)):

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,12 +10,14 @@ import torch
 from PIL import Image
 from skimage.data import astronaut, cat
 
-from datamodules.artworks import ArtworkDataModule, read_artworks
+from datamodules.artworks import Artwork, ArtworkDataModule, read_artworks
 from datamodules.framing import Edits, Framing, five_points, reader, recipe_of
 from datamodules.mannequins import RIG, Scene, render, subject_z
+from datamodules.poses import check_camera
 from models import artifact
 from models.errors import UserError
 from models.faces.pose import yaw_pitch_roll
+from models.faces.reader import FaceReader
 from models.faces.recipes import RECIPES
 
 EYES = ((203, 102), (248, 104))  # of the astronaut, by eye
@@ -122,6 +125,15 @@ class TestNone:
         assert any("no human face" in warning for warning in framed.warnings)
 
 
+def test_points_that_are_no_faces_are_of_a_picture(person, monkeypatch):
+    """The finder's, where the mesh is not present: a face upside down."""
+    (face,) = reader().find(person)
+    upside_down = replace(face, presence=0.1, keypoints=face.keypoints * torch.tensor([1.0, -1.0]))
+    monkeypatch.setattr(FaceReader, "find", lambda self, image: [upside_down])
+    with pytest.raises(UserError, match=r"^x: the five points are not a face's: .*--points"):
+        framing()(person, "x")
+
+
 def test_an_animal():
     framed = framing()(tensor(cat()), "x")
     assert framed.points is None and any("as with animals" in warning for warning in framed.warnings)
@@ -187,6 +199,18 @@ class TestEdits:
         assert framed.angles[1] == pytest.approx(seen[1])
         assert torch.allclose(framed.camera.yaw, torch.tensor(math.radians(20)), atol=1e-5)
 
+    def test_what_is_only_seen_is_not_beyond_the_rig(self):
+        """A head seen from 40 degrees above: the yaw that is given is not refused for a pitch that nobody gave."""
+        above = RIG.camera(0.0, math.radians(40))
+        image = render(Scene.from_z(subject_z([1_000_203])), above, 128, compiled=False).image
+        framed = framing()(image, "x", Edits(yaw_deg=0))
+        assert [math.degrees(angle) for angle in framed.angles] == pytest.approx([0, 25], abs=1e-5)
+        check_camera(Artwork("x", framed.image, angles=framed.angles), RIG)
+        assert math.degrees(framing()(image, "x").angles[1]) == pytest.approx(25, abs=1e-5)
+        given = framing()(image, "x", Edits(yaw_deg=0, pitch_deg=40)).angles
+        with pytest.raises(UserError, match="pitch 40 degrees are beyond"):
+            check_camera(Artwork("x", framed.image, angles=given), RIG)
+
     def test_of_a_box(self, person):
         framed = framing()(person, "x", Edits(crop=[100, 20, 256, 200], scale=2))
         assert framed.square.centre == (228, 120) and framed.square.side == 100
@@ -232,7 +256,8 @@ def test_options_of_the_data_module(tmp_path):
     Image.fromarray(astronaut()).save(tmp_path / "a.png")
     (item,) = ArtworkDataModule(str(tmp_path / "a.png"), size=64, recipe="eg3d", points=POINTS).items
     expected = framing("eg3d")(tensor(astronaut()), "x", Edits(points=POINTS))
-    assert torch.equal(item.image, expected.image) and item.estimated and item.label is None
+    assert torch.equal(item.image, expected.image) and item.estimated
+    assert torch.equal(item.label, expected.camera.label()[0])
     Image.fromarray(astronaut()).save(tmp_path / "b.png")
     with pytest.raises(UserError, match=r"points are of one picture, .* has 2: write them in artworks\.json"):
         _ = ArtworkDataModule(str(tmp_path), size=64, points=POINTS).items

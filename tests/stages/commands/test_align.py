@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import zipfile
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from skimage.data import astronaut
 from datamodules import alignment
 from datamodules.artworks import ArtworkDataModule, read_artworks
 from datamodules.portraits import PortraitDataModule
+from datamodules.poses import find_camera
 from models.camera import Camera
 from models.errors import UserError
 from models.faces.recipes import RECIPES
@@ -97,11 +99,36 @@ def test_again_without_edits_changes_nothing(photos, tmp_path):
     assert [file.read_bytes() for file in files] == before
 
 
-def test_an_aligned_folder_for_another_generator(photos, tmp_path):
-    run(photos, "--for", "embedded", "--out", tmp_path / "a", "--size", 64)
-    run(tmp_path / "a", "--for", "gram", "--out", tmp_path / "b", "--size", 64)
-    first, second = (content(tmp_path / name / "artworks.json") for name in "ab")
-    assert second["recipe"] == "gram" and second["items"][0]["points"] == first["items"][0]["points"]
+def test_an_aligned_folder_for_another_generator(photos, tmp_path, caplog):
+    photo = photos / "bea.png"
+    run(photo, "--for", "embedded", "--out", tmp_path / "a", "--size", 64)
+    listed = content(tmp_path / "a" / "artworks.json")
+    listed["items"][0] |= {"yaw_deg": 20, "scale": 1.2, "shift": [0.1, 0]}  # a person's
+    (tmp_path / "a" / "artworks.json").write_text(json.dumps(listed))
+    for recipe in ("gram", "eg3d-wild"):
+        run(photo, "--for", recipe, "--out", tmp_path / f"{recipe}-fresh", "--size", 64)
+        caplog.clear()
+        run(tmp_path / "a", "--for", recipe, "--out", tmp_path / recipe, "--size", 64)
+        assert caplog.text.count(f"its angles are found again for {recipe}") == 1
+        new, fresh = (content(tmp_path / name / "artworks.json") for name in (recipe, f"{recipe}-fresh"))
+        assert new["recipe"] == recipe
+        for name in ("yaw_deg", "pitch_deg", "roll_deg"):
+            assert new["items"][0][name] == pytest.approx(fresh["items"][0][name], abs=1), name
+        assert all(new["items"][0][name] == listed["items"][0][name] for name in ("points", "scale", "shift"))
+        # A pipeline that is given the first folder frames it as its own generator needs.
+        (item,) = read_artworks(str(tmp_path / "a"), size=64, recipe=recipe)
+        assert float((item.image - read_image(tmp_path / recipe / "bea.png")[0]).abs().max()) < 0.01
+
+
+@pytest.mark.parametrize("recipe", ["eg3d", "eg3d-wild"])
+def test_pipelines_see_with_the_cameras_that_are_written(photos, tmp_path, recipe):
+    run(photos / "bea.png", "--for", recipe, "--out", tmp_path / "out", "--size", 64)
+    label = torch.tensor(content(tmp_path / "out" / "dataset.json")["labels"][0][1])
+    generator = SimpleNamespace(rig=RECIPES[recipe].rig)
+    for path, tolerance in ((tmp_path / "out", 1e-6), (photos / "bea.png", 0.01)):  # there the mesh is read once more
+        (item,) = read_artworks(str(path), size=64, crop="face", recipe=recipe)
+        found = find_camera(item, generator, None, None, torch.device("cpu")).label()[0]
+        torch.testing.assert_close(found, label, atol=tolerance, rtol=0)
 
 
 def test_points_and_face_by_hand(photos, tmp_path):
