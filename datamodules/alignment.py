@@ -230,8 +230,8 @@ def align_archive(place: Path, entries: Sequence[Mapping[str, Any]], out: Path, 
                 if told["labels"] and not sheets:
                     sheets.append(part.read(SHEET))
                 for name, _ in told["labels"]:
-                    archive.writestr(name, part.read(name))
-        archive.writestr(LABELS, json.dumps({"recipe": framing.recipe.name, "labels": labels}))
+                    _store(archive, name, part.read(name))
+        _store(archive, LABELS, json.dumps({"recipe": framing.recipe.name, "labels": labels}))
     if labels:
         write_report(report, rows)
         with atomic_write(overlay) as half:
@@ -299,15 +299,22 @@ def _write_part(file: Path, place: Path, entries: Sequence[Mapping[str, Any]], f
             if one.framed is not None and one.label is None:
                 one = Aligned(one.file, why="no face tells its pose")
             if one.framed is not None and one.label is not None:
-                archive.writestr(f"{one.id}.png", _png(one.framed.image))
+                _store(archive, f"{one.id}.png", _png(one.framed.image))
                 labels.append([f"{one.id}.png", one.label.tolist()])
                 tiles.append(tile(one.framed, one.id))
             rows.append(one.row)
-        archive.writestr("part.json", json.dumps({"rows": rows, "labels": labels}))
+        _store(archive, "part.json", json.dumps({"rows": rows, "labels": labels}))
         if tiles:
             stream = io.BytesIO()
             sheet(tiles).save(stream, "PNG")
-            archive.writestr(SHEET, stream.getvalue())
+            _store(archive, SHEET, stream.getvalue())
+
+
+def _store(archive: zipfile.ZipFile, name: str, content: str | bytes) -> None:
+    """Without the time: what is made of the same pictures is the same file."""
+    info = zipfile.ZipInfo(name)
+    info.external_attr = 0o644 << 16
+    archive.writestr(info, content)
 
 
 def _png(image: Tensor) -> bytes:
