@@ -154,7 +154,7 @@ def align_folder(
                     copy(place / one.file, target / one.entry["file"])
                 if len(tiles) < MOST_TILES:
                     tiles.append(tile(one.framed, one.id))
-                one.framed = replace(one.framed, image=one.framed.image[:, :0], mask=None)  # they are large
+                one.framed = replace(one.framed, image=one.framed.image[:, :0])  # it is large
             done.append(one)
         _some(done)
         for one in done:

@@ -72,7 +72,6 @@ class Framed:
         five: (5, 2) pixels of the picture.
         points: (468, 2) of the mesh in units of the frame, where the mesh is present.
         presence: of the mesh, 0 to 1.
-        mask: (1, size, size), 1 where a person is.
         boxed: the square is a box that was given, or the centred one.
         faces: how many were found, 0 where none was looked for.
         warnings: each a sentence.
@@ -86,7 +85,6 @@ class Framed:
     five: Tensor | None = None
     points: Tensor | None = None
     presence: float = 0.0
-    mask: Tensor | None = None
     boxed: bool = False
     faces: int = 0
     warnings: tuple[str, ...] = ()
@@ -174,7 +172,6 @@ class Framing:
             five=None if head is None else head.five,
             points=square.to_frame(head.points[:, :2]) if head is not None and present else None,
             presence=0.0 if head is None else head.presence,
-            mask=reader().person(frame[None])[0],
             boxed=boxed,
             faces=faces,
             warnings=(*notes, *_doubts(head, square, image)),
