@@ -162,7 +162,6 @@ class Framing:
             angles = self._angles(head, yaw, pitch)
         estimated = angles is not None and yaw is None and pitch is None
         left = 0.0 if head is None else float(yaw_pitch_roll(head.rotation[None])[2]) - square.angle
-        present = head is not None and head.presence >= PRESENT
         return Framed(
             image=frame,
             square=square,
@@ -170,7 +169,7 @@ class Framing:
             estimated=estimated,
             camera=None if angles is None else self.recipe.camera(angles, left),
             five=None if head is None else head.five,
-            points=square.to_frame(head.points[:, :2]) if head is not None and present else None,
+            points=square.to_frame(head.points[:, :2]) if head is not None and head.meshed else None,
             presence=0.0 if head is None else head.presence,
             boxed=boxed,
             faces=faces,
@@ -217,12 +216,13 @@ class Framing:
         which = "" if len(faces) == 1 else f", number {number} of {len(faces)} by size"
         log.info("%s: face found at %s%s", what, _place(face), which)
         with _named(what):
-            return _Head(face.five, _rotation(face), face.points, face.presence), len(faces), notes
+            return _head_of(face), len(faces), notes
 
     def _is_framed(self, face: Face, side: int) -> bool:
         """Whether a face is about where a picture of this side, were it framed already, has it."""
         try:
-            square = self.recipe.square(face.five, (side, side), self.recipe.angles(_rotation(face)))
+            head = _head_of(face)
+            square = self.recipe.square(head.five, (side, side), self.recipe.angles(head.rotation, head.meshed))
         except UserError:  # its points are not a face's
             return False
         middle = math.dist(square.centre, (side / 2, side / 2)) / side
@@ -248,7 +248,7 @@ class Framing:
         """Those that are given, else the rig's nearest to those seen, and 0 where only the other is known."""
         if head is None and yaw is None and pitch is None:
             return None
-        seen = (0.0, 0.0) if head is None else self.recipe.angles(head.rotation)
+        seen = (0.0, 0.0) if head is None else self.recipe.angles(head.rotation, head.meshed)
         nearest = [float(angle) for angle in self.recipe.rig.within(*torch.tensor(seen, dtype=torch.float64))]
         return nearest[0] if yaw is None else yaw, nearest[1] if pitch is None else pitch
 
@@ -274,6 +274,11 @@ class _Head:
     rotation: Tensor
     points: Tensor
     presence: float
+
+    @property
+    def meshed(self) -> bool:
+        """The rotation is the mesh's, else that of the five points."""
+        return self.presence >= PRESENT
 
 
 def cut_square(image: Tensor, square: Square, size: int) -> Tensor:
@@ -323,11 +328,11 @@ def five_points(given: Any, what: str) -> Tensor:
         raise UserError(f"{what}: {error}") from None
 
 
-def _rotation(face: Face) -> Tensor:
-    """(3, 3) of the mesh, where it is present, else of the five points."""
-    if face.presence >= PRESENT:
-        return reader().canonical.head_pose(face.points[None])[0]
-    return pose_of_five(face.five)
+def _head_of(face: Face) -> _Head:
+    """Turned as the mesh is, where it is present, else as the five points."""
+    present = face.presence >= PRESENT
+    rotation = reader().canonical.head_pose(face.points[None])[0] if present else pose_of_five(face.five)
+    return _Head(face.five, rotation, face.points, face.presence)
 
 
 def _read_at(image: Tensor, five: Tensor) -> _Head:
@@ -358,7 +363,7 @@ def _doubts(head: _Head | None, square: Square, image: Tensor) -> list[str]:
             doubts.append(f"the face is small: its eyes are {apart:.0f} pixels apart")
         if abs(yaw) > SIDE:
             doubts.append(f"a profile ({math.degrees(yaw):.0f} degrees): points and pose are rough")
-        elif head.presence < PRESENT:
+        elif not head.meshed:
             doubts.append("the mesh sees no human face here, as with animals and some drawings: the pose is rough")
     corners, (height, width) = square.corners(), image.shape[-2:]
     beyond = torch.maximum(-corners, corners - torch.tensor([width, height])).amax(0) / square.side

@@ -18,7 +18,7 @@ from models import artifact
 from models.errors import UserError
 from models.faces.pose import yaw_pitch_roll
 from models.faces.reader import FaceReader
-from models.faces.recipes import RECIPES
+from models.faces.recipes import RECIPES, STANDARD, head_rotation
 
 EYES = ((203, 102), (248, 104))  # of the astronaut, by eye
 MOUTH = ((202, 139), (246, 142))
@@ -137,6 +137,13 @@ def test_points_that_are_no_faces_are_of_a_picture(person, monkeypatch):
     monkeypatch.setattr(FaceReader, "find", lambda self, image: [upside_down])
     with pytest.raises(UserError, match=r"^x: the five points are not a face's: .*--points"):
         framing()(person, "x")
+
+
+def test_the_pose_of_points_where_there_is_no_mesh():
+    """The standard face's own points in a picture of nothing: its pose, as no mesh saw it, is not calibrated."""
+    five = (STANDARD @ head_rotation(0.3, 0.1).T)[:, :2] * torch.tensor([60, -60]) + 128
+    framed = framing("stylesdf")(torch.zeros(1, 3, 256, 256), "x", Edits(points=five.tolist()))
+    assert framed.points is None and framed.angles == pytest.approx((0.3, 0.1), abs=1e-4)
 
 
 def test_an_animal():
