@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from models import artifact
+from models.artifact import Artifact
 from models.camera import Camera
 from models.errors import UserError, shown
 from models.faces.crop import cut
@@ -23,7 +23,7 @@ from models.faces.reader import PRESENT, Face, FaceReader, five_of
 from models.faces.recipes import RECIPES, STANDARD, Angles, Recipe, Square, checked, find_recipe, pose_of_five
 from models.files import resolve
 from models.image import MIN_SIDE
-from models.manifest import MANIFEST
+from models.manifest import MANIFEST, read_manifest
 
 log = logging.getLogger(__name__)
 
@@ -107,10 +107,11 @@ def recipe_of(name: str) -> Recipe:
     """
     if name in RECIPES:
         return RECIPES[name]
-    if not (resolve(name) / MANIFEST).exists() and not (resolve(name) / "artifact" / MANIFEST).exists():
+    places = [place for place in (resolve(name), resolve(name) / "artifact") if (place / MANIFEST).exists()]
+    if not places:
         raise UserError(f"{shown(name)} is neither a recipe ({', '.join(RECIPES)}) nor the folder of an artifact")
-    loaded = artifact.load(name)
-    manifests = [loaded.manifest, *loaded.ancestors.values()]
+    held = Artifact(places[0], read_manifest(places[0]))  # its files are for whoever loads them to verify
+    manifests = [held.manifest, *held.ancestors.values()]
     for manifest in manifests:
         if isinstance(said := manifest.get("extra", {}).get("recipe"), str):
             return find_recipe(said)
@@ -297,10 +298,10 @@ def cut_square(image: Tensor, square: Square, size: int) -> Tensor:
 def frame(image: Tensor, size: int, box: Box) -> Tensor:
     """Cut ``box`` out of (1, 3, H, W) and resize it to (3, size, size), antialiased."""
     x, y, width, height = box
-    cut = image[..., y : y + height, x : x + width]
-    if cut.shape[-2:] != (size, size):
-        cut = F.interpolate(cut, (size, size), mode="bicubic", antialias=True, align_corners=False)
-    return cut[0].clamp(-1, 1)
+    inside = image[..., y : y + height, x : x + width]
+    if inside.shape[-2:] != (size, size):
+        inside = F.interpolate(inside, (size, size), mode="bicubic", antialias=True, align_corners=False)
+    return inside[0].clamp(-1, 1)
 
 
 def five_points(given: Any, what: str) -> Tensor:
