@@ -129,7 +129,9 @@ def align_folder(
     Raises:
         UserError: when ``out`` holds something else, or nothing could be aligned.
     """
-    _check_ids(place, entries)
+    for entry, twin in zip(entries, _twins(entries), strict=True):
+        if twin is not None:
+            raise UserError(f"{place}: {twin} and {entry['file']} have the same id: rename one of the files")
     for entry in entries if again else ():
         if entry["file"] == f"{artwork_id(entry['file'])}.png":
             raise UserError(
@@ -152,9 +154,13 @@ def align_folder(
                     copy(place / one.file, target / one.entry["file"])
                 if len(tiles) < MOST_TILES:
                     tiles.append(tile(one.framed, one.id))
-                one.framed = replace(one.framed, image=one.framed.image[:, :0], mask=None)  # they are large
+                one.framed = replace(one.framed, image=one.framed.image[:, :0])  # it is large
             done.append(one)
         _some(done)
+        for one in done:
+            if again and one.framed is None:
+                with os_errors(target, "clean"):
+                    (target / f"{one.id}.png").unlink(missing_ok=True)  # no crop that nothing tells of
         found = [one for one in done if one.framed is not None]
         listed = [one.entry for one in done if one.framed is not None or again]
         labelled = [[f"{one.id}.png", one.label.tolist()] for one in found if one.label is not None]
@@ -187,15 +193,12 @@ def align_archive(place: Path, entries: Sequence[Mapping[str, Any]], out: Path, 
     Raises:
         UserError: when ``out`` is there already, parts of other pictures are, or nothing could be aligned.
     """
-    _check_ids(place, entries)
     parts, report, overlay = (
         out.with_name(f"{out.name}.parts"),
         out.with_suffix(f".{REPORT}"),
         out.with_suffix(f".{SHEET}"),
     )
-    for file in (out,) if (parts / "plan.json").exists() else (out, report, overlay):
-        if file.exists():
-            raise UserError(f"{file} is there already and is not changed; take another --out")
+    whole, begun = parts / out.name, parts / "plan.json"
     plan = {
         "version": VERSION,
         "recipe": framing.recipe.name,
@@ -204,23 +207,49 @@ def align_archive(place: Path, entries: Sequence[Mapping[str, Any]], out: Path, 
         "given": asdict(given),
         "pictures": hashlib.sha256(json.dumps([dict(e) for e in entries], sort_keys=True).encode()).hexdigest(),
     }
-    if (parts / "plan.json").exists():
-        if parse_json(read_bytes(parts / "plan.json", MOST_JSON_BYTES), str(parts / "plan.json")) != plan:
-            raise UserError(f"{parts} holds parts of other pictures or options: take another --out, or remove it")
-    else:
+    held = parse_json(read_bytes(begun, MOST_JSON_BYTES), str(begun)) if begun.exists() else None
+    count = held.pop("count", None) if isinstance(held, dict) else None  # only there once all are in the whole
+    taken = (out, report, overlay) if held is None else (out,) if count is None or whole.exists() else ()
+    for file in taken:
+        if file.exists():
+            raise UserError(f"{file} is there already and is not changed; take another --out")
+    if held is None:
         with os_errors(parts):
-            if parts.exists():
+            if parts.exists() and (not parts.is_dir() or any(parts.iterdir())):
                 raise UserError(f"{parts} is there already, and is not what an earlier run left")
-        _write_json(parts / "plan.json", plan)
-    files = []
-    for start in range(0, len(entries), PART):
-        file = parts / f"{start:08d}.zip"
-        files.append(file)
-        if not file.exists():
-            _write_part(file, place, entries[start : start + PART], framing, given)
-        log.info("%d of %d pictures", min(start + PART, len(entries)), len(entries))
+        _write_json(begun, plan)
+    elif held != plan:
+        raise UserError(f"{parts} holds parts of other pictures or options: take another --out, or remove it")
+    files = {start: parts / f"{start:08d}.zip" for start in range(0, len(entries), PART)}
+    rows = []
+    if count is None:
+        twins = _twins(entries)
+        for start, file in files.items():
+            part = slice(start, start + PART)
+            if not file.exists():
+                _write_part(file, place, entries[part], twins[part], framing, given)
+            log.info("%d of %d pictures", min(start + PART, len(entries)), len(entries))
+        rows, count = _join(list(files.values()), whole, report, overlay, framing)
+        if count:
+            _write_json(begun, plan | {"count": count})
+    if count and whole.exists():
+        with os_errors(out):
+            os.replace(whole, out)
+    sweep(parts)
+    with os_errors(parts, "remove"):
+        for file in (*files.values(), whole, begun):
+            file.unlink(missing_ok=True)
+        parts.rmdir()
+    if not count:
+        raise UserError(f"nothing could be aligned: {one_line('; '.join(str(row[-1]) for row in rows[:3]))}")
+    return count
+
+
+def _join(
+    files: Sequence[Path], whole: Path, report: Path, overlay: Path, framing: Framing
+) -> tuple[list[list[Any]], int]:
+    """One zip of all parts, with report and sheet if it has a picture: the report's rows, and how many it has."""
     rows, labels, sheets = [], [], []
-    whole = parts / out.name
     with atomic_write(whole) as half, zipfile.ZipFile(half, "w") as archive:
         for file in files:
             with zipfile.ZipFile(file) as part:
@@ -230,22 +259,13 @@ def align_archive(place: Path, entries: Sequence[Mapping[str, Any]], out: Path, 
                 if told["labels"] and not sheets:
                     sheets.append(part.read(SHEET))
                 for name, _ in told["labels"]:
-                    archive.writestr(name, part.read(name))
-        archive.writestr(LABELS, json.dumps({"recipe": framing.recipe.name, "labels": labels}))
+                    _store(archive, name, part.read(name))
+        _store(archive, LABELS, json.dumps({"recipe": framing.recipe.name, "labels": labels}))
     if labels:
         write_report(report, rows)
         with atomic_write(overlay) as half:
             half.write_bytes(sheets[0])
-        with os_errors(out):
-            os.replace(whole, out)
-    sweep(parts)
-    with os_errors(parts, "remove"):
-        for file in (*files, whole, parts / "plan.json"):
-            file.unlink(missing_ok=True)
-        parts.rmdir()
-    if not labels:
-        raise UserError(f"nothing could be aligned: {one_line('; '.join(str(row[-1]) for row in rows[:3]))}")
-    return len(labels)
+    return rows, len(labels)
 
 
 def recipe_in(folder: Path) -> tuple[str, int] | None:
@@ -278,11 +298,15 @@ def _attempt(place: Path, entry: Mapping[str, Any], framing: Framing, given: Edi
         return Aligned(entry["file"], entry=dict(entry), why=one_line(str(error)))
 
 
-def _check_ids(place: Path, entries: Sequence[Mapping[str, Any]]) -> None:
+def _twins(entries: Sequence[Mapping[str, Any]]) -> list[str | None]:
+    """For each entry the file of an earlier one with the same id, whose crop would be in the same place."""
     known: dict[str, str] = {}
+    twins = []
     for entry in entries:
-        if (other := known.setdefault(artwork_id(entry["file"]), entry["file"])) != entry["file"]:
-            raise UserError(f"{place}: {other} and {entry['file']} have the same id: rename one of the files")
+        identity = artwork_id(entry["file"])
+        twins.append(known.get(identity))
+        known.setdefault(identity, entry["file"])
+    return twins
 
 
 def _some(done: Sequence[Aligned]) -> None:
@@ -291,23 +315,40 @@ def _some(done: Sequence[Aligned]) -> None:
         raise UserError(f"{done[0].why}{more}" if done else "there is nothing to align")
 
 
-def _write_part(file: Path, place: Path, entries: Sequence[Mapping[str, Any]], framing: Framing, given: Edits) -> None:
+def _write_part(
+    file: Path,
+    place: Path,
+    entries: Sequence[Mapping[str, Any]],
+    twins: Sequence[str | None],
+    framing: Framing,
+    given: Edits,
+) -> None:
     rows, labels, tiles = [], [], []
     with atomic_write(file) as half, zipfile.ZipFile(half, "w") as archive:
-        for entry in entries:
-            one = _attempt(place, entry, framing, given)
+        for entry, twin in zip(entries, twins, strict=True):
+            if twin is None:
+                one = _attempt(place, entry, framing, given)
+            else:
+                one = Aligned(entry["file"], why=f"has the same id as {twin}: rename one of the files")
             if one.framed is not None and one.label is None:
                 one = Aligned(one.file, why="no face tells its pose")
             if one.framed is not None and one.label is not None:
-                archive.writestr(f"{one.id}.png", _png(one.framed.image))
+                _store(archive, f"{one.id}.png", _png(one.framed.image))
                 labels.append([f"{one.id}.png", one.label.tolist()])
                 tiles.append(tile(one.framed, one.id))
             rows.append(one.row)
-        archive.writestr("part.json", json.dumps({"rows": rows, "labels": labels}))
+        _store(archive, "part.json", json.dumps({"rows": rows, "labels": labels}))
         if tiles:
             stream = io.BytesIO()
             sheet(tiles).save(stream, "PNG")
-            archive.writestr(SHEET, stream.getvalue())
+            _store(archive, SHEET, stream.getvalue())
+
+
+def _store(archive: zipfile.ZipFile, name: str, content: str | bytes) -> None:
+    """Without the time: what is made of the same pictures is the same file."""
+    info = zipfile.ZipInfo(name)
+    info.external_attr = 0o644 << 16
+    archive.writestr(info, content)
 
 
 def _png(image: Tensor) -> bytes:

@@ -41,9 +41,6 @@ class Artwork:
         original_size: (height, width) of the file in pixels.
         style: name of the style, where the list gives one.
         seed: for this artwork's draws, where the list gives one.
-        points: (468, 2) of the face's mesh in units of the frame, 0 to 1 within it, where the mesh is present.
-        presence: of the mesh, from 0 to 1.
-        mask: (1, size, size), 1 where a person is, 0 where the background is.
     """
 
     id: str
@@ -54,9 +51,6 @@ class Artwork:
     seed: int | None = None
     angles: tuple[float, float] | None = None
     estimated: bool = False
-    points: Tensor | None = None
-    presence: float = 0.0
-    mask: Tensor | None = None
 
     @property
     def camera(self) -> Camera | None:
@@ -157,9 +151,6 @@ def read_artworks(
             seed=entry.get("seed"),
             angles=framed.angles if label is None else None,
             estimated=framed.estimated and entry.get("label") is None,
-            points=framed.points,
-            presence=framed.presence,
-            mask=framed.mask,
         )
     return [artworks[identity] for identity in sorted(artworks)]
 

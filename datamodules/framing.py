@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from models import artifact
+from models.artifact import Artifact
 from models.camera import Camera
 from models.errors import UserError, shown
 from models.faces.crop import cut
@@ -23,7 +23,7 @@ from models.faces.reader import PRESENT, Face, FaceReader, five_of
 from models.faces.recipes import RECIPES, STANDARD, Angles, Recipe, Square, checked, find_recipe, pose_of_five
 from models.files import resolve
 from models.image import MIN_SIDE
-from models.manifest import MANIFEST
+from models.manifest import MANIFEST, read_manifest
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +72,6 @@ class Framed:
         five: (5, 2) pixels of the picture.
         points: (468, 2) of the mesh in units of the frame, where the mesh is present.
         presence: of the mesh, 0 to 1.
-        mask: (1, size, size), 1 where a person is.
         boxed: the square is a box that was given, or the centred one.
         faces: how many were found, 0 where none was looked for.
         warnings: each a sentence.
@@ -86,7 +85,6 @@ class Framed:
     five: Tensor | None = None
     points: Tensor | None = None
     presence: float = 0.0
-    mask: Tensor | None = None
     boxed: bool = False
     faces: int = 0
     warnings: tuple[str, ...] = ()
@@ -109,10 +107,11 @@ def recipe_of(name: str) -> Recipe:
     """
     if name in RECIPES:
         return RECIPES[name]
-    if not (resolve(name) / MANIFEST).exists() and not (resolve(name) / "artifact" / MANIFEST).exists():
+    places = [place for place in (resolve(name), resolve(name) / "artifact") if (place / MANIFEST).exists()]
+    if not places:
         raise UserError(f"{shown(name)} is neither a recipe ({', '.join(RECIPES)}) nor the folder of an artifact")
-    loaded = artifact.load(name)
-    manifests = [loaded.manifest, *loaded.ancestors.values()]
+    held = Artifact(places[0], read_manifest(places[0]))  # its files are for whoever loads them to verify
+    manifests = [held.manifest, *held.ancestors.values()]
     for manifest in manifests:
         if isinstance(said := manifest.get("extra", {}).get("recipe"), str):
             return find_recipe(said)
@@ -164,7 +163,6 @@ class Framing:
             angles = self._angles(head, yaw, pitch)
         estimated = angles is not None and yaw is None and pitch is None
         left = 0.0 if head is None else float(yaw_pitch_roll(head.rotation[None])[2]) - square.angle
-        present = head is not None and head.presence >= PRESENT
         return Framed(
             image=frame,
             square=square,
@@ -172,9 +170,8 @@ class Framing:
             estimated=estimated,
             camera=None if angles is None else self.recipe.camera(angles, left),
             five=None if head is None else head.five,
-            points=square.to_frame(head.points[:, :2]) if head is not None and present else None,
+            points=square.to_frame(head.points[:, :2]) if head is not None and head.meshed else None,
             presence=0.0 if head is None else head.presence,
-            mask=reader().person(frame[None])[0],
             boxed=boxed,
             faces=faces,
             warnings=(*notes, *_doubts(head, square, image)),
@@ -220,12 +217,13 @@ class Framing:
         which = "" if len(faces) == 1 else f", number {number} of {len(faces)} by size"
         log.info("%s: face found at %s%s", what, _place(face), which)
         with _named(what):
-            return _Head(face.five, _rotation(face), face.points, face.presence), len(faces), notes
+            return _head_of(face), len(faces), notes
 
     def _is_framed(self, face: Face, side: int) -> bool:
         """Whether a face is about where a picture of this side, were it framed already, has it."""
         try:
-            square = self.recipe.square(face.five, (side, side), self.recipe.angles(_rotation(face)))
+            head = _head_of(face)
+            square = self.recipe.square(head.five, (side, side), self.recipe.angles(head.rotation, head.meshed))
         except UserError:  # its points are not a face's
             return False
         middle = math.dist(square.centre, (side / 2, side / 2)) / side
@@ -251,7 +249,7 @@ class Framing:
         """Those that are given, else the rig's nearest to those seen, and 0 where only the other is known."""
         if head is None and yaw is None and pitch is None:
             return None
-        seen = (0.0, 0.0) if head is None else self.recipe.angles(head.rotation)
+        seen = (0.0, 0.0) if head is None else self.recipe.angles(head.rotation, head.meshed)
         nearest = [float(angle) for angle in self.recipe.rig.within(*torch.tensor(seen, dtype=torch.float64))]
         return nearest[0] if yaw is None else yaw, nearest[1] if pitch is None else pitch
 
@@ -278,6 +276,11 @@ class _Head:
     points: Tensor
     presence: float
 
+    @property
+    def meshed(self) -> bool:
+        """The rotation is the mesh's, else that of the five points."""
+        return self.presence >= PRESENT
+
 
 def cut_square(image: Tensor, square: Square, size: int) -> Tensor:
     """(3, size, size): a square of (1, 3, H, W); one of whole pixels is resized, and else as it is."""
@@ -295,10 +298,10 @@ def cut_square(image: Tensor, square: Square, size: int) -> Tensor:
 def frame(image: Tensor, size: int, box: Box) -> Tensor:
     """Cut ``box`` out of (1, 3, H, W) and resize it to (3, size, size), antialiased."""
     x, y, width, height = box
-    cut = image[..., y : y + height, x : x + width]
-    if cut.shape[-2:] != (size, size):
-        cut = F.interpolate(cut, (size, size), mode="bicubic", antialias=True, align_corners=False)
-    return cut[0].clamp(-1, 1)
+    inside = image[..., y : y + height, x : x + width]
+    if inside.shape[-2:] != (size, size):
+        inside = F.interpolate(inside, (size, size), mode="bicubic", antialias=True, align_corners=False)
+    return inside[0].clamp(-1, 1)
 
 
 def five_points(given: Any, what: str) -> Tensor:
@@ -326,11 +329,11 @@ def five_points(given: Any, what: str) -> Tensor:
         raise UserError(f"{what}: {error}") from None
 
 
-def _rotation(face: Face) -> Tensor:
-    """(3, 3) of the mesh, where it is present, else of the five points."""
-    if face.presence >= PRESENT:
-        return reader().canonical.head_pose(face.points[None])[0]
-    return pose_of_five(face.five)
+def _head_of(face: Face) -> _Head:
+    """Turned as the mesh is, where it is present, else as the five points."""
+    present = face.presence >= PRESENT
+    rotation = reader().canonical.head_pose(face.points[None])[0] if present else pose_of_five(face.five)
+    return _Head(face.five, rotation, face.points, face.presence)
 
 
 def _read_at(image: Tensor, five: Tensor) -> _Head:
@@ -361,7 +364,7 @@ def _doubts(head: _Head | None, square: Square, image: Tensor) -> list[str]:
             doubts.append(f"the face is small: its eyes are {apart:.0f} pixels apart")
         if abs(yaw) > SIDE:
             doubts.append(f"a profile ({math.degrees(yaw):.0f} degrees): points and pose are rough")
-        elif head.presence < PRESENT:
+        elif not head.meshed:
             doubts.append("the mesh sees no human face here, as with animals and some drawings: the pose is rough")
     corners, (height, width) = square.corners(), image.shape[-2:]
     beyond = torch.maximum(-corners, corners - torch.tensor([width, height])).amax(0) / square.side

@@ -15,8 +15,6 @@ from models.configurable import Configurable
 from models.faces.crop import cut
 from models.faces.pose import similarity
 
-SAME = 0.6
-"""Distance below which dlib takes two descriptors for one person's."""
 IDENTITY_FOLDER = "runs/identity"
 IDENTITY_COMMAND = f"galatea zoo import faces vladmandic-face-api-1.7.15.tgz --out {IDENTITY_FOLDER}"
 """Where the network is looked for, and what puts it there: it is not shipped."""
@@ -36,7 +34,7 @@ _MARGIN = 0.25  # of dlib's box, on every side
 
 
 class DlibIdentity(Configurable):
-    """Descriptors whose Euclidean distance tells persons apart: below :data:`SAME` it is one."""
+    """Descriptors whose Euclidean distance tells persons apart: dlib takes what is nearer than .6 for one."""
 
     size = 150
     dim = 128

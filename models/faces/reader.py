@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -130,28 +131,29 @@ class FaceReader(Configurable):
         Args:
             image: (1, 3, H, W) in [-1, 1].
         """
-        height, width = image.shape[-2:]
-        shrink = max(1.0, max(height, width) / _SMALL)
-        small = image
-        if shrink > 1:
-            size = [max(1, round(side / shrink)) for side in (height, width)]
-            small = F.interpolate(image, size, mode="bilinear", align_corners=False, antialias=True)
-        scale = image.new_tensor([width / small.shape[-1], height / small.shape[-2]])
-        whole = [_whole(small)]
-        finds = suppress(torch.cat([self._look(small, name, whole, 0.5) for name in ("short", "back")]))
-        faces = self._read(image, finds[finds[:, -1] >= _SURE], scale)
-        if not any(face.presence >= PRESENT for face in faces):
-            squares = [_whole(small, zoom) for zoom in (1.0, 1.6)]
-            closer = [self._look(small, name, squares, 0.4) for name in ("short", "back", "full")]
-            closer.append(self._look(small, "back", _tiles(small, 2), 0.5))
-            finds = torch.cat([finds[finds[:, -1] >= _SURE], *closer])
-            faces = self._read(image, suppress(finds[finds[:, -1] >= _LIKELY]), scale)
-        if not faces:
-            finds = self._look(small, "back", _tiles(small, 4), 0.5)
-            faces = self._read(image, suppress(finds), scale, sure=1.0)
-        if any(face.presence >= _CERTAIN for face in faces):
-            faces = [face for face in faces if face.presence >= _ABSENT]
-        return sorted(faces, key=lambda face: (-face.size, -face.score, *face.box.tolist()))
+        with self._exactly(image) as image:
+            height, width = image.shape[-2:]
+            shrink = max(1.0, max(height, width) / _SMALL)
+            small = image
+            if shrink > 1:
+                size = [max(1, round(side / shrink)) for side in (height, width)]
+                small = F.interpolate(image, size, mode="bilinear", align_corners=False, antialias=True)
+            scale = image.new_tensor([width / small.shape[-1], height / small.shape[-2]])
+            whole = [_whole(small)]
+            finds = suppress(torch.cat([self._look(small, name, whole, 0.5) for name in ("short", "back")]))
+            faces = self._read(image, finds[finds[:, -1] >= _SURE], scale)
+            if not any(face.presence >= PRESENT for face in faces):
+                squares = [_whole(small, zoom) for zoom in (1.0, 1.6)]
+                closer = [self._look(small, name, squares, 0.4) for name in ("short", "back", "full")]
+                closer.append(self._look(small, "back", _tiles(small, 2), 0.5))
+                finds = torch.cat([finds[finds[:, -1] >= _SURE], *closer])
+                faces = self._read(image, suppress(finds[finds[:, -1] >= _LIKELY]), scale)
+            if not faces:
+                finds = self._look(small, "back", _tiles(small, 4), 0.5)
+                faces = self._read(image, suppress(finds), scale, sure=1.0)
+            if any(face.presence >= _CERTAIN for face in faces):
+                faces = [face for face in faces if face.presence >= _ABSENT]
+            return sorted(faces, key=lambda face: (-face.size, -face.score, *face.box.tolist()))
 
     def mesh(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Points of faces that fill about two thirds of their pictures, upright; differentiable.
@@ -162,15 +164,15 @@ class FaceReader(Configurable):
         Returns:
             (B, 468, 3) in units of the picture's side: x and y from 0 to 1, z alike; (B,) presence from 0 to 1.
         """
-        image = image.to(self.canonical.vertices.dtype)
-        with torch.autocast(image.device.type, enabled=False):  # half precision moves points by pixels
+        with self._exactly(image) as image:
             points, logits = self.mesher(resized(image, self.mesher.size))
-        return points, logits.sigmoid()
+            return points, logits.sigmoid()
 
     def person(self, image: Tensor) -> Tensor:
         """Mask of persons: (B, 3, H, W) in [-1, 1] -> (B, 1, H, W) from 0 to 1; differentiable."""
-        mask = self.masker(resized(image, self.masker.size))
-        return F.interpolate(mask, image.shape[-2:], mode="bilinear", align_corners=False)
+        with self._exactly(image) as image:
+            mask = self.masker(resized(image, self.masker.size))
+            return F.interpolate(mask, image.shape[-2:], mode="bilinear", align_corners=False)
 
     def read(self, image: Tensor, box: Tensor, angle: float) -> tuple[Tensor, float]:
         """The mesh of a face whose place is known, looked at again once it is known better, or until it is.
@@ -183,15 +185,38 @@ class FaceReader(Configurable):
         Returns:
             (468, 3) pixels, and presence.
         """
-        centre, side = (box[:2] + box[2:]) / 2, float((box[2:] - box[:2]).max())
-        points, presence = self._mesh_in(image, centre, side * _FRAME, angle)
-        for _ in range(_MOST_LOOKS):
-            before = angle
-            centre, side, angle = framed(points)
-            points, presence = self._mesh_in(image, centre, side, angle)
-            if abs(math.remainder(angle - before, math.tau)) < _SETTLED:
-                break
-        return points, presence
+        with self._exactly(image) as image:
+            centre, side = (box[:2] + box[2:]) / 2, float((box[2:] - box[:2]).max())
+            points, presence = self._mesh_in(image, centre, side * _FRAME, angle)
+            for _ in range(_MOST_LOOKS):
+                before = angle
+                centre, side, angle = framed(points)
+                points, presence = self._mesh_in(image, centre, side, angle)
+                if abs(math.remainder(angle - before, math.tau)) < _SETTLED:
+                    break
+            return points, presence
+
+    def follow(self, image: Tensor, near: Tensor) -> Tensor:
+        """Points of faces whose places are roughly known, looked at once; differentiable with respect to the pictures.
+
+        Args:
+            image: (B, 3, H, W) in [-1, 1].
+            near: (B, 468, 2 or 3) roughly where, pixels.
+
+        Returns:
+            (B, 468, 3) pixels.
+        """
+        with self._exactly(image) as image:
+            squares = [framed(face) for face in near.detach().to(image.dtype)]
+            cuts = [cut(one[None], *square, self.mesher.size) for one, square in zip(image, squares, strict=True)]
+            points, _ = self.mesh(torch.cat(cuts))
+            return torch.stack([unframed(face, *square) for face, square in zip(points, squares, strict=True)])
+
+    @contextmanager
+    def _exactly(self, image: Tensor) -> Iterator[Tensor]:
+        """A picture as exact as the networks, without the caller's autocast: half precision moves points by pixels."""
+        with torch.autocast(image.device.type, enabled=False):
+            yield image.to(self.canonical.vertices.dtype)
 
     def _mesh_in(self, image: Tensor, centre: Tensor, side: float, angle: float) -> tuple[Tensor, float]:
         points, presence = self.mesh(cut(image, centre, side, angle, self.mesher.size))

@@ -130,11 +130,16 @@ class Recipe:
         """
         return self.frame(checked(five), picture, angles)
 
-    def angles(self, rotation: Tensor) -> Angles:
-        """The yaw and pitch, radians, at which the rig's camera sees a head that is turned by ``rotation`` (3, 3)."""
+    def angles(self, rotation: Tensor, meshed: bool = False) -> Angles:
+        """The yaw and pitch, radians, at which the rig's camera sees a head that is turned by ``rotation`` (3, 3).
+
+        Args:
+            meshed: the mesh shows the rotation: :data:`CALIBRATION` is for it alone.
+        """
         yaw, pitch, _ = (float(angle) for angle in yaw_pitch_roll(rotation.detach().double().cpu()[None]))
-        (slope, offset), (rise, lift) = CALIBRATION[self.name]
-        yaw, pitch = slope * yaw + offset, rise * pitch + lift
+        if meshed:
+            (slope, offset), (rise, lift) = CALIBRATION[self.name]
+            yaw, pitch = slope * yaw + offset, rise * pitch + lift
         return self.seat(yaw, pitch) if self.seat else (yaw, pitch)
 
     def camera(self, angles: Angles, roll: float = 0.0) -> Camera:

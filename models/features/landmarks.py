@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from models.configurable import Configurable
-from models.faces.crop import cut
 from models.faces.pose import CanonicalFace
-from models.faces.reader import FaceReader, framed, unframed
+from models.faces.reader import FaceReader
 
 _SURE = 0.8  # how much of a face a mask must hold
 
@@ -39,8 +37,7 @@ class FaceLandmarks(Configurable):
         Returns:
             (468, 3): x right and y down from 0 to 1, z away from the viewer.
         """
-        with _exactly(image):
-            faces = self.reader.find(image.float())
+        faces = self.reader.find(image)
         return faces[0].points / image.shape[-1] if faces else None
 
     def person(self, image: Tensor, points: Tensor) -> Tensor | None:
@@ -66,14 +63,5 @@ class FaceLandmarks(Configurable):
         Returns:
             (B, 468, 3) in units of the picture's side.
         """
-        side, size = image.shape[-1], self.reader.mesher.size
-        with _exactly(image):
-            squares = [framed(face * side) for face in near.detach().float()]
-            cuts = [cut(one[None], *square, size) for one, square in zip(image.float(), squares, strict=True)]
-            points, _ = self.reader.mesh(torch.cat(cuts))
-            return torch.stack([unframed(p, *square) for p, square in zip(points, squares, strict=True)]) / side
-
-
-def _exactly(image: Tensor) -> torch.autocast:
-    """Not under the caller's autocast: half precision moves points by pixels."""
-    return torch.autocast(image.device.type, enabled=False)
+        side = image.shape[-1]
+        return self.reader.follow(image, near * side) / side

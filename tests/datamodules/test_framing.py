@@ -18,7 +18,7 @@ from models import artifact
 from models.errors import UserError
 from models.faces.pose import yaw_pitch_roll
 from models.faces.reader import FaceReader
-from models.faces.recipes import RECIPES
+from models.faces.recipes import RECIPES, STANDARD, head_rotation
 
 EYES = ((203, 102), (248, 104))  # of the astronaut, by eye
 MOUTH = ((202, 139), (246, 142))
@@ -48,12 +48,17 @@ def test_a_photo(person, recipe):
     assert framed.image.shape == (3, 64, 64) and framed.faces == 1 and framed.presence > 0.9
     assert torch.allclose(framed.five[[0, 1, 3, 4]], torch.tensor([*EYES, *MOUTH]).float(), atol=4)
     assert framed.points.shape == (468, 2) and 0 < float(framed.points.min()) < float(framed.points.max()) < 1
-    assert framed.mask.shape == (1, 64, 64) and framed.mask[0, 32, 32] > 0.9 > 0.1 > framed.mask[0, 2, 2]
     assert framed.estimated and abs(math.degrees(framed.angles[0])) < 6  # she looks into the camera
     eyes = framed.square.to_frame(torch.tensor(EYES).float())
     tilt = math.degrees(math.atan2(*(eyes[1] - eyes[0]).flip(0).tolist()))
     assert abs(tilt) < 2 or recipe == "eg3d-wild"  # turned level
     assert abs(float(eyes[:, 0].mean()) - 0.5) < 0.06
+
+
+def test_only_what_is_used_is_run(person, monkeypatch):
+    """The person's mask is the stages' own, of their own frames."""
+    monkeypatch.setattr(FaceReader, "person", None)
+    assert framing()(person, "x").points is not None
 
 
 @pytest.mark.parametrize("degrees", [-50, 20, 90])
@@ -132,6 +137,13 @@ def test_points_that_are_no_faces_are_of_a_picture(person, monkeypatch):
     monkeypatch.setattr(FaceReader, "find", lambda self, image: [upside_down])
     with pytest.raises(UserError, match=r"^x: the five points are not a face's: .*--points"):
         framing()(person, "x")
+
+
+def test_the_pose_of_points_where_there_is_no_mesh():
+    """The standard face's own points in a picture of nothing: its pose, as no mesh saw it, is not calibrated."""
+    five = (STANDARD @ head_rotation(0.3, 0.1).T)[:, :2] * torch.tensor([60, -60]) + 128
+    framed = framing("stylesdf")(torch.zeros(1, 3, 256, 256), "x", Edits(points=five.tolist()))
+    assert framed.points is None and framed.angles == pytest.approx((0.3, 0.1), abs=1e-4)
 
 
 def test_an_animal():
@@ -249,7 +261,6 @@ def test_lists_say_how(tmp_path):
     edits = Edits(yaw_deg=5, points=points, roll_deg=3, scale=1.2, shift=[0.05, 0])
     expected = framing()(tensor(astronaut()), "x", edits)
     assert torch.equal(item.image, expected.image) and item.angles == expected.angles and not item.estimated
-    assert torch.equal(item.points, expected.points) and torch.equal(item.mask, expected.mask)
 
 
 def test_options_of_the_data_module(tmp_path):
@@ -293,6 +304,8 @@ class TestRecipes:
             modules={"mask": module},
             parents={"prior": artifact.load(tmp_path / "eg3d")},
         )
+        assert recipe_of(str(made.path)).name == "eg3d"
+        (made.path / "mask.safetensors").unlink()  # large with others: nothing but the manifest is read
         assert recipe_of(str(made.path)).name == "eg3d"
         with pytest.raises(UserError, match="does not say how faces are framed for it: name a recipe"):
             recipe_of(str(tmp_path / "old"))

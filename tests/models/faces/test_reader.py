@@ -137,6 +137,17 @@ def test_points_are_exact_in_mixed_precision(reader: FaceReader, astronaut: Tens
     torch.testing.assert_close(points, reader.mesh(framed(astronaut).bfloat16().float())[0])
 
 
+def test_the_whole_path_is_exact_in_mixed_precision(reader: FaceReader, astronaut: Tensor, face: Face) -> None:
+    mask, angle = reader.person(astronaut), 0.1
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        (found,) = reader.find(astronaut)
+        assert torch.equal(found.points, face.points) and torch.equal(found.box, face.box)
+        assert torch.equal(reader.person(astronaut), mask) and mask.dtype == torch.float32
+        near = reader.read(astronaut, face.box, angle)[0]
+        assert reader.person(astronaut.bfloat16()).dtype == torch.float32
+    assert torch.equal(near, reader.read(astronaut, face.box, angle)[0])
+
+
 def test_gradients_of_points_are_finite_differences(astronaut: Tensor) -> None:
     """In float64, along random changes of the picture, as exact as the networks' kinks allow."""
     reader = FaceReader.load().double()

@@ -136,6 +136,12 @@ def test_angles_are_the_rigs():
         assert torch.allclose(same.position, seen(recipe, rotation).position, atol=1e-5)
 
 
+def test_only_the_meshs_angles_are_calibrated():
+    rotation = head_rotation(0.3, 0.1, 0.2)
+    assert RECIPES["stylesdf"].angles(rotation) == pytest.approx((0.3, 0.1), abs=1e-6)
+    assert RECIPES["stylesdf"].angles(rotation, meshed=True) == pytest.approx((0.315, 0.108), abs=1e-6)
+
+
 def test_rigs_are_the_generators():
     from models.generators import eg3d, stylesdf
     from models.generators.gram import grid_focal

@@ -1,9 +1,11 @@
 """galatea align: what it writes, that it is edited and read, and that nothing of the user's is touched."""
 
 import csv
+import importlib
 import json
 import math
 import zipfile
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -99,6 +101,17 @@ def test_again_without_edits_changes_nothing(photos, tmp_path):
     assert [file.read_bytes() for file in files] == before
 
 
+def test_a_crop_goes_when_its_picture_can_no_longer_be_framed(photos, tmp_path, capsys):
+    out = tmp_path / "out"
+    run(photos, "--out", out, "--size", 32)
+    (out / "originals" / "bea.png").write_bytes(b"")
+    run(out)
+    assert "1 of 2 pictures" in capsys.readouterr().out
+    assert not (out / "bea.png").exists() and (out / "ann.png").exists() and (out / "originals" / "bea.png").exists()
+    assert [name for name, _ in content(out / "dataset.json")["labels"]] == ["ann.png"]
+    assert len(content(out / "artworks.json")["items"]) == 2  # to be mended
+
+
 def test_an_aligned_folder_for_another_generator(photos, tmp_path, caplog):
     photo = photos / "bea.png"
     run(photo, "--for", "embedded", "--out", tmp_path / "a", "--size", 64)
@@ -155,6 +168,10 @@ class TestTrainingData:
         monkeypatch.setattr(alignment, "PART", 1)
         whole, out = tmp_path / "whole.zip", tmp_path / "data.zip"
         run(photos, "--out", whole, "--size", 32)
+        with monkeypatch.context() as later:
+            later.setattr("time.time", lambda: 2e9)
+            run(photos, "--out", tmp_path / "later.zip", "--size", 32)
+        assert (tmp_path / "later.zip").read_bytes() == whole.read_bytes()
         framed, real = [], alignment.align
 
         def dies(place, entry, *rest):
@@ -174,8 +191,39 @@ class TestTrainingData:
         assert len(framed) == 5 and framed[3] == framed[2]  # none twice but the one that was lost
         assert not (tmp_path / "data.zip.parts").exists()
         assert (tmp_path / "data.report.csv").read_bytes() == (tmp_path / "whole.report.csv").read_bytes()
-        one, other = (zipfile.ZipFile(file) for file in (whole, out))
-        assert one.namelist() == other.namelist() and all(one.read(n) == other.read(n) for n in one.namelist())
+        assert out.read_bytes() == whole.read_bytes()
+        assert {info.external_attr >> 16 for info in zipfile.ZipFile(out).infolist()} == {0o644}  # once unpacked
+
+    @pytest.mark.parametrize("step", ["datamodules.alignment._write_json", "os.replace", "pathlib.Path.unlink"])
+    def test_killed_when_all_is_there(self, photos, tmp_path, monkeypatch, step):
+        """Right after it is noted that all is there, after the zip is in its place, and while parts are removed."""
+        out, parts = tmp_path / "data.zip", tmp_path / "data.zip.parts"
+        module, _, name = step.rpartition(".")
+        real = getattr(Path if module == "pathlib.Path" else importlib.import_module(module), name)
+
+        def dies(*arguments, **options):
+            real(*arguments, **options)
+            last = arguments[-1]
+            if "count" in last if name == "_write_json" else last == {"replace": out}.get(name, parts / "00000000.zip"):
+                raise KeyboardInterrupt
+
+        with monkeypatch.context() as killed, pytest.raises(KeyboardInterrupt):
+            killed.setattr(step, dies)
+            run(photos / "ann.jpg", "--out", out, "--size", 32)
+        assert parts.exists() and out.exists() == (name != "_write_json")
+        monkeypatch.setattr(alignment, "align", None)  # nothing is framed again
+        run(photos / "ann.jpg", "--out", out, "--size", 32)
+        assert not parts.exists() and zipfile.ZipFile(out).namelist() == ["ann.png", "dataset.json"]
+        assert (tmp_path / "data.report.csv").exists() and (tmp_path / "data.overlay.png").exists()
+
+    def test_two_names_of_one_id(self, photos, tmp_path):
+        Image.fromarray(astronaut()).save(photos / "ann.png")
+        run(photos, "--out", tmp_path / "data.zip", "--size", 32)
+        names = zipfile.ZipFile(tmp_path / "data.zip").namelist()
+        assert names.count("ann.png") == 1 and len(names) == 4
+        rows = list(csv.DictReader((tmp_path / "data.report.csv").read_text().splitlines()))
+        left = {row["file"]: row["remarks"] for row in rows if row["aligned"] == "no"}
+        assert left["ann.png"] == "has the same id as ann.jpg: rename one of the files" and len(left) == 2
 
     def test_the_first(self, photos, tmp_path):
         run(photos, "--out", tmp_path / "data.zip", "--size", 32, "--first", 1)
@@ -209,6 +257,7 @@ class TestRefused:
         with pytest.raises(UserError, match=r"mine\.report\.csv is there already and is not changed"):
             run(photos, "--out", tmp_path / "mine.zip")
         (tmp_path / "new.zip.parts").mkdir()
+        (tmp_path / "new.zip.parts" / "mine").write_text("x")
         with pytest.raises(UserError, match="not what an earlier run left"):
             run(photos, "--out", tmp_path / "new.zip")
         run(photos / "ann.jpg", "--out", tmp_path / "out", "--size", 32)
@@ -224,11 +273,10 @@ class TestRefused:
         with pytest.raises(UserError, match="was aligned for embedded: give another --out"):
             run(tmp_path / "out", "--for", "gram")
 
-    @pytest.mark.parametrize("name", ["out", "out.zip"])
-    def test_names_that_are_one_id(self, photos, tmp_path, name):
+    def test_names_that_are_one_id(self, photos, tmp_path):
         Image.fromarray(astronaut()).save(photos / "ann.png")
         with pytest.raises(UserError, match=r"ann\.jpg and ann\.png have the same id: rename"):
-            run(photos, "--out", tmp_path / name)
+            run(photos, "--out", tmp_path / "out")
 
     def test_nothing_to_align(self, photos, tmp_path):
         for out in (tmp_path / "out", tmp_path / "out.zip"):
