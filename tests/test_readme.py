@@ -101,7 +101,7 @@ EXTRA = {
     "galatea zoo import gram generator.pth ema.pth --set preset=cats img_size=64 --out runs/gram": [],
     # The packages are not here; tests/models/zoo/test_faces.py reads made-up ones.
     "galatea zoo import faces *.whl mediapipe-face_mesh-*.tgz --out runs/faces": None,
-    "galatea zoo import faces vladmandic-face-api-1.7.15.tgz --out runs/identity": None,
+    "galatea zoo import faces vladmandic-face-api-1.7.15.tgz --out runs/face_identity": None,
     "galatea zoo verify runs/stylegan2": [],
     "galatea zoo export runs/stylegan2 --out stylegan2.pt": [],
     # An imported EG3D through the whole pipeline: tests/stages/test_zoo_stages.py.

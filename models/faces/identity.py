@@ -6,16 +6,19 @@ King, "High quality face recognition with deep metric learning", 2017 (dlib's dl
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models import artifact
 from models.configurable import Configurable
+from models.errors import UserError
 from models.faces.crop import cut
 from models.faces.pose import similarity
 
-IDENTITY_FOLDER = "runs/identity"
+IDENTITY_FOLDER = "runs/face_identity"
 IDENTITY_COMMAND = f"galatea zoo import faces vladmandic-face-api-1.7.15.tgz --out {IDENTITY_FOLDER}"
 """Where the network is looked for, and what puts it there: it is not shipped."""
 _MEANS = (122.782, 117.001, 104.298)  # of dlib's training pictures, from 0 to 255
@@ -59,6 +62,18 @@ class DlibIdentity(Configurable):
         means = image.new_tensor(_MEANS)[:, None, None]
         x = F.relu(self.stem(((image + 1) * 127.5 - means) / 256))
         return self.last(self.blocks(F.max_pool2d(x, 3, 2)).mean((2, 3)))
+
+
+def load_identity(folder: Path) -> DlibIdentity:
+    """dlib's network out of an artifact.
+
+    Raises:
+        UserError: when there is no artifact, or one of something else.
+    """
+    network = artifact.load(folder).module("identity")
+    if not isinstance(network, DlibIdentity):
+        raise UserError(f"{folder} holds a {type(network).__name__} as identity, not dlib's network")
+    return network
 
 
 class _Residual(nn.Module):

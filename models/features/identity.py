@@ -13,7 +13,7 @@ from models import artifact
 from models.configurable import Configurable
 from models.encoders.irse import ArcFace, crop_face
 from models.errors import UserError
-from models.faces.identity import IDENTITY_COMMAND, IDENTITY_FOLDER, DlibIdentity, chip
+from models.faces.identity import IDENTITY_COMMAND, IDENTITY_FOLDER, DlibIdentity, chip, load_identity
 from models.faces.reader import FaceReader
 from models.features.weights import MissingWeightsError, read_state
 from models.files import resolve
@@ -67,7 +67,7 @@ class FaceIdentity(Configurable):
     docs/faces.md). Its own measure is the Euclidean :meth:`distance`; the cosine ranks nearly alike.
 
     Args:
-        weights: "dlib" for what ``galatea zoo import faces`` puts into runs/identity, or the path of another such
+        weights: "dlib" for what ``galatea zoo import faces`` puts into runs/face_identity, or the path of another such
             artifact.
 
     Raises:
@@ -83,10 +83,7 @@ class FaceIdentity(Configurable):
         if not path.exists():
             source = f"@vladmandic/face-api 1.7.15 by '{IDENTITY_COMMAND}'"
             raise MissingWeightsError("FaceIdentity", path, source, "identity.init_args.weights", "there is no")
-        network = artifact.load(path).module("identity")
-        if not isinstance(network, DlibIdentity):
-            raise UserError(f"{path} holds a {type(network).__name__} as identity, not dlib's network")
-        self.network = network
+        self.network = load_identity(path)
         self.reader = FaceReader.load()
 
     def forward(self, image: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from models import artifact
 from models.configurable import Configurable
 from models.documents import parse_json
 from models.faces.finder import BlazeFace, FullRangeFinder
-from models.faces.identity import IDENTITY_COMMAND, IDENTITY_FOLDER, DlibIdentity
+from models.faces.identity import IDENTITY_COMMAND, IDENTITY_FOLDER, DlibIdentity, load_identity
 from models.faces.mask import PersonMask
 from models.faces.mesh import FaceMesh
 from models.faces.pose import CanonicalFace
@@ -279,7 +279,8 @@ def replay(fixture: Fixture, case: str) -> dict[str, Tensor]:
 
     Raises:
         NotOfThisHouseError: for MediaPipe's other networks.
-        ZooError: for networks that are not known, and for the identity network when it has not been imported.
+        UserError: for networks that are not known, and for the identity network when it has not been imported, or
+            another lies in its place.
     """
     record = fixture.meta["record"]
     kind = next((kind for kind in (*_RECORDS, *_ELSEWHERE) if f"{record}_".startswith(f"{kind}_")), None)
@@ -290,7 +291,9 @@ def replay(fixture: Fixture, case: str) -> dict[str, Tensor]:
     name, taken = _RECORDS[kind]
     if name == "identity" and not resolve(IDENTITY_FOLDER).exists():
         raise ZooError(f"the identity network is not shipped: {IDENTITY_COMMAND}")
-    network: Any = artifact.load(IDENTITY_FOLDER if name == "identity" else EMBEDDED_FOLDER).module(name)
+    network: Any = (
+        load_identity(resolve(IDENTITY_FOLDER)) if name == "identity" else artifact.load(EMBEDDED_FOLDER).module(name)
+    )
     # From the record's range to that of the official network, which is our -1 to 1.
     low, high = fixture.input(case, "range").tolist()
     lowest, highest = taken or (low, high)

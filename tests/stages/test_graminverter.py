@@ -5,16 +5,21 @@ from __future__ import annotations
 import csv
 import json
 import math
+import re
+import shlex
+import zipfile
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageEnhance, ImageOps
+from skimage.data import astronaut
 
 from datamodules.framing import recipe_of
 from models import artifact
-from models.camera import Rig
+from models.camera import Camera, Rig
 from models.errors import UserError
+from models.faces.recipes import RECIPES
 from models.files import ROOT
 from models.generators.manifold import ManifoldGenerator
 from stages.__main__ import dispatch
@@ -56,6 +61,53 @@ def test_a_generator_of_ones_own_folder(portraits, tmp_path):
     assert {"generator", "discriminator"} == set(artifact.load(tmp_path).manifest["modules"])
     assert presets.kind(str(tmp_path)) == "manifold"
     assert recipe_of(str(tmp_path)).name == "eg3d"  # that of its training pictures
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Crops of the astronaut: of other sizes, turned, mirrored and of other colours."""
+    folder = tmp_path / "my_photos"
+    folder.mkdir()
+    whole = Image.fromarray(astronaut())
+    for number in range(COUNT):
+        picture = whole.rotate(3 * (number - 6), Image.Resampling.BICUBIC).crop((90, 0, 370, 280))
+        if number % 2:
+            picture = ImageOps.mirror(picture)
+        picture = ImageEnhance.Color(picture).enhance(number / 6)
+        side = 96 + 8 * number
+        picture.resize((side, side), Image.Resampling.LANCZOS).save(folder / f"{number:02d}.png")
+    return folder
+
+
+@pytest.mark.slow
+def test_ones_own_folder_from_photos_to_a_generator(photos, tmp_path):
+    """docs/own_folder.md, command after command, with smaller networks and a few steps."""
+    page = (ROOT / "docs" / "own_folder.md").read_text()
+    align, fit = re.search(r"```sh\n(.*?)\n```", page, re.DOTALL)[1].splitlines()  # type: ignore[index]
+    archive = tmp_path / "data" / "portraits.zip"
+    places = {"my_photos": photos, "data/portraits.zip": archive, "runs/own": tmp_path / "own"}
+    align, fit = ([str(places.get(word, word)) for word in shlex.split(line)[1:]] for line in (align, fit))
+
+    dispatch([*align, f"--size={SIZE}"])
+    with zipfile.ZipFile(archive) as file:
+        labels = dict(json.loads(file.read("dataset.json"))["labels"])
+    assert len(labels) == COUNT
+    yaw, pitch = RECIPES["eg3d"].rig.angles(Camera.from_label(torch.tensor(list(labels.values()))))
+    assert float(yaw.abs().max()) < math.radians(6)  # she looks into the camera, however the picture is turned
+    assert float(pitch.max() - pitch.min()) < math.radians(6)
+
+    small = {f"model.generator.init_args.{name}": value for name, value in GENERATOR.items()}
+    small |= {
+        "model.discriminator.init_args.channels": "[8,8,8,8]", "model.total_images": 6,
+        "data.init_args.size": SIZE, "data.init_args.batch_size": 2, "data.init_args.workers": 0,
+    }  # fmt: skip
+    galatea(*fit, *options(small), *TRAINER)
+    assert presets.kind(str(tmp_path / "own")) == "manifold"
+    assert recipe_of(str(tmp_path / "own")).name == "eg3d"
+    generator = artifact.load(tmp_path / "own").module("generator")
+    assert isinstance(generator, ManifoldGenerator) and generator.resolution == SIZE
+    with torch.no_grad():
+        assert generator(generator.sample_z(1), generator.rig.camera(0.2)).image.isfinite().all()
 
 
 @pytest.mark.parametrize("stage", ["prior", "invert"])

@@ -277,7 +277,9 @@ def test_the_pipeline_runs_to_its_end(name, tmp_path, folder):
     chosen = [word for step in [*steps, "present.model.mesh_size=0"] for word in ("--set", step)]
     dispatch([
         "run", "configs/pipelines/artform.yaml", "--model", str(prior), "--image", str(folder / "art.png"),
-        "--size=32", "--out", str(tmp_path / "out"), *chosen,
+        "--size=32", "--yaw_deg=0", "--pitch_deg=0", "--out", str(tmp_path / "out"), *chosen,
     ])  # fmt: skip
     page = artifact.load(tmp_path / "out" / "present").media("index.html").read_text("utf-8")
     assert CASES[name].said in page
+    for step in ("anchor", "stylize"):  # the pipeline has said it
+        assert "made for the embedded world" not in (tmp_path / "out" / step / "log.txt").read_text("utf-8")

@@ -17,6 +17,7 @@ from PIL import Image
 
 from models import artifact
 from models.faces.identity import DlibIdentity
+from models.faces.mesh import FaceMesh
 from models.files import ROOT
 from models.zoo import faces
 from models.zoo.family import ZooError
@@ -92,6 +93,24 @@ def test_damaged_records_and_outputs_of_another_number(tmp_path) -> None:
 def test_a_record_of_the_identity_network_names_the_command_that_it_takes(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(faces, "IDENTITY_FOLDER", str(tmp_path / "none"))
     assert "galatea zoo import faces" in report(write_record(tmp_path, "identity", "face_short")).failure
+
+
+@pytest.mark.parametrize(
+    ("modules", "said"),
+    [
+        ({"identity": FaceMesh()}, "own holds a FaceMesh as identity, not dlib's network"),
+        ({"mesh": FaceMesh()}, "no module 'identity'"),
+        ({}, "there is no artifact in"),
+    ],
+)
+def test_another_artifact_in_the_identity_network_s_place(tmp_path, monkeypatch, modules, said) -> None:
+    if modules:
+        artifact.save(tmp_path / "own", stage="zoo", modules=modules)
+    else:
+        (tmp_path / "own").mkdir()
+    monkeypatch.setattr(faces, "IDENTITY_FOLDER", str(tmp_path / "own"))
+    found = report(write_record(tmp_path, "identity", "face_short"))
+    assert said in found.failure and not found.passed and "Error:" not in found.failure
 
 
 def test_a_record_of_the_identity_network_is_replayed(tmp_path, monkeypatch) -> None:
