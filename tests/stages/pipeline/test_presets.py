@@ -1,5 +1,6 @@
 """What suits a generator is chosen by its kind, lies below what the user sets, and says what is missing."""
 
+import os
 import shlex
 
 import pytest
@@ -11,9 +12,10 @@ from models.files import ROOT
 from models.generators.eg3d import EG3DGenerator
 from models.generators.manifold import ManifoldGenerator
 from stages.anchor import AnchorSearch
+from stages.base.foreign import TOLD
 from stages.configs import read_config
-from stages.pipeline import presets
-from stages.pipeline.hashing import step_hash
+from stages.pipeline import presets, steps
+from stages.pipeline.hashing import GIVEN, step_hash
 from stages.pipeline.run import main, read_pipeline
 from tests.benchmarks.gpu.networks import FAMILIES, small_eg3d
 from tests.configs.resolved import resolved
@@ -99,6 +101,20 @@ def test_steps_know_what_has_been_told(eg3d, plan):
     assert {name: presets.told(command) for name, command in commands.items()} == {
         "anchor": ["EmbeddedLPIPS"], "stylize": ["EmbeddedLPIPS", "EmbeddedStyle"], "present": [],
     }  # fmt: skip
+
+
+def test_a_step_s_process_is_given_it(tmp_path, monkeypatch):
+    class StartedError(Exception):
+        pass
+
+    def start(command, output, unread, lock, **variables):
+        os.close(output)
+        raise StartedError(variables)
+
+    monkeypatch.setattr(steps, "start", start)
+    with pytest.raises(StartedError) as started:
+        steps._stream(["anchor", "fit", f"--config={presets.STAND_INS}/style.yaml"], tmp_path / "log", -1, "hash")
+    assert started.value.args == ({GIVEN: "hash", TOLD: "EmbeddedStyle"},)
 
 
 def test_weights_that_are_there_are_taken(eg3d, plan, tmp_path):
