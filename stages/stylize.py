@@ -57,7 +57,8 @@ PROTOCOL, PROTOCOL_VERSION = "artform-multiview", "1"
 FACES_PROTOCOL, FACES_VERSION = "portrait-faces", "1"
 _CHUNK = 8  # views rendered at once before the tuning starts
 _ORBIT = 7
-_WAY = 0.15  # eye distances that an expression's points count for, all its way
+_WAY = 0.25  # eye distances that an expression's points count for, all its way
+_BY_POINTS = ("blink",)  # a lid is a pixel high, which pictures hardly teach; a mouth they do, and points smear it
 
 
 @dataclass(frozen=True)
@@ -193,7 +194,7 @@ class Animated:
         expression: (1, E) of the head that is to look like it.
         picture: a batch of one, with what its pixels count: more where they are not the artwork's.
         points: (1, 468, 3) of its face. moved: (468,) how much each counts: more where it is not the artwork's.
-        way: how far they are from the artwork's, so that a blink counts as much as an open mouth.
+        way: how far they are from the artwork's. by_points: whether they are followed beside the picture.
         world: (468, 3) of them where they lie, or None.
     """
 
@@ -202,6 +203,7 @@ class Animated:
     points: Tensor
     moved: Tensor
     way: float
+    by_points: bool
     world: Tensor | None
 
 
@@ -445,7 +447,17 @@ class StylizeStage(PerItemStage[Artwork, StyleState]):
             moved = 1 + distance / distance.mean().clamp_min(1e-6)
             way = float(landmark_distance(points[None], after[None], moved))
             world = None if camera is None or seen.depth is None else lift(after, camera, seen.depth)
-            found.append(Animated(code, PseudoView(picture, weight), after[None], moved, max(way, 1e-3), world))
+            found.append(
+                Animated(
+                    expression=code,
+                    picture=PseudoView(picture, weight),
+                    points=after[None],
+                    moved=moved,
+                    way=max(way, 1e-3),
+                    by_points=name in _BY_POINTS,
+                    world=world,
+                )
+            )
         return found
 
     def _pool(self, recipe: TuningConfig, draws: torch.Generator) -> Camera:
@@ -569,7 +581,7 @@ class StylizeStage(PerItemStage[Artwork, StyleState]):
         distance = picture.error(seen)
         if recipe.spatial:
             distance = distance + self.perceptual(seen, picture.completed(seen))
-        if recipe.landmark and self.landmarks is not None:
+        if recipe.landmark and self.landmarks is not None and other.by_points:
             left = landmark_distance(self.landmarks(seen, there), there, other.moved) / other.way
             distance = distance + recipe.landmark * _WAY * left
         return distance.mean()
