@@ -57,7 +57,7 @@ PROTOCOL, PROTOCOL_VERSION = "artform-multiview", "1"
 FACES_PROTOCOL, FACES_VERSION = "portrait-faces", "1"
 _CHUNK = 8  # views rendered at once before the tuning starts
 _ORBIT = 7
-_WAY = 0.25  # eye distances that an expression's points count for, all its way
+_WAY = 0.12  # eye distances that an expression's points count for, all its way
 _BY_POINTS = ("blink",)  # a lid is a pixel high, which pictures hardly teach; a mouth they do, and points smear it
 
 
