@@ -627,9 +627,9 @@ class StylizeStage(PerItemStage[Artwork, StyleState]):
 
     def _left_out(self, tuned: TunedWeights, target: Target) -> dict[str, str]:
         """Expressions that the head does not show, and why."""
-        if not self.recipe.expression:
-            return {}
         if target.points is None:
+            if not self.recipe.expression:
+                return {}
             names = expression_codes(self.generator, target.expression, self.device)
             return dict.fromkeys(names, "no face is found in the artwork")
         own = target.expression

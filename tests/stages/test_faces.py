@@ -325,7 +325,7 @@ class TestResult:
         found = fit(stage(anchors, steps=1, landmark=0.3), Items(portrait), tmp_path)
         (entry,) = found.extra["subjects"]
         assert entry["left_out"] == {
-            "smile": "the mouth gets no wider, -0.01 of the eyes' distance",
+            "smile": "the mouth widens by -0.01 of the eyes' distance",
             "blink": "the eyes only close to 0.97 of their opening",
         }
 
@@ -347,7 +347,7 @@ class TestResult:
         assert {(r.protocol, r.feature_network, r.split) for r in records} == {("portrait-faces", "mediapipe", "")}
         assert {(r.variant, r.item) for r in records} == {("anchor", "astronaut")}
         seen = {r.metric for r in records}
-        assert {"face_found", "points", "yaw_deg", "yaw_offset_deg", "yaw_slope", "blink", "mouth_open"} <= seen
+        assert {"face_found", "points", "found_36", "yaw_offset_deg", "yaw_slope", "blink", "mouth_open"} <= seen
         (tmp_path / "other").mkdir()
         write_records(tmp_path / "other", [dataclasses.replace(r, variant="full") for r in records])
         capsys.readouterr()

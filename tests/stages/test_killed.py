@@ -55,7 +55,7 @@ def check_complete(out):
                 with safetensors.safe_open(path, "pt") as file:
                     assert all(torch.is_tensor(file.get_tensor(name)) for name in file.keys())  # noqa: SIM118
             case ".json":
-                assert json.loads(path.read_text())
+                assert isinstance(json.loads(path.read_text()), dict | list)
             case ".yaml":
                 assert yaml.safe_load(path.read_text())
             case ".ckpt":

@@ -59,18 +59,20 @@ class TestExpressions:
     def test_a_face_that_is_lost_has_no_expression(self):
         for name, expected in EXPECTED.items():
             measure, rest = expression_scores(name, face(), None)
-            assert math.isnan(rest) and expected.missing(measure)
+            assert math.isnan(rest) and expected.missing(measure, rest) == "no face is seen to judge it by"
 
     @pytest.mark.parametrize(
         ("name", "good", "bad", "says"),
         [
             ("blink", 0.6, 0.95, "the eyes only close to 0.95 of their opening"),
             ("mouth_open", 0.1, 0.012, "the mouth only opens by 0.01 of the eyes' distance"),
-            ("smile", 0.02, -0.03, "the mouth gets no wider, -0.03 of the eyes' distance"),
+            ("smile", 0.03, -0.03, "the mouth widens by -0.03 of the eyes' distance"),
         ],
     )
     def test_why_it_is_none(self, name, good, bad, says):
-        assert EXPECTED[name].missing(good) == "" and EXPECTED[name].missing(bad) == says
+        expected = EXPECTED[name]
+        assert expected.missing(good, 0.02) == "" and expected.missing(bad, 0.02) == says
+        assert expected.missing(good, 0.3) == "the rest of the face moves by 0.30 of the eyes' distance"
 
 
 class MadeUp:
@@ -120,7 +122,7 @@ class TestScores:
         found = self.scores(MadeUp(canonical), self.generator())
         for yaw in YAWS_DEG:
             assert found[f"yaw={yaw}", "face_found"] == 1
-            assert found[f"yaw={yaw}", "yaw_deg"] == pytest.approx(yaw, abs=0.01)
+        assert found["", "found_36"] == 1
         assert found["", "yaw_offset_deg"] == pytest.approx(0, abs=0.01)
         assert found["", "yaw_slope"] == pytest.approx(1, abs=1e-3)
         assert found["input", "face_found"] == 1 and found["input", "points"] < 1e-4
@@ -128,7 +130,7 @@ class TestScores:
 
         assert found["front", "mouth_open"] == pytest.approx(1 / corners, rel=1e-3)
         assert found["front", "mouth_open_rest"] == pytest.approx(0, abs=1e-5)
-        assert len(found) == 2 + 2 * len(YAWS_DEG) + 2 + 2  # pucker is nothing that points can tell
+        assert len(found) == 2 + len(YAWS_DEG) + 3 + 2  # pucker is nothing that points can tell
 
     def test_one_that_turns_too_little_and_looks_aside(self, canonical):
         found = self.scores(MadeUp(canonical), self.generator(scale=0.5), ws=math.radians(7))
@@ -137,12 +139,14 @@ class TestScores:
 
     def test_views_without_a_face(self, canonical):
         found = self.scores(MadeUp(canonical, blind=(-36, 24)), self.generator())
-        assert found["yaw=-36", "face_found"] == 0 and ("yaw=-36", "yaw_deg") not in found
+        assert found["yaw=-36", "face_found"] == 0 and found["", "found_36"] == 0.5
         assert found["", "yaw_slope"] == pytest.approx(1, abs=1e-3)  # of the rest
         front = self.scores(MadeUp(canonical, blind=(0,)), self.generator())
-        assert ("", "yaw_offset_deg") not in front and not any(view == "front" for view, _ in front)
+        assert ("", "yaw_offset_deg") not in front and front["front", "mouth_open"] == 0  # lost is failed
+        assert math.isnan(front["front", "mouth_open_rest"])
         no = self.scores(MadeUp(canonical, blind=(*YAWS_DEG, 10)), self.generator())
-        assert set(no.values()) == {0.0} and len(no) == 1 + len(YAWS_DEG)
+        assert {value for value in no.values() if not math.isnan(value)} == {0.0}
+        assert len(no) == 1 + len(YAWS_DEG) + 1 + 2 and sum(map(math.isnan, no.values())) == 1
 
     def test_without_expressions(self, canonical):
         found = self.scores(MadeUp(canonical), self.generator(expressions=()))
