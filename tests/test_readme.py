@@ -93,6 +93,8 @@ EXTRA = {
         *TOY_WORLD, "--model.fit_subjects", "0",
     ],
     "galatea run configs/pipelines/artform_test.yaml --out runs/artform_test": ["--dry_run"],
+    "galatea run configs/pipelines/portraits_test.yaml --image photos --out runs/portraits": ["--dry_run"],
+    "galatea table runs/portraits --baseline full": None,  # after minutes a picture; tests/stages/test_faces.py
     "galatea table runs/artform_test --baseline full": None,  # after hours; tests/stages/test_results.py
     "galatea present predict --model.result.path runs/demo/stylize --out runs/gallery": None,  # as runs/present
     "galatea zoo list": [],
