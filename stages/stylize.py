@@ -101,6 +101,8 @@ class TuningConfig:
         expression: weight of the artwork with another expression, as :mod:`models.rendering.animation` draws it, asked
             of the head with that expression; one expression a step, at the artwork's view and at the random ones by
             turns.
+        expression_beyond: artworks that are nearer to their anchor than this perceptual distance are of the generator's
+            own kind: its own expressions are kept, as they fit.
         locality: weight of PTI's locality regularisation. locality_distance: of its codes from the pivot.
     """
 
@@ -133,6 +135,7 @@ class TuningConfig:
     geometry: float = 0.0
     landmark: float = 0.0
     expression: float = 0.0
+    expression_beyond: float = 0.0
     locality: float = 0.0
     locality_distance: float = 30.0
 
@@ -169,7 +172,8 @@ class Target:
         guide: (1, D), Eq. 4; None without a direction term.
         pool: the random views, None in 2D. views: of G_ori from there; the one there is in 2D.
         mirrored: the artwork as the mirrored camera sees it, or None. reprojected: for all of the pool, or None.
-        points: (1, 468, 3) of the artwork's face, or None. animated: what the artwork shows with other expressions.
+        points: (1, 468, 3) of the artwork's face, or None.
+        animated: what the artwork shows with other expressions; None where the generator's own fit.
     """
 
     ws: Latents
@@ -183,7 +187,7 @@ class Target:
     mirrored: PseudoView | None
     reprojected: PseudoView | None
     points: Tensor | None
-    animated: list[Animated]
+    animated: list[Animated] | None
 
 
 @dataclass(frozen=True)
@@ -366,6 +370,8 @@ class StylizeStage(PerItemStage[Artwork, StyleState]):
         pool = None if camera is None else self._pool(recipe, draws).to(self.device)
         chunk = 1 if recipe.frugal else _CHUNK
         views, seen = (render_views(generator, ws, c, expression, chunk=chunk) for c in (pool, camera))
+        beyond = recipe.expression_beyond
+        akin = beyond > 0 and float(self.perceptual(seen.image, reference).mean()) < beyond
         guide = None
         if recipe.direction and self.style is not None:
             guide = displacement(self.style(reference), self.style(seen.image), recipe.normalize_embedding)  # Eq. 4
@@ -387,6 +393,9 @@ class StylizeStage(PerItemStage[Artwork, StyleState]):
                     side = elsewhere.image.shape[-1]
                     own = face_views(reference, points[0], world, self._faces.canonical, pool, side)
                     elsewhere = elsewhere.under(own, recipe.carry_face)
+        animated: list[Animated] | None = None if akin else []
+        if points is not None and not akin:
+            animated = self._animated(item, points[0], camera, seen, expression, recipe)
         return Target(
             ws=ws,
             z=z,
@@ -399,7 +408,7 @@ class StylizeStage(PerItemStage[Artwork, StyleState]):
             mirrored=opposite,
             reprojected=elsewhere,
             points=points,
-            animated=[] if points is None else self._animated(item, points[0], camera, seen, expression, recipe),
+            animated=animated,
         )
 
     @property
@@ -627,6 +636,8 @@ class StylizeStage(PerItemStage[Artwork, StyleState]):
 
     def _left_out(self, tuned: TunedWeights, target: Target) -> dict[str, str]:
         """Expressions that the head does not show, and why."""
+        if target.animated is None:
+            return {}
         if target.points is None:
             if not self.recipe.expression:
                 return {}
