@@ -319,6 +319,13 @@ def test_any_generator_goes_on_with_what_it_has(make, portrait, tmp_path, caplog
 
 
 class TestResult:
+    def test_artworks_of_the_generators_own_kind_keep_its_expressions(self, anchors, portrait):
+        _, far = begun(anchors, [portrait], expression=1.0, expression_beyond=1e-6)
+        one, near = begun(anchors, [portrait], expression=1.0, expression_beyond=1e6)
+        assert far.targets[0].animated and near.targets[0].animated is None
+        assert "expression" not in advance(one, near, 0)
+        assert one._left_out(near.item(0).tuned, near.targets[0]) == {}
+
     def test_expressions_that_fail_are_told(self, anchors, portrait, tmp_path, monkeypatch):
         measured = {"smile": (-0.01, 0.0), "blink": (0.97, 0.01), "mouth_open": (0.12, 0.0)}
         monkeypatch.setattr("stages.stylize.measured_expressions", lambda *_: measured)
