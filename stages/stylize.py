@@ -422,7 +422,7 @@ class StylizeStage(PerItemStage[Artwork, StyleState]):
             return None
         found = self._faces.find(item.image[None].to(self.device))
         if found is None:
-            log.info("%s: no face is found in it: terms that need one do not count", item.id)
+            log.info("%s: no face is found in it: landmark, expression and background do not count", item.id)
             return None
         return found[None]
 
