@@ -176,10 +176,10 @@ def test_numbers_of_another_kind(astronaut: Tensor, face: Face) -> None:
 
 
 @pytest.mark.gpu
-def test_another_device(astronaut: Tensor, face: Face) -> None:
-    reader = FaceReader.load().cuda()
-    (found,) = reader.find(astronaut.cuda())
-    assert found.points.is_cuda
+def test_another_device(device: torch.device, astronaut: Tensor, face: Face) -> None:
+    reader = FaceReader.load().to(device)
+    (found,) = reader.find(astronaut.to(device))
+    assert found.points.device.type == device.type
     torch.testing.assert_close(found.points.cpu(), face.points, atol=0.5, rtol=0)
 
 
