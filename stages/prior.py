@@ -17,14 +17,18 @@ from models.checks import check_not_negative, check_positive
 from models.errors import UserError
 from models.features.base import Frozen
 from models.generators.base import Discriminator, Generator
+from models.generators.stylesdf import StyleSDF
 from models.image import write_image
+from models.losses.field import FieldLoss
 from models.losses.rendering import RenderingLoss
 from models.metrics.distribution import Distribution
 from models.metrics.prior import KnowsSubjects, kernel_distances, nearest_pictures, subject_scores
 from models.metrics.records import Record
 from models.rendering.manifolds import ManifoldPredictor, fit_predictor
+from models.rendering.output import Rendering
 from stages.base.adversarial import AdversarialLoss, AdversarialStage, Fakes, Optimization
 from stages.base.ranks import gather, means
+from stages.base.seeds import item_generator
 from stages.base.stage import GeneratorRef
 
 
@@ -34,6 +38,15 @@ class KnowsSurfaces(Protocol):
 
     def manifold_field(self) -> tuple[Tensor, Tensor]:
         """World points (N, 3) and values (N,) of a field whose level sets suit the subjects."""
+        ...
+
+
+@runtime_checkable
+class KnowsDistances(Protocol):
+    """Data that know the surfaces of their subjects, everywhere."""
+
+    def distances(self, z: Tensor, points: Tensor) -> Tensor:
+        """Signed distances (B, P) of points (B, P, 3) to the subjects z (B, z_dim)."""
         ...
 
 
@@ -48,6 +61,8 @@ class PriorStage(AdversarialStage):
         generator, discriminator: networks to train.
         total_images, adversarial, optimization, channels_last, seed: of :class:`AdversarialStage`.
         reconstruction: see there; weight 0 trains a plain GAN.
+        field: what a signed distance field is taught at points of known heads, first alone; null for nothing.
+        jitter: draw where rays are sampled, in training.
         views_per_step: views of each subject used in a step, drawn at random; all by default.
         fit_manifolds: fit the manifold predictor to the data's ``manifold_field`` before training.
         tested: the generator that ``test`` measures; the averaged one of a checkpoint by default.
@@ -68,6 +83,8 @@ class PriorStage(AdversarialStage):
         adversarial: AdversarialLoss = AdversarialLoss(weight=0.02, start=48_000),  # noqa: B008
         reconstruction: RenderingLoss = RenderingLoss(),  # noqa: B008
         optimization: Optimization = Optimization(6e-3, betas=(0.9, 0.99), schedule="cosine"),  # noqa: B008
+        field: FieldLoss | None = None,
+        jitter: bool = False,
         views_per_step: int | None = None,
         fit_manifolds: bool = True,
         channels_last: bool = True,
@@ -79,6 +96,14 @@ class PriorStage(AdversarialStage):
     ) -> None:
         super().__init__(total_images, adversarial, optimization, channels_last, seed)
         self.reconstruction, self.views_per_step, self.fit_manifolds = reconstruction, views_per_step, fit_manifolds
+        self.field, self.jitter = field, jitter
+        if field is not None and not isinstance(generator, StyleSDF):
+            raise UserError(f"model.field teaches a signed distance, which {type(generator).__name__} is not")
+        if field is not None and adversarial.start < field.alone and discriminator is not None:
+            raise UserError(
+                f"model.adversarial.start is {adversarial.start}: before image {field.alone} (model.field.alone) "
+                "there are no pictures to judge"
+            )
         self.tested, self.fit_subjects, self.neighbours = tested, fit_subjects, neighbours
         self.kid_features = None if kid_features is None else Frozen(kid_features)
         self._scored: list[dict[str, Tensor]] = []  # of the running validation
@@ -123,21 +148,42 @@ class PriorStage(AdversarialStage):
         return some_views(batch, pick)
 
     def sample_fakes(self, batch: PortraitBatch, draws: torch.Generator) -> Fakes:
+        if self.field is not None and "z" in batch and int(self.images_seen) < self.field.alone:
+            none = Rendering(batch["image"].flatten(0, 1)[:0])
+            return Fakes(none, self.generator.mapping(batch["z"]), self.camera(batch))
         known = "z" in batch and self.reconstruction.weight > 0
-        return self.render(self.generator, batch) if known else super().sample_fakes(batch, draws)
+        if not known:
+            return super().sample_fakes(batch, draws)
+        return self.render(self.generator, batch, self.draws("rays") if self.jitter else None)
 
-    def render(self, generator: Generator, batch: PortraitBatch) -> Fakes:
+    def render(self, generator: Generator, batch: PortraitBatch, randomness: torch.Generator | None = None) -> Fakes:
         """The pictures of a batch by their own codes, cameras and expressions."""
         assert "z" in batch
         latents, camera = generator.mapping(batch["z"]), self.camera(batch)
         expression = batch["expression"].flatten(0, 1) if generator.expressions and "expression" in batch else None
-        return Fakes(generator.synthesis(latents, camera, expression=expression), latents, camera)
+        rendering = generator.synthesis(latents, camera, expression=expression, randomness=randomness)
+        return Fakes(rendering, latents, camera)
 
     def generator_terms(self, batch: PortraitBatch, fakes: Fakes) -> tuple[Tensor | None, dict[str, Tensor]]:
-        if "z" not in batch or self.reconstruction.weight == 0:
-            return None, {}
-        losses = self.reconstruction(fakes.rendering, batch)
-        return self.reconstruction.weight * losses["reconstruction"], losses
+        found: list[Tensor] = []
+        losses: dict[str, Tensor] = {}
+        if self.field is not None:
+            losses |= self._field_terms(self.field, batch, fakes)
+            found.append(self.field.weight * losses["field"])
+        if "z" in batch and self.reconstruction.weight > 0 and len(fakes.rendering):
+            losses |= self.reconstruction(fakes.rendering, batch)
+            found.append(self.reconstruction.weight * losses["reconstruction"])
+        return torch.stack(found).sum() if found else None, losses
+
+    def _field_terms(self, field: FieldLoss, batch: PortraitBatch, fakes: Fakes) -> dict[str, Tensor]:
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        if not isinstance(data, KnowsDistances) or "z" not in batch:
+            raise UserError("these data know no surfaces to teach a distance by: set --model.field null")
+        assert isinstance(self.generator, StyleSDF) and fakes.camera is not None
+        count, views = batch["image"].shape[:2]
+        draws = item_generator(self.seed, "points", self._step)
+        drawn = field.draw(count * self.world_size, views, batch["image"].shape[-1], draws)[self.global_rows(count)]
+        return field(self.generator, fakes.latents, fakes.camera, batch, data.distances, drawn)
 
     # -- validation ----------------------------------------------------------------------------------------------
 

@@ -15,6 +15,8 @@ from datamodules.mannequins.dataset import (
 )
 from datamodules.mannequins.render import RIG, Truth, render
 from datamodules.mannequins.scene import (
+    CODE_DIM,
+    CODE_NAMES,
     EXAGGERATIONS,
     EXPRESSIONS,
     HAIR_STYLES,
@@ -30,6 +32,7 @@ from datamodules.mannequins.scene import (
     harmonics,
     sample_expression,
     sample_z,
+    subject_code,
     subject_z,
 )
 from datamodules.mannequins.styles import ART_STYLES, HELD_OUT_STYLE, PLAIN, STYLES
@@ -40,6 +43,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ART_STYLES",
+    "CODE_DIM",
+    "CODE_NAMES",
     "EXAGGERATIONS",
     "EXPRESSIONS",
     "HAIR_STYLES",
@@ -67,6 +72,7 @@ __all__ = [
     "render",
     "sample_expression",
     "sample_z",
+    "subject_code",
     "subject_z",
 ]
 

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from datamodules.mannequins.dataset import CacheConfig, MannequinImages, Sample, build_cache
 from datamodules.mannequins.envelope import envelope_field
 from datamodules.mannequins.render import Truth, render
 from datamodules.mannequins.scene import Scene
+from datamodules.mannequins.shapes import distance, named
 from datamodules.mannequins.styles import PLAIN, STYLES
 from datamodules.resumable import SplitDataModule
 from models.camera import Camera
 from models.errors import UserError
+from models.rendering.compositing import field_gradient
 
 
 class MannequinDataModule(SplitDataModule):
@@ -34,6 +37,7 @@ class MannequinDataModule(SplitDataModule):
         cache_dir: parent folder of the caches; default $GALATEA_CACHE or ~/.cache/galatea.
         seed: of the draws of poses, expressions and styles.
         pose_step: degrees; poses are rounded to multiples of it (see :class:`CacheConfig`).
+        coded: the face is part of a subject's code z, for generators without expressions (see :class:`CacheConfig`).
     """
 
     def __init__(
@@ -52,6 +56,7 @@ class MannequinDataModule(SplitDataModule):
         cache_dir: str | None = None,
         seed: int = 0,
         pose_step: float = 0.0,
+        coded: bool = False,
     ) -> None:
         super().__init__(batch_size, workers, seed)
         given = {"batch_size": batch_size, "size": size, "views_per_subject": views_per_subject}
@@ -71,6 +76,7 @@ class MannequinDataModule(SplitDataModule):
                 supersample=supersample,
                 seed=seed,
                 pose_step=pose_step,
+                coded=coded,
             )
             for split, count in subjects.items()
         }
@@ -97,14 +103,29 @@ class MannequinDataModule(SplitDataModule):
     def view_truth(self, sample: Sample, camera: Camera) -> Truth:
         """What the first view of one test subject shows, expression and style included, from other cameras."""
         config = self.configs["test"]
-        scene = Scene.from_z(sample["z"][None].cpu(), sample["expression"][:1].cpu()).repeat_interleave(len(camera))
+        z, expression = sample["z"][None].cpu(), sample["expression"][:1].cpu()
+        scene = Scene.from_code(z) if self.configs["test"].coded else Scene.from_z(z, expression)
+        scene = scene.repeat_interleave(len(camera))
         style = STYLES[int(sample["style"][0])]
         return render(scene, camera.to("cpu"), config.size, style, config.supersample, self.compiled)
 
     def subject_truth(self, z: Tensor, camera: Camera, size: int, expression: Tensor | None = None) -> Truth:
-        """What the subject z (1, Z_DIM) shows to B cameras: plain, neutral but for an expression (1, E)."""
-        scene = Scene.from_z(z.cpu(), None if expression is None else expression.cpu())
+        """What the subject z (1, Z_DIM) shows to B cameras: plain, neutral but for an expression (1, E), or the face of
+        a code (1, CODE_DIM)."""
+        scene = Scene.from_code(z.cpu())
+        if expression is not None:
+            scene = scene.with_expression(expression.cpu())
         return render(scene.repeat_interleave(len(camera)), camera.to("cpu"), size)
+
+    def distances(self, z: Tensor, points: Tensor) -> Tensor:
+        """Distances (B, P) of points (B, P, 3) to the surfaces of the plain subjects z (B, Z_DIM or CODE_DIM), world
+        units, negative inside: the field's estimates over the lengths of their gradients, right near the surface."""
+        found = []
+        for head, own in zip(Scene.from_code(z.cpu()).parameters(), points.cpu(), strict=True):
+            knob = named(head.tolist())
+            value, gradient = field_gradient(lambda p, knob=knob: distance(knob, p[0].T)[None, :, None], own[None])
+            found.append((value[..., 0] / gradient.norm(dim=-1).clamp_min(0.3))[0])
+        return torch.stack(found).to(points)
 
     def _folder(self, split: str) -> Path:
         return build_cache(self.configs[split], self.cache_dir, self.draw_workers, self.compiled)

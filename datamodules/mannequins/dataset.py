@@ -28,12 +28,14 @@ from torch.utils.data import Dataset
 
 from datamodules.mannequins.render import RIG, render
 from datamodules.mannequins.scene import (
+    CODE_DIM,
     EXPRESSIONS,
     SPLITS,
     WORLD_VERSION,
     Z_DIM,
     Scene,
     sample_expression,
+    subject_code,
     subject_z,
 )
 from datamodules.mannequins.styles import PLAIN, STYLES
@@ -63,6 +65,7 @@ class CacheConfig:
         seed: of the draws of poses, expressions and styles.
         pose_step: degrees; yaw and pitch are rounded to multiples of it, so that a renderer meets the same cameras
             again and can keep what depends on the camera alone. 0 leaves them as drawn.
+        coded: a subject's expression is part of its code z, the same in all its views.
     """
 
     split: str = "train"
@@ -74,6 +77,7 @@ class CacheConfig:
     supersample: int = 2
     seed: int = 0
     pose_step: float = 0.0
+    coded: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "styles", tuple(self.styles))
@@ -107,7 +111,7 @@ class CacheConfig:
             "mask": ((n, 1, s, s), "uint8"),
             "segmentation": ((n, s, s), "uint8"),
             "normals": ((n, 3, s, s), "int8"),
-            "z": ((n, Z_DIM), "float32"),
+            "z": ((n, CODE_DIM if self.coded else Z_DIM), "float32"),
             "expression": ((n, len(EXPRESSIONS)), "float32"),
             "label": ((n, LABEL_SIZE), "float32"),
             "style": ((n,), "uint8"),
@@ -147,7 +151,8 @@ def _draw_subject(config: CacheConfig, folder: Path, compiled: bool, number: int
     torch.set_num_threads(1)
     seed, views = config.seeds[number], config.views_per_subject
     camera, expression, names = draw_views(seed, views, config.styles, config.seed, config.pose_step)
-    scene = Scene.from_z(subject_z([seed]).expand(views, -1), expression)
+    z = (subject_code([seed]) if config.coded else subject_z([seed])).expand(views, -1)
+    scene = Scene.from_code(z) if config.coded else Scene.from_z(z, expression)
     truth = render(scene, camera, config.size, names, config.supersample, compiled)
     values = {
         "image": ((truth.image + 1) * 127.5).round(),
@@ -155,8 +160,8 @@ def _draw_subject(config: CacheConfig, folder: Path, compiled: bool, number: int
         "mask": (truth.mask * 255).round(),
         "segmentation": truth.segmentation,
         "normals": (truth.normals * 127).round(),
-        "z": scene.z,
-        "expression": expression,
+        "z": z,
+        "expression": scene.expression,
         "label": camera.label(),
         "style": torch.tensor([STYLES.index(name) for name in names]),
         "seed": torch.full((views,), seed),
@@ -268,8 +273,8 @@ class MannequinImages(Dataset[Sample]):
     """Subjects of a cache, each with all its views.
 
     An item is a dict of tensors: image (V, 3, H, W) in [-1, 1], depth (V, 1, H, W), mask (V, 1, H, W) in
-    [0, 1], segmentation (V, H, W) uint8, normals (V, 3, H, W), z (Z_DIM,), expression (V, E),
-    label (V, 25), style (V,) int64 indices into ``STYLES``, seed () int64.
+    [0, 1], segmentation (V, H, W) uint8, normals (V, 3, H, W), z (Z_DIM,) or, where it is coded, (CODE_DIM,),
+    expression (V, E), label (V, 25), style (V,) int64 indices into ``STYLES``, seed () int64.
     """
 
     def __init__(self, folder: Path | str) -> None:

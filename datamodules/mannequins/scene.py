@@ -8,6 +8,9 @@ CDF; a discrete one (hair style, glasses, beard) cuts its own ``z_k`` at fixed t
 Layout of z: ``IDENTITY`` (shape, hair, glasses, beard, and the colours of skin, hair, eyes and lips),
 then ``SURROUNDINGS`` (RGB of the cloth and of the background), then ``LIGHT`` (x, y, strength, warmth).
 
+A generator without expressions has the face in its code as well: ``CODE_NAMES`` are those of z and ``FACE_AXES``, from
+whose numbers, N(0, I) like the others, :func:`face_expression` makes the coefficients.
+
 All draws are made on the CPU in float64 and rounded to float32, so that they are bit-equal everywhere.
 """
 
@@ -19,6 +22,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+_FACES_SEED = 2**41  # keeps a subject's face apart from its other draws
 
 # Bump whenever any pixel, label or draw changes: caches of older versions are then rebuilt.
 WORLD_VERSION = 1
@@ -91,6 +96,11 @@ BEARD_STYLES = ("bald", "short", "fringe", "afro")
 
 EXPRESSIONS = ("smile", "frown", "mouth_open", "brow_raise", "blink", "pucker")
 EXAGGERATIONS = ("big_eyes", "long_face")
+
+FACE_AXES = ("mouth_corners", "mouth_open", "brow_raise", "blink", "pucker")
+CODE_NAMES = (*Z_NAMES, *FACE_AXES)
+CODE_DIM = len(CODE_NAMES)
+_ACTIVE, _FROWNING = 0.35, 0.2  # shares of the heads whose axis shows something, and whose mouth's corners are down
 SPLITS = {"train": range(1_000_000), "val": range(1_000_000, 1_100_000), "test": range(1_100_000, 1_200_000)}
 
 # Everything a head is drawn from, in the order of Scene.parameters(): z's traits with each discrete one
@@ -107,6 +117,28 @@ def subject_z(seeds: Iterable[int]) -> Tensor:
     """(B, Z_DIM) latents of numbered subjects; a subject does not depend on its neighbours in the list."""
     rows = [sample_z(1, torch.Generator().manual_seed(int(seed))) for seed in seeds]
     return torch.cat(rows) if rows else torch.zeros(0, Z_DIM)
+
+
+def subject_code(seeds: Iterable[int]) -> Tensor:
+    """(B, CODE_DIM) codes of numbered subjects: their latents, then their faces."""
+    seeds = [int(seed) for seed in seeds]
+    faces = [torch.randn(len(FACE_AXES), dtype=torch.float64, generator=_face_generator(seed)) for seed in seeds]
+    face = torch.stack(faces).float() if faces else torch.zeros(0, len(FACE_AXES))
+    return torch.cat([subject_z(seeds), face], 1)
+
+
+def _face_generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(_FACES_SEED + seed)
+
+
+def face_expression(face: Tensor) -> Tensor:
+    """Numbers of ``FACE_AXES`` (B, 5), N(0, I), to expressions (B, E): most axes show nothing, the others up to 1."""
+    share = torch.special.ndtr(face.double())
+    shown = ((share - 1 + _ACTIVE) / _ACTIVE).clamp(0, 1).unbind(1)
+    strength: dict[str, Tensor] = dict(zip(FACE_AXES, shown, strict=True))
+    strength["smile"] = strength["mouth_corners"]
+    strength["frown"] = ((_FROWNING - share[:, FACE_AXES.index("mouth_corners")]) / _FROWNING).clamp(0, 1)
+    return torch.stack([strength[name] for name in EXPRESSIONS], 1).float()
 
 
 def sample_expression(count: int, generator: torch.Generator | None = None) -> Tensor:
@@ -186,6 +218,18 @@ class Scene:
         traits["beard"] = (z[:, column["beard"]] > BEARD_THRESHOLD).float() * may_beard
         traits |= {name: torch.zeros_like(traits["beard"]) for name in EXAGGERATIONS}
         return Scene(z.float(), expression.float(), traits)
+
+    @staticmethod
+    def from_code(code: Tensor) -> Scene:
+        """The scene of codes (B, CODE_DIM), or of latents (B, Z_DIM) with neutral faces.
+
+        Raises:
+            ValueError: as :meth:`from_z`.
+        """
+        if code.shape[1:] != (CODE_DIM,):
+            return Scene.from_z(code)
+        z, face = code.split((Z_DIM, len(FACE_AXES)), 1)
+        return Scene.from_z(z, face_expression(face))
 
     def __len__(self) -> int:
         return len(self.z)

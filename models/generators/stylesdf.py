@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.camera import Camera, Rig
-from models.generators.base import Discriminator, DiscriminatorOutput, RadianceGenerator
+from models.generators.base import Discriminator, DiscriminatorOutput, ParameterGroup, RadianceGenerator
 from models.generators.fir import fir_kernel
 from models.generators.layers import LEAKY_SLOPE, MappingNetwork
 from models.generators.stylegan2 import Noise, SynthesisBlock, SynthesisLayer, ToImage
@@ -291,6 +291,13 @@ class StyleSDF(RadianceGenerator):
         if self.decoder is not None:
             self.decoder_mean.copy_(self.decoder.map_network(renderer).mean(0))
 
+    def parameter_groups(self) -> dict[str, ParameterGroup]:
+        """The field with its mapping, and the decoder with its own."""
+        decoder = [] if self.decoder is None else list(self.decoder.parameters())
+        own = {id(parameter) for parameter in decoder}
+        groups = {"renderer": ParameterGroup([p for p in self.parameters() if id(p) not in own])}
+        return groups | ({"decoder": ParameterGroup(decoder)} if decoder else {})
+
     def affine_weights(self, layers: Sequence[int] | None = None) -> Tensor:
         """As :meth:`Generator.affine_weights`, of the field's layers and the decoder's convolutions: layer i reads
         code i. Columns are those of both codes, and 0 for the code that a layer does not read."""
@@ -332,7 +339,15 @@ class StyleSDF(RadianceGenerator):
         camera, whose axes are the world's; without any, points are seen from the front."""
         if directions is None:
             directions = features.new_tensor([0.0, 0.0, -1.0]).expand(*features.shape[:2], 3)
-        raw, seen = self._unpack(features, directions)
+        return self._sample(*self._unpack(features, directions))
+
+    def shade(self, ws: Latents, points: Tensor, directions: Tensor) -> FieldSample:
+        """``decode(features(ws, points), directions)``, at the cost of what is needed without an edit between them."""
+        film = self.field.film(ws.groups["renderer"])
+        x = self.field.backbone(points * self.point_scale, film)
+        return self._sample(self.field.distance(x), self.field.features(x, directions, film))
+
+    def _sample(self, raw: Tensor, seen: Tensor) -> FieldSample:
         colour = 2 * torch.sigmoid(self.field.colour(seen)) - 1
         return FieldSample(colour, density=self.density(raw), sdf=raw if self.beta is not None else None)
 

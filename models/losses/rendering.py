@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from models.batches import PortraitBatch
 from models.checks import check_not_negative
+from models.image import resized
 from models.rendering.output import Rendering
 from models.segments import SEGMENTS
 
@@ -24,6 +25,7 @@ class RenderingLoss:
     Attributes:
         weight: of the whole, for the caller; 0 means that nothing is reconstructed.
         mask_weight, depth_weight, edge_weight: of the opacity, the depth and image gradients.
+        raw_weight: of the picture before super-resolution, where there is one.
         feature_weight: how much more a pixel of an eye, a brow or the mouth counts.
     """
 
@@ -31,12 +33,13 @@ class RenderingLoss:
     mask_weight: float = 1.0
     depth_weight: float = 0.2
     edge_weight: float = 0.5
+    raw_weight: float = 1.0
     feature_weight: float = 4.0
 
     def __post_init__(self) -> None:
         check_not_negative(
             self,
-            *("weight", "mask_weight", "depth_weight", "edge_weight", "feature_weight"),
+            *("weight", "mask_weight", "depth_weight", "edge_weight", "raw_weight", "feature_weight"),
             where="reconstruction.",
         )
 
@@ -60,13 +63,19 @@ class RenderingLoss:
             "edge": error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean(),
         }
         total = losses["image"] + self.edge_weight * losses["edge"]
+        if fake.raw is not None:
+            error = fake.raw - resized(real, fake.raw.shape[-1])
+            losses["raw"] = error.abs().mean() + 2 * error.square().mean()
+            total = total + self.raw_weight * losses["raw"]
         if "mask" in batch and fake.alpha is not None:
-            mask = batch["mask"].flatten(0, 1)
+            # Maps have the side of the rendering before super-resolution: each pixel the mean of those that it covers.
+            side = fake.alpha.shape[-1]
+            mask = F.adaptive_avg_pool2d(batch["mask"].flatten(0, 1), side)
             losses["mask"] = F.mse_loss(fake.alpha, mask)
             total = total + self.mask_weight * losses["mask"]
             if "depth" in batch and fake.depth is not None:
                 solid = (mask > 0.99).to(mask.dtype)
-                error = (fake.depth - batch["depth"].flatten(0, 1)).square()
+                error = (fake.depth - F.adaptive_avg_pool2d(batch["depth"].flatten(0, 1), side)).square()
                 if fake.spread is not None:  # sum_i w_i (z_i - z)^2: fog around the right depth is wrong too
                     error = error + fake.spread
                 losses["depth"] = ((error + 1e-6).sqrt() * solid).mean()

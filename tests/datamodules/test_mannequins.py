@@ -38,7 +38,14 @@ from datamodules.mannequins import (
     sample_z,
     subject_z,
 )
-from datamodules.mannequins.scene import CONTINUOUS_TRAITS
+from datamodules.mannequins.scene import (
+    CODE_DIM,
+    CODE_NAMES,
+    CONTINUOUS_TRAITS,
+    FACE_AXES,
+    face_expression,
+    subject_code,
+)
 from datamodules.mannequins.shapes import distance, named
 from models.camera import Camera
 
@@ -129,6 +136,28 @@ class TestCodes:
     def test_wrong_codes_are_refused(self, z: Tensor, expression: Tensor | None, message: str) -> None:
         with pytest.raises(ValueError, match=message):
             Scene.from_z(z, expression)
+
+    def test_codes_hold_latent_and_face(self) -> None:
+        code = subject_code([7, 8])
+        assert code.shape == (2, CODE_DIM) == (2, len(CODE_NAMES))
+        assert torch.equal(code[:, :Z_DIM], subject_z([7, 8])) and torch.equal(code[1:], subject_code([8]))
+        scene = Scene.from_code(code)
+        assert torch.equal(scene.expression, face_expression(code[:, Z_DIM:])) and torch.equal(scene.z, code[:, :Z_DIM])
+        assert not Scene.from_code(code[:, :Z_DIM]).expression.any()
+
+    def test_faces_are_normal_numbers(self) -> None:
+        """Every axis does nothing in most heads; corners of the mouth go up or down; the far end is all there is."""
+        face = torch.randn(20_000, len(FACE_AXES), generator=torch.Generator().manual_seed(1))
+        found: dict[str, Tensor] = dict(zip(EXPRESSIONS, face_expression(face).unbind(1), strict=True))
+        assert not bool(((found["smile"] > 0) & (found["frown"] > 0)).any())
+        for name, expected in {"smile": 0.35, "frown": 0.2, "mouth_open": 0.35, "blink": 0.35}.items():
+            assert float((found[name] > 0).float().mean()) == pytest.approx(expected, abs=0.02), name
+            active = found[name][found[name] > 0]  # uniform in (0, 1]
+            assert float(active.mean()) == pytest.approx(0.5, abs=0.02)
+            assert float(active.var()) == pytest.approx(1 / 12, abs=0.005)
+        ends = face_expression(torch.tensor([[9.0] * 5, [-9.0] * 5]))
+        expected = [{n: float(n != "frown") for n in EXPRESSIONS}, {n: float(n == "frown") for n in EXPRESSIONS}]
+        assert ends.tolist() == [pytest.approx([row[n] for n in EXPRESSIONS], abs=1e-6) for row in expected]
 
     def test_light_grows_with_its_dim_and_follows_its_side(self) -> None:
         x = LIGHT.start + 0
@@ -322,6 +351,30 @@ class TestCache:
     def test_wrong_configs_are_refused(self, change: dict[str, object], message: str) -> None:
         with pytest.raises(ValueError, match=message):
             replace(self.config, **change)
+
+    def test_coded_subjects(self, tmp_path: Path) -> None:
+        """One face in all views, in the code; the truth and the distances are those of the code."""
+        data = mannequins.MannequinDataModule(
+            1, 1, 1, size=16, supersample=1, views_per_subject=2, cache_dir=str(tmp_path), coded=True
+        )
+        data.setup("test")
+        sample = data.datasets["test"][0]
+        scene = Scene.from_code(subject_code([int(sample["seed"])]))
+        assert sample["z"].shape == (CODE_DIM,)
+        assert torch.equal(sample["expression"], scene.expression.expand(2, -1))
+        camera = Camera.from_label(sample["label"])
+        for truth in (data.view_truth(sample, camera), data.subject_truth(sample["z"][None], camera, 16)):
+            assert torch.equal(truth.expression, scene.expression.expand(2, -1))
+        again = data.view_truth(sample, camera).image
+        assert float((again - sample["image"]).abs().max()) <= 2 / 255
+
+        solid = sample["mask"][0].flatten() == 1
+        origins, directions = camera[0].rays(16)
+        points = origins + sample["depth"][0].flatten()[None, :, None] * directions
+        found = data.distances(sample["z"][None], points)[0]
+        assert float(found[solid].abs().max()) < 0.02  # depths are stored in half precision
+        centre = torch.zeros(1, 1, 3)
+        assert float(data.distances(sample["z"][None], centre)) < -0.3
 
     def test_data_module(self, tmp_path: Path) -> None:
         data = mannequins.MannequinDataModule(

@@ -9,14 +9,16 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.plugins import MixedPrecision
 
 from callbacks.guard import FiniteGuard
-from datamodules.mannequins import EXPRESSIONS, Z_DIM, MannequinDataModule
+from datamodules.mannequins import CODE_DIM, EXPRESSIONS, Z_DIM, MannequinDataModule
 from models import artifact
 from models.camera import Camera, Rig
 from models.errors import UserError
 from models.generators.discriminator import ImageDiscriminator
 from models.generators.manifold import ManifoldGenerator
 from models.generators.stylegan2 import StyleGAN2Discriminator, StyleGAN2Generator
+from models.generators.stylesdf import StyleSDF
 from models.heads.projector import fit_latents
+from models.losses.field import FieldLoss
 from models.losses.rendering import RenderingLoss
 from models.metrics.distribution import Distribution, EmbeddedDistribution
 from models.metrics.image import psnr
@@ -80,6 +82,18 @@ _LONGER = {
     "model.discriminator.init_args.minibatch_group": 0,
 }
 _GAN = {"model.reconstruction.weight": 0, "model.adversarial.start": 0}
+# A field that learns from points alone at first, then from pictures too.
+_SDF = {
+    "model.generator": {
+        "class_path": "models.generators.stylesdf.StyleSDF",
+        "init_args": {
+            "z_dim": 51, "width": 8, "depth": 1, "mapping_layers": 1, "raw_resolution": 8, "samples": 6,
+            "decoder": {"channels": [8, 8], "w_dim": 8, "mapping_layers": 1}, "rig": {"near": 5.8, "far": 7.8},
+        },
+    },
+    "model.field": {"alone": 12, "pixels": 8, "near": 8, "uniform": 8},
+    "data.init_args.coded": True,
+}  # fmt: skip
 _SCORES = {"model.fit_subjects": 2, "model.neighbours": 2, "model.kid_features": "EmbeddedDistribution"}
 CASE = StageCase(
     line,
@@ -87,6 +101,7 @@ CASE = StageCase(
     commands={
         "fit": Command(batch=6, options={**_LONGER, "model.adversarial.start": 24}, tolerance=5e-3),
         "fit, plain GAN": Command(batch=6, options={**_LONGER, **_GAN}, tolerance=5e-3),
+        "fit, distances": Command(batch=6, options={**_LONGER, **_SDF, "model.adversarial.start": 24}, tolerance=5e-3),
         "test": Command(options={**_LONGER, **_SCORES}),
     },
     kills=[Kill("last.ckpt"), Kill("last.ckpt", 5), Kill("artifact")],
@@ -371,6 +386,65 @@ def test_what_portraits_cannot_do_is_refused(tmp_path):
         trainer(tmp_path).fit(stage(fit_manifolds=False), datamodule=Pictures())
     with pytest.raises(UserError, match="kid_features"):
         trainer(tmp_path).test(stage(), datamodule=Pictures(), verbose=False)
+
+
+class TestDistances:
+    """A small StyleSDF on coded mannequins."""
+
+    @staticmethod
+    def stage(**options):
+        torch.manual_seed(0)
+        generator = StyleSDF(
+            CODE_DIM, width=24, depth=2, mapping_layers=1, raw_resolution=8, samples=12,
+            decoder={"channels": [8, 8], "w_dim": 8, "mapping_layers": 1}, rig=Rig(near=5.8, far=7.8),
+        )  # fmt: skip
+        field = FieldLoss(**{"alone": 120, "pixels": 32, "near": 32, "uniform": 16} | options.pop("field", {}))
+        training = Optimization(2e-3, betas=(0.9, 0.99), warmup_images=1, lr_scales={"decoder": 5.0})
+        return PriorStage(
+            generator, None, 160, AdversarialLoss(start=1000), field=field, optimization=training, **options
+        )
+
+    @pytest.fixture
+    def data(self, cache):
+        return MannequinDataModule(**DATA, cache_dir=cache, coded=True)
+
+    def test_points_alone_then_pictures(self, tmp_path, data, monkeypatch):
+        torch.set_num_threads(1)
+        module, rendered = self.stage(jitter=True), []
+        render = StyleSDF.synthesis
+
+        def counted(self, *args, **options):
+            if torch.is_grad_enabled():
+                rendered.append(int(module.images_seen))
+            return render(self, *args, **options)
+
+        monkeypatch.setattr(StyleSDF, "synthesis", counted)
+        data.prepare_data()
+        data.setup("fit")
+        batch = torch.utils.data.default_collate([data.datasets["train"][i] for i in range(6)])
+        camera = Camera.from_label(batch["label"].flatten(0, 1))
+
+        def error():
+            drawn = module.field.draw(6, 2, SIZE, torch.Generator().manual_seed(1))
+            ws = module.generator.mapping(batch["z"])
+            terms = module.field(module.generator, ws, camera, batch, data.distances, drawn)
+            return float(terms["distance"]), float(terms["colour"])
+
+        before = error()
+        trainer(tmp_path).fit(module, datamodule=data)
+        assert min(rendered) == 120 and max(rendered) == 156 and len(rendered) == 10
+        after = error()
+        assert all(now < 0.9 * then for now, then in zip(after, before, strict=True)), (before, after)
+
+    def test_what_does_not_fit_is_refused(self, tmp_path):
+        with pytest.raises(UserError, match=r"model\.field teaches a signed distance, which ManifoldGenerator is not"):
+            stage(field=FieldLoss())
+        with pytest.raises(UserError, match="no surfaces to teach a distance by"):
+            module = PriorStage(StyleSDF(Z_DIM, width=8, depth=1, raw_resolution=SIZE), field=FieldLoss())
+            trainer(tmp_path).fit(module, datamodule=Codes())
+        with pytest.raises(UserError, match="before image 120"):
+            PriorStage(self.stage().generator, ImageDiscriminator([8, 12, 16]), 160, AdversarialLoss(start=0),
+                       field=FieldLoss(alone=120))  # fmt: skip
 
 
 def test_protocol_writes_every_score(tmp_path, data):
