@@ -8,6 +8,7 @@ BUILDABLE = frozenset(
     f"models.{name}"
     for name in (
         "camera.Rig",
+        "encoders.alignment.ResidualAligner",
         "encoders.detail.DetailEncoder",
         "encoders.detail.DetailReconstructor",
         "encoders.detail.ManifoldUpsampler",
