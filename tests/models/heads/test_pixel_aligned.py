@@ -20,6 +20,8 @@ from models.heads.photos import PhotoSet
 from models.heads.pixel_aligned import LocalNetworks, PixelAlignedGenerator
 from models.heads.subjects import Subjects
 from models.latents import Latents
+from models.losses.alignment import residual_loss
+from models.losses.image import pixel_mse
 from models.zoo import family
 from models.zoo.family import Official
 from models.zoo.parity import Fixture
@@ -287,6 +289,30 @@ def test_gradients_reach_the_networks_and_nothing_else():
     (loss + aligned.query.residual.abs().mean()).backward()
     assert [n for n, p in local.named_parameters() if p.grad is None or not p.grad.abs().max() > 0] == []
     assert image.grad is None
+
+
+def test_one_view_teaches_another():
+    """Novel-view training (B.1): each of two views of a head is made from the other, and ADA's residual is known."""
+    torch.manual_seed(0)
+    generator = awaken(small(raw_resolution=8, samples=8)).requires_grad_(False)
+    generator.load_state_dict(ball())
+    local = networks("hybrid").train()
+    ws, _, _ = photographed(generator, 1)
+    camera = views_of(generator, torch.tensor([-0.2, 0.2]), 0.0)
+    truth = 0.5 - 0.5 * generator.synthesis(ws, camera).image  # a head that no code has
+    codes, other = ws.repeat_interleave(2), torch.tensor([1, 0])
+    optimiser = torch.optim.Adam(local.parameters(), 1e-2)
+    errors = []
+    for _ in range(25):
+        source = local.source(generator, codes, truth, camera)
+        aligned = local.edit(generator, source, camera[other])
+        found = aligned.synthesis(generator, aligned.query.camera).image
+        error = pixel_mse(found, truth[other]).mean()
+        optimiser.zero_grad()
+        (error + 0.1 * residual_loss(aligned.query, truth[other]).mean()).backward()
+        optimiser.step()
+        errors.append(error.item())
+    assert errors[-1] < 0.8 * errors[0]
 
 
 @torch.no_grad()
