@@ -8,6 +8,7 @@ BUILDABLE = frozenset(
     f"models.{name}"
     for name in (
         "camera.Rig",
+        "encoders.alignment.ResidualAligner",
         "encoders.detail.DetailEncoder",
         "encoders.detail.DetailReconstructor",
         "encoders.detail.ManifoldUpsampler",
@@ -47,12 +48,14 @@ BUILDABLE = frozenset(
         "heads.codes.HeadCodes",
         "heads.detailed.DetailedGenerator",
         "heads.photos.PhotoSet",
+        "heads.pixel_aligned.LocalNetworks",
+        "heads.pixel_aligned.PixelAlignedGenerator",
         "rendering.atlas.Chart",
         "rendering.manifolds.ManifoldPredictor",
     )
 )
 
-WRAPPERS = frozenset({"models.heads.detailed.DetailedGenerator"})
+WRAPPERS = frozenset({"models.heads.detailed.DetailedGenerator", "models.heads.pixel_aligned.PixelAlignedGenerator"})
 """Generators made of other modules alone, which an index of subjects may name: they have no weights of their own."""
 
 FILES = ("weights",)

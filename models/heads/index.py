@@ -136,3 +136,14 @@ def detailed_entry(identity: str, artwork: str | None) -> Entry:
         artwork=artwork,
         caption="one pass",
     )
+
+
+def pixel_aligned_entry(identity: str, artwork: str | None) -> Entry:
+    """A photo's head with details that are aligned pixel by pixel."""
+    return Entry(
+        identity,
+        wrapper="models.heads.pixel_aligned.PixelAlignedGenerator",
+        parts={"coarse": "generator", "local": "local", "photo": "anchors"},
+        artwork=artwork,
+        caption="one pass",
+    )

@@ -1,8 +1,9 @@
-"""E3DGE: ``E3DGE_Full_Runner.pt``: ``encoder`` (E0), ``netLocal`` (E1, texture fusion), ``Fuse_sft_block`` and others.
+"""E3DGE: ``E3DGE_Full_Runner.pt``: ``encoder`` (E0), ``netLocal`` (E1, texture fusion), ``Fuse_sft_block``,
+``grid_align`` (ADA) and others.
 
-Left out: ``grid_align``, the 2D alignment network; the discriminator and optimisers; and what the official networks own
-but never read: ``bn4`` of every block of E1 (where it is read it is the same parameter as ``downsample.0``) and
-``downsample_channel_conv``. The generator is StyleSDF's, from its own file.
+Left out: the discriminator and optimisers; and what the official networks own but never read: ``bn4`` of every block
+of E1 (where it is read it is the same parameter as ``downsample.0``) and ``downsample_channel_conv``. The generator is
+StyleSDF's, from its own file.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from models.camera import Camera
 from models.configurable import Configurable
+from models.encoders.alignment import ResidualAligner
 from models.encoders.e3dge import (
     AlignmentFusion,
     ConvBlock,
@@ -33,6 +35,7 @@ from models.zoo.parity import Fixture
 from models.zoo.stylesdf import Layout, Place, count, field_key, load
 
 E0, E1, SFT = "styles_pigan.0.linear.weight", "image_filter.conv1.weight", "encode_enc.fc_0.weight"
+ADA = "dconv_layer1.0.res_layer.1.weight"
 TEXTURE, UNREAD = "local_feat_to_tex_modulations_linear.", "downsample_channel_conv."
 GEOMETRY_CODES = 6  # of the renderer's, before those of texture
 
@@ -163,12 +166,24 @@ def build_alignment(state: State, where: str = "E3DGE Fuse_sft_block") -> Alignm
         return load(fusion, renamed(fusion, "encode.", "encode_enc."), state, where)
 
 
+def build_aligner(state: State, where: str = "E3DGE grid_align") -> ResidualAligner:
+    """ADA from its official state dict.
+
+    Raises:
+        ZooError: naming the first key that is missing, unknown or misshapen.
+    """
+    firsts = ["conv_layer1.0.weight", *(f"conv_layer{i}.0.res_layer.1.weight" for i in (2, 3, 4))]
+    with torch.no_grad():
+        aligner = ResidualAligner([shape_of(state, key, 4, where)[0] for key in firsts])
+        return load(aligner, renamed(aligner, "", ""), state, where)
+
+
 def states_of(official: Official) -> dict[str, State]:
     """State dicts by the key that tells what they are, without the prefix that distributed training leaves."""
     found = {}
     for state in official.states.values():
         bare = {key.removeprefix("module."): tensor for key, tensor in state.items()}
-        found |= {mark: bare for mark in (E0, E1, SFT) if mark in bare}
+        found |= {mark: bare for mark in (E0, E1, SFT, ADA) if mark in bare}
     return found
 
 
@@ -178,7 +193,7 @@ def matches(official: Official) -> bool:
 
 
 def convert(official: Official, settings: Mapping[str, Any]) -> Converted:
-    """Those of E0, E1, texture fusion and alignment fusion that the file has. See :class:`Family`."""
+    """Those of E0, E1, texture fusion, alignment fusion and ADA that the file has. See :class:`Family`."""
     refuse_settings(settings, "e3dge")
     states = states_of(official)
     modules: dict[str, Configurable] = {}
@@ -188,14 +203,16 @@ def convert(official: Official, settings: Mapping[str, Any]) -> Converted:
         modules["local_encoder"], modules["texture_fusion"] = build_local(states[E1])
     if SFT in states:
         modules["alignment_fusion"] = build_alignment(states[SFT])
+    if ADA in states:
+        modules["aligner"] = build_aligner(states[ADA])
     if not modules:
         raise ZooError(f"E3DGE: there is neither a key {E0!r} nor {E1!r}")
-    left_out = "; its 2D alignment network is left out" if any("grid_align" in n for n in official.states) else ""
-    return Converted(modules, f"E3DGE: {', '.join(name.replace('_', ' ') for name in modules)}{left_out}")
+    return Converted(modules, f"E3DGE: {', '.join(name.replace('_', ' ') for name in modules)}")
 
 
 def export(modules: Mapping[str, Configurable]) -> dict[str, Any]:
-    """``encoder``, ``netLocal`` without what it never reads, and ``Fuse_sft_block``, as far as there are modules."""
+    """``encoder``, ``netLocal`` without what it never reads, ``Fuse_sft_block`` and ``grid_align``, as far as there are
+    modules."""
     layouts: dict[str, Layout] = {}
     if isinstance(encoder := modules.get("encoder"), GlobalEncoder):
         layouts["encoder"] = renamed(encoder, "trunk.", "")
@@ -203,6 +220,8 @@ def export(modules: Mapping[str, Configurable]) -> dict[str, Any]:
         layouts["netLocal"] = local_layout(local) | renamed(modules["texture_fusion"], "film.", TEXTURE)
     if isinstance(fusion := modules.get("alignment_fusion"), AlignmentFusion):
         layouts["Fuse_sft_block"] = renamed(fusion, "encode.", "encode_enc.")
+    if isinstance(aligner := modules.get("aligner"), ResidualAligner):
+        layouts["grid_align"] = renamed(aligner, "", "")
     states = {name: {key: p.official.clone() for key, p in layout.items()} for name, layout in layouts.items()}
     return {"iter": 0, **states}
 

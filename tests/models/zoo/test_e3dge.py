@@ -5,6 +5,7 @@ import torch
 from torch.testing import assert_close
 
 from models.camera import Rig
+from models.encoders.alignment import ResidualAligner
 from models.encoders.e3dge import AlignmentFusion, GlobalEncoder, LocalEncoder, TextureFusion
 from models.zoo import family, recognise
 from models.zoo.e3dge import official_camera
@@ -33,6 +34,7 @@ def networks(encoder=None, local=None, fusion=None, visibility=True):
         "local_encoder": LocalEncoder(**(LOCAL | (local or {}))),
         "texture_fusion": TextureFusion(**({"width": 5, "channels": 6, "frequencies": 3} | (fusion or {}))),
         "alignment_fusion": AlignmentFusion(6, visibility=visibility),
+        "aligner": ResidualAligner([4, 5, 6, 7]),
     }
     return {name: awaken(module).eval() for name, module in modules.items()}
 
@@ -80,11 +82,11 @@ def test_configuration_is_read_off_the_file_and_written_back(changes):
 def test_parts_and_prefixes():
     file = official()
     file.states["encoder"] = {f"module.{key}": value for key, value in file.states["encoder"].items()}
-    file.states["grid_align"] = {"conv.weight": torch.zeros(1)}
+    file.states["grid_align"] = {f"module.{key}": value for key, value in file.states["grid_align"].items()}
     file.states["netLocal"]["downsample_channel_conv.conv.bias"] = torch.zeros(3)
     found = FAMILY.convert(file, {})
-    assert list(found.modules) == ["encoder", "local_encoder", "texture_fusion", "alignment_fusion"]
-    assert "alignment network is left out" in found.found
+    assert list(found.modules) == ["encoder", "local_encoder", "texture_fusion", "alignment_fusion", "aligner"]
+    assert found.found == "E3DGE: encoder, local encoder, texture fusion, alignment fusion, aligner"
     only = Official({"encoder": file.states["encoder"]})
     assert FAMILY.matches(only) and list(FAMILY.convert(only, {}).modules) == ["encoder"]
     assert not FAMILY.matches(Official({"": {"a": torch.zeros(1)}}))
@@ -105,6 +107,13 @@ def test_parts_and_prefixes():
             r"'local_feat_to_tex_modulations_linear\.shortcut\.weight' is missing",
         ),
         ("Fuse_sft_block", {"drop": ["shift.2.bias"]}, r"Fuse_sft_block: the key 'shift\.2\.bias' is missing"),
+        ("grid_align", {"drop": ["conv_layer1.1.running_var"]}, r"the key 'conv_layer1\.1\.running_var' is missing"),
+        ("grid_align", {"drop": ["conv_layer3.0.res_layer.1.weight"]}, r"'conv_layer3\.0\.res_layer\.1\.weight' is"),
+        (
+            "grid_align",
+            {"add": {"conv_layer2.1.shortcut_layer.0.weight": torch.zeros(1)}},
+            r"the key 'conv",
+        ),
     ],
 )
 def test_first_mismatch_is_named(part, changes, message):
