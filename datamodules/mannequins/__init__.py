@@ -14,6 +14,7 @@ from datamodules.mannequins.dataset import (
     draw_views,
 )
 from datamodules.mannequins.render import RIG, Truth, render
+from datamodules.mannequins.scan import bare, face_scan, keypoints
 from datamodules.mannequins.scene import (
     EXAGGERATIONS,
     EXPRESSIONS,
@@ -61,9 +62,12 @@ __all__ = [
     "Palette",
     "Scene",
     "Truth",
+    "bare",
     "build_cache",
     "draw_views",
+    "face_scan",
     "harmonics",
+    "keypoints",
     "render",
     "sample_expression",
     "sample_z",

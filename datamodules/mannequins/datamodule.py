@@ -9,11 +9,13 @@ from torch import Tensor
 from datamodules.mannequins.dataset import CacheConfig, MannequinImages, Sample, build_cache
 from datamodules.mannequins.envelope import envelope_field
 from datamodules.mannequins.render import Truth, render
+from datamodules.mannequins.scan import face_scan
 from datamodules.mannequins.scene import Scene
 from datamodules.mannequins.styles import PLAIN, STYLES
 from datamodules.resumable import SplitDataModule
 from models.camera import Camera
 from models.errors import UserError
+from models.metrics.scan import Scan
 
 
 class MannequinDataModule(SplitDataModule):
@@ -100,6 +102,10 @@ class MannequinDataModule(SplitDataModule):
         scene = Scene.from_z(sample["z"][None].cpu(), sample["expression"][:1].cpu()).repeat_interleave(len(camera))
         style = STYLES[int(sample["style"][0])]
         return render(scene, camera.to("cpu"), config.size, style, config.supersample, self.compiled)
+
+    def scan_truth(self, sample: Sample) -> Scan:
+        """The surface and the keypoints of the first view of one test subject, with its expression."""
+        return face_scan(Scene.from_z(sample["z"][None].cpu(), sample["expression"][:1].cpu()))
 
     def subject_truth(self, z: Tensor, camera: Camera, size: int, expression: Tensor | None = None) -> Truth:
         """What the subject z (1, Z_DIM) shows to B cameras: plain, neutral but for an expression (1, E)."""

@@ -22,10 +22,10 @@ KEYPOINTS = (
 )
 """In NoW's order; right is the person's."""
 _NEIGHBOURS = 16  # triangles that are tried first
-_EVEN = 3.0  # triangles are cut that are this much larger than half of all are
+_EVEN = 1.5  # triangles are cut that are this much larger than half of all are
 _MOST_CUTS = 12  # each halves the sides of those triangles
 _MOST_CORNERS = 4_000_000  # of the cut triangles together
-_PAIRS = 1 << 20  # of points and triangles measured at once
+_PAIRS = 1 << 20  # of points and triangles that are considered at once
 
 
 @dataclass(frozen=True)
@@ -98,35 +98,44 @@ class Surface:
             raise UserError("a surface has vertices that are not finite numbers")
         self.corners = _evened(corners)  # (T, 3, 3)
         middle = self.corners.mean(1)
-        self._reach = float((self.corners - middle[:, None]).norm(dim=-1).max())
+        self._radius = (self.corners - middle[:, None]).norm(dim=-1).amax(1)  # (T,) of balls around the triangles
         self._tree = KDTree(middle.numpy())
 
     def nearest(self, points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Of points (N, 3): nearest points (N, 3) on the surface, distances (N,), and their triangles' normals (N, 3).
 
-        Triangles are tried in the order of their middles' distances, until none that is left can be nearer: a point of
-        a triangle is at most ``reach`` from its middle.
+        Triangles are tried in the order of their middles' distances until none that is left can be nearer, as the balls
+        around them tell.
         """
         points = points.double()
-        found = torch.empty_like(points)
         best = points.new_full((len(points),), torch.inf)
         chosen = torch.zeros(len(points), dtype=torch.int64)
-        open_, count = torch.arange(len(points)), min(_NEIGHBOURS, len(self.corners))
+        open_, count, largest = (
+            torch.arange(len(points)),
+            min(_NEIGHBOURS, len(self.corners)),
+            float(self._radius.max()),
+        )
         while len(open_):
             undecided = []
             for rows in open_.split(max(_PAIRS // count, 1)):
-                far, which = self._tree.query(points[rows].numpy(), k=range(1, count + 1))
-                order = torch.from_numpy(np.asarray(which))
-                places = closest_on_triangles(points[rows, None], self.corners[order])
-                distance = (places - points[rows, None]).norm(dim=-1)
+                which = np.arange(1, count + 1)  # as a list: one alone keeps its dimension
+                far, which = self._tree.query(points[rows].numpy(), k=which)  # type: ignore[arg-type]
+                far, which = torch.from_numpy(np.asarray(far)), torch.from_numpy(np.asarray(which))
+                least = far - self._radius[which]  # no point of a triangle is nearer
+                bound = (far + self._radius[which]).amin(1, keepdim=True)
+                row, column = (least <= bound).nonzero().unbind(1)
+                places = closest_on_triangles(points[rows[row]], self.corners[which[row, column]])
+                distance = torch.full_like(far, torch.inf)
+                distance[row, column] = _length(places - points[rows[row]])
                 best[rows], pick = distance.min(1)
-                every = torch.arange(len(rows))
-                found[rows], chosen[rows] = places[every, pick], order[every, pick]
-                undecided.append(rows[torch.from_numpy(np.asarray(far))[:, -1] < best[rows] + self._reach])
+                chosen[rows] = which.gather(1, pick[:, None])[:, 0]
+                undecided.append(rows[far[:, -1] < best[rows] + largest])
             if count == len(self.corners):
                 break
             open_, count = torch.cat(undecided), min(4 * count, len(self.corners))
-        a, b, c = self.corners[chosen].unbind(1)
+        corners = self.corners[chosen]
+        found = closest_on_triangles(points, corners)
+        a, b, c = corners.unbind(1)
         return found, best, torch.nn.functional.normalize(torch.linalg.cross(b - a, c - a), dim=-1)
 
 
@@ -151,15 +160,15 @@ def closest_on_triangles(points: Tensor, corners: Tensor) -> Tensor:
     """
     a, b, c = corners.unbind(-2)
     best = _closest_on_segment(points, a, b)
-    distance = (points - best).square().sum(-1, keepdim=True)
+    distance = _dot(points - best, points - best)
     for start, stop in ((b, c), (c, a)):
         other = _closest_on_segment(points, start, stop)
-        further = (points - other).square().sum(-1, keepdim=True)
-        best = torch.where(further < distance, other, best)
+        further = _dot(points - other, points - other)
+        best = torch.where((further < distance)[..., None], other, best)
         distance = torch.minimum(further, distance)
     u, v, to_point = b - a, c - a, points - a
-    uu, uv, vv = (u * u).sum(-1), (u * v).sum(-1), (v * v).sum(-1)
-    pu, pv = (to_point * u).sum(-1), (to_point * v).sum(-1)
+    uu, uv, vv = _dot(u, u), _dot(u, v), _dot(v, v)
+    pu, pv = _dot(to_point, u), _dot(to_point, v)
     area = uu * vv - uv * uv
     flat = area <= 1e-14 * uu * vv  # as good as a line: its sides say all
     area = torch.where(flat, torch.ones_like(area), area)
@@ -170,13 +179,22 @@ def closest_on_triangles(points: Tensor, corners: Tensor) -> Tensor:
 
 def _closest_on_segment(points: Tensor, start: Tensor, stop: Tensor) -> Tensor:
     along = stop - start
-    length = along.square().sum(-1, keepdim=True)
-    share = ((points - start) * along).sum(-1, keepdim=True) / torch.where(length > 0, length, torch.ones_like(length))
-    return start + share.clamp(0, 1) * along
+    length = _dot(along, along)
+    share = _dot(points - start, along) / torch.where(length > 0, length, torch.ones_like(length))
+    return start + share.clamp(0, 1)[..., None] * along
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    """Over the last dimension, of three; a sum over it takes several times as long."""
+    return a[..., 0] * b[..., 0] + a[..., 1] * b[..., 1] + a[..., 2] * b[..., 2]
+
+
+def _length(a: Tensor) -> Tensor:
+    return _dot(a, a).sqrt()
 
 
 def refine(
-    points: Tensor, surface: Surface, scale: bool = True, steps: int = 50, tolerance: float = 1e-9
+    points: Tensor, surface: Surface, scale: bool = True, steps: int = 30, tolerance: float = 1e-5
 ) -> Similarity:
     """The motion of the surface that makes the squared distances of the scan's points to it least.
 
@@ -194,7 +212,7 @@ def refine(
     motion, damping = Similarity.identity(), 1e-3
 
     def residuals(motion: Similarity) -> tuple[Tensor, Tensor, Tensor]:
-        """Distances, in the scan's units; their directions; the nearest points: both as the surface's frame has them."""
+        """Distances, in the scan's units; and in the surface's frame their directions and the nearest points."""
         local = (points - motion.translation) @ motion.rotation / motion.scale
         place, distance, normal = surface.nearest(local)
         away = torch.where(distance[:, None] > 1e-9, (local - place) / distance.clamp_min(1e-30)[:, None], normal)
