@@ -6,6 +6,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from models.camera import Camera
 from models.metrics.portrait import HeadTruth, ViewTruth
+from models.metrics.scan import Scan
 
 
 @runtime_checkable
@@ -26,4 +27,13 @@ class KnowsViewTruth(Protocol):
 
     def view_truth(self, sample: dict[str, Any], camera: Camera) -> ViewTruth:
         """What the first view of a sample (V, ...) shows, seen by B cameras."""
+        ...
+
+
+@runtime_checkable
+class KnowsScan(Protocol):
+    """Samples whose faces' surfaces are known."""
+
+    def scan_truth(self, sample: dict[str, Any]) -> Scan:
+        """The surface that the first view of a sample (V, ...) shows."""
         ...

@@ -14,6 +14,7 @@ from datamodules.mannequins.dataset import (
     draw_views,
 )
 from datamodules.mannequins.render import RIG, Truth, render
+from datamodules.mannequins.scan import bare, face_scan, keypoints
 from datamodules.mannequins.scene import (
     CODE_DIM,
     CODE_NAMES,
@@ -66,9 +67,12 @@ __all__ = [
     "Palette",
     "Scene",
     "Truth",
+    "bare",
     "build_cache",
     "draw_views",
+    "face_scan",
     "harmonics",
+    "keypoints",
     "render",
     "sample_expression",
     "sample_z",

@@ -10,12 +10,14 @@ from torch import Tensor
 from datamodules.mannequins.dataset import CacheConfig, MannequinImages, Sample, build_cache
 from datamodules.mannequins.envelope import envelope_field
 from datamodules.mannequins.render import Truth, render
+from datamodules.mannequins.scan import face_scan
 from datamodules.mannequins.scene import Scene
 from datamodules.mannequins.shapes import distance, named
 from datamodules.mannequins.styles import PLAIN, STYLES
 from datamodules.resumable import SplitDataModule
 from models.camera import Camera
 from models.errors import UserError
+from models.metrics.scan import Scan
 from models.rendering.compositing import field_gradient
 
 
@@ -103,11 +105,18 @@ class MannequinDataModule(SplitDataModule):
     def view_truth(self, sample: Sample, camera: Camera) -> Truth:
         """What the first view of one test subject shows, expression and style included, from other cameras."""
         config = self.configs["test"]
-        z, expression = sample["z"][None].cpu(), sample["expression"][:1].cpu()
-        scene = Scene.from_code(z) if self.configs["test"].coded else Scene.from_z(z, expression)
-        scene = scene.repeat_interleave(len(camera))
+        scene = self._scene(sample).repeat_interleave(len(camera))
         style = STYLES[int(sample["style"][0])]
         return render(scene, camera.to("cpu"), config.size, style, config.supersample, self.compiled)
+
+    def scan_truth(self, sample: Sample) -> Scan:
+        """The surface and the keypoints of the first view of one test subject, with its expression."""
+        return face_scan(self._scene(sample))
+
+    def _scene(self, sample: Sample) -> Scene:
+        """What the first view of one test subject shows."""
+        z, expression = sample["z"][None].cpu(), sample["expression"][:1].cpu()
+        return Scene.from_code(z) if self.configs["test"].coded else Scene.from_z(z, expression)
 
     def subject_truth(self, z: Tensor, camera: Camera, size: int, expression: Tensor | None = None) -> Truth:
         """What the subject z (1, Z_DIM) shows to B cameras: plain, neutral but for an expression (1, E), or the face of

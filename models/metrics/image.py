@@ -40,12 +40,17 @@ def ssim(image: Tensor, truth: Tensor, mask: Tensor | None = None) -> Tensor:
     return masked_mean(full, mask)
 
 
-def high_frequency(image: Tensor, sigma: float = 1.0) -> Tensor:
-    """Root mean square of what a Gaussian blur takes away: (B,); ``sigma`` in pixels."""
+def high_pass(image: Tensor, sigma: float = 1.0) -> Tensor:
+    """What a Gaussian blur takes away: (B, 3, H, W); ``sigma`` in pixels."""
     side = 2 * math.ceil(3 * sigma) + 1
     from kornia.filters import gaussian_blur2d  # here: slow to import
 
-    return (image - gaussian_blur2d(image, (side, side), (sigma, sigma))).square().flatten(1).mean(1).sqrt()
+    return image - gaussian_blur2d(image, (side, side), (sigma, sigma))
+
+
+def high_frequency(image: Tensor, sigma: float = 1.0, mask: Tensor | None = None) -> Tensor:
+    """Root mean square of what a Gaussian blur takes away: (B,); ``sigma`` in pixels. Masked after blurring."""
+    return masked_mean(high_pass(image, sigma).square(), mask).sqrt()
 
 
 def masked_distance(network: PerceptualDistance, image: Tensor, truth: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -23,7 +23,7 @@ from models.errors import UserError
 from models.features.base import Frozen, move_frozen
 from models.metrics.consistency import SurfaceRecipe, carried, stacked_line, surface_consistency
 from models.metrics.distribution import Distribution, Precomputed, fid, kid
-from models.metrics.geometry import depth_mae, eroded, normal_error
+from models.metrics.geometry import shape_errors
 from models.metrics.image import high_frequency, identity_similarity, masked_distance, psnr, ssim
 from models.metrics.parallax import Mark, choose_mark, locate, parallax, shows
 from models.metrics.portrait import ViewTruth
@@ -228,7 +228,7 @@ class InversionProtocol:
             "psnr": psnr(found, sweep.image),
             "ssim": ssim(found, sweep.image),
             "lpips": self.perceptual(found, sweep.image),
-            **_geometry(turned, sweep),
+            **shape_errors(turned, sweep),
         }
         near = offsets.abs() <= NEAR
         values = {
@@ -236,7 +236,7 @@ class InversionProtocol:
             for metric, value in metrics.items()
             for place, chosen in (("near", near), ("far", ~near))
         }
-        values |= {metric: float(value) for metric, value in _geometry(own, source).items()}
+        values |= {metric: float(value) for metric, value in shape_errors(own, source).items()}
         shown = seen_from(views, sweep.depth, sweep.mask, camera, source.depth, source.mask)
         hidden = ((sweep.mask > 0.5) & ~shown).float()
         telling = hidden.flatten(1).sum(1) >= 8  # fewer pixels say nothing
@@ -270,17 +270,6 @@ def _picture(rendering: Rendering) -> Tensor:
 def _rows(*rows: Tensor) -> Tensor:
     """(V, 3, H, W) each, below each other: (3, rows * H, V * W)."""
     return torch.cat([torch.cat(list(row), 2) for row in rows], 1).clamp(-1, 1)
-
-
-def _geometry(found: Rendering, truth: ViewTruth) -> dict[str, Tensor]:
-    """Depth and normal errors (V,) on the pixels that both show, without the silhouette."""
-    if found.depth is None or found.alpha is None or found.depth.shape != truth.depth.shape:
-        return {}
-    both = eroded((truth.mask > 0.5).float()) * (found.alpha > 0.5)
-    values = {"depth_mae": depth_mae(found.depth.float(), truth.depth, both)}
-    if found.normals is not None:
-        values["normal_error"] = normal_error(found.normals.float(), truth.normals, both)
-    return values
 
 
 class InversionScores(Metric):

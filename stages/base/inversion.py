@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torchvision.utils import make_grid
 
 from datamodules.poses import check_dataset
-from datamodules.truth import KnowsViewTruth
+from datamodules.truth import KnowsScan, KnowsViewTruth
 from models.artifact import Export
 from models.batches import PortraitBatch, some_views, subject
 from models.camera import Camera
@@ -33,6 +33,7 @@ from models.heads.index import Entry, subject_index
 from models.image import resized, write_image
 from models.latents import Latents
 from models.losses.inversion import ReconstructionLoss
+from models.metrics.e3dge import E3DGEProtocol
 from models.metrics.image import identity_similarity, psnr, ssim
 from models.metrics.inversion import PROTOCOL, VERSION, InversionProtocol, InversionScores
 from models.metrics.records import Record
@@ -80,9 +81,9 @@ class InversionStage(Stage):
     """Base of the stages that train what turns a picture into a head.
 
     A batch holds ``image`` (B, V, 3, H, W) and, for a 3D generator, ``label`` (B, V, 25): each picture is a head of its
-    own. ``test`` measures each subject's first picture by the shared protocol (:mod:`models.metrics.inversion`); where
-    the data module knows the truth (:class:`datamodules.truth.KnowsViewTruth`), also against that. ``predict`` hands on
-    heads as the stage ``anchor`` does.
+    own. ``test`` measures each subject's first picture by a shared protocol (:mod:`models.metrics.inversion`,
+    :mod:`models.metrics.e3dge`); where the data module knows the truth (:mod:`datamodules.truth`), also against that.
+    ``predict`` hands on heads as the stage ``anchor`` does.
 
     Args:
         perceptual: the perceptual distance of L_r.
@@ -104,7 +105,7 @@ class InversionStage(Stage):
         self,
         perceptual: nn.Module,
         identity: nn.Module | None = None,
-        protocol: InversionProtocol | None = None,
+        protocol: InversionProtocol | E3DGEProtocol | None = None,
         reconstruction: ReconstructionLoss = ReconstructionLoss(),  # noqa: B008 - frozen
         schedule: RateSchedule = RateSchedule(),
         tested: ArtifactRef | None = None,
@@ -266,29 +267,42 @@ class InversionStage(Stage):
     def on_test_epoch_start(self) -> None:
         if self.protocol is None:
             raise UserError("test needs what it measures, model.protocol: see configs/stages/invert_test.yaml")
-        features = self.protocol.distribution.module.num_features
-        self._scores = InversionScores(self.protocol.networks, features, self.seed).to(self.device)
+        self._scores: InversionScores | None = None  # of what has values of the whole set
+        if isinstance(self.protocol, InversionProtocol):
+            features = self.protocol.distribution.module.num_features
+            self._scores = InversionScores(self.protocol.networks, features, self.seed).to(self.device)
 
     @torch.no_grad()
     def test_step(self, batch: PortraitBatch, batch_idx: int) -> None:
         image, camera = self.pictures(some_views(batch, slice(1)))
         image = resized(image, self.generator.resolution)
-        assert self.protocol is not None
         for row, item in enumerate(items_of(batch)):
             own = image[row : row + 1]
             if camera is None:
                 found = self.reconstruct(own, None)(None).image
                 self.records.add(self.flat_records(item, found, own))
                 continue
-            data, truth = self.trainer.datamodule, None  # type: ignore[attr-defined]
-            if isinstance(data, KnowsViewTruth):
-                truth = partial(self.true_views, data.view_truth, subject(batch, row))
-            place = len(self._scores.names) * self.world_size + self.global_rank  # among the items of all ranks
-            surface = place < self.protocol.surfaces
-            measured = self.protocol(item, own, camera[row], self.generator.rig, self.reconstruct, truth, surface)
-            self._scores.update(item, measured)
-            for name, picture in measured.pictures.items():
+            pictures = self.measure(item, own, camera[row], subject(batch, row))
+            for name, picture in pictures.items():
                 write_image(self.out / name / f"{item_id(item)}.png", picture)
+
+    def measure(self, item: str, image: Tensor, camera: Camera, sample: dict[str, Any]) -> dict[str, Tensor]:
+        """Keep what the protocol measures of a picture (1, 3, H, W) and its camera; returns the pictures to look at."""
+        data, truth = self.trainer.datamodule, None  # type: ignore[attr-defined]
+        if isinstance(data, KnowsViewTruth):
+            truth = partial(self.true_views, data.view_truth, sample)
+        rig = self.generator.rig
+        if isinstance(self.protocol, E3DGEProtocol):
+            scan = data.scan_truth(sample) if isinstance(data, KnowsScan) else None
+            scores = self.protocol(item, image, camera, rig, self.reconstruct, truth, scan=scan)
+            self.records.add(scores.records(item, self.variant, self.protocol.networks, seed=self.seed))
+            return scores.pictures
+        assert self.protocol is not None and self._scores is not None
+        place = len(self._scores.names) * self.world_size + self.global_rank  # among the items of all ranks
+        surface = place < self.protocol.surfaces
+        measured = self.protocol(item, image, camera, rig, self.reconstruct, truth, surface)
+        self._scores.update(item, measured)
+        return measured.pictures
 
     @staticmethod
     def true_views(truth: Callable[[dict[str, Any], Camera], Any], sample: dict[str, Any], camera: Camera) -> Any:
@@ -308,7 +322,7 @@ class InversionStage(Stage):
         ]  # fmt: skip
 
     def summary(self) -> list[Record]:
-        return self._scores.records(self.variant, seed=self.seed)
+        return [] if self._scores is None else self._scores.records(self.variant, seed=self.seed)
 
     # -- predict and export -----------------------------------------------------------------------
 

@@ -175,7 +175,10 @@ NEUTRAL = {
     "model.generator.init_args.ambient": "of expressions",
     "model.generator.init_args.background_channels": "of a separate background",
     "model.generator.init_args.predictor.grid": "nothing is baked",
-    **{f"model.reconstruction.{term}_weight": "reconstruction is 0" for term in ("mask", "depth", "edge", "raw", "feature")},
+    **dict.fromkeys(
+        [f"model.reconstruction.{term}_weight" for term in ("mask", "depth", "edge", "raw", "feature")],
+        "reconstruction is 0",
+    ),
 }  # fmt: skip
 IGNORED_BY_TEST = {  # which takes the networks from what is tested
     "prior", "encoder", "trunk", "inverter", "detail", "train", "freeze", "joint", "rendered", "regularisation",

@@ -1,5 +1,7 @@
 """The protocol by real command lines: any number of processes, surfaces, and tables beside the paper's numbers."""
 
+import json
+
 import pytest
 import torch
 
@@ -62,3 +64,25 @@ def test_tables_show_the_papers_numbers_beside_ours(work, tmp_path, capsys):
     assert any(row.startswith("| inversion vpaper | celeba-hq | psnr |") and "| 21.51 |" in row for row in lines)
     assert any(row.startswith("| inversion v1 | test | psnr |") and "| invert |" in row for row in lines)
     assert "21.51" in capsys.readouterr().out
+
+
+def e3dge(folder):
+    """The same portraits by E3DGE's protocol."""
+    given = {
+        "perceptual": inversions.network("EmbeddedLPIPS"),
+        "identity": inversions.network("EmbeddedIdentity"),
+        "frames": 4,
+    }
+    protocol = {"class_path": "models.metrics.e3dge.E3DGEProtocol", "init_args": given}
+    return [word for word in line(folder) if "protocol" not in word] + [f"--model.protocol={json.dumps(protocol)}"]
+
+
+def test_another_protocol_by_any_number_of_processes(work, tmp_path):
+    galatea(*e3dge(work), f"--out={tmp_path / 'one'}")
+    galatea(*e3dge(work), "--trainer.strategy=ddp", f"--out={tmp_path / 'two'}", ranks=2)
+    assert (tmp_path / "one" / "metrics.csv").read_bytes() == (tmp_path / "two" / "metrics.csv").read_bytes()
+    records = read_records(tmp_path / "one")
+    assert {record.protocol for record in records} == {"e3dge"}
+    assert len({record.item for record in records}) == 3
+    assert {"mae", "ssim_e3dge", "id_input_nv@far"} <= {record.metric for record in records}
+    assert len(list((tmp_path / "one" / "trajectory").glob("*.png"))) == 3
