@@ -15,6 +15,7 @@ from typing import Protocol
 
 import torch
 from torch import Generator, Tensor
+from torch.nn import functional as F
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
@@ -273,13 +274,21 @@ def _rows(*rows: Tensor) -> Tensor:
 
 
 def _geometry(found: Rendering, truth: ViewTruth) -> dict[str, Tensor]:
-    """Depth and normal errors (V,) on the pixels that both show, without the silhouette."""
-    if found.depth is None or found.alpha is None or found.depth.shape != truth.depth.shape:
+    """Depth and normal errors (V,) on the pixels that both show, without the silhouette.
+
+    Shapes that are rendered smaller than their pictures are enlarged to these, pixel by pixel.
+    """
+    if found.depth is None or found.alpha is None:
         return {}
-    both = eroded((truth.mask > 0.5).float()) * (found.alpha > 0.5)
-    values = {"depth_mae": depth_mae(found.depth.float(), truth.depth, both)}
+
+    def enlarged(t: Tensor) -> Tensor:
+        size = truth.depth.shape[-2:]
+        return t.float() if t.shape[-2:] == size else F.interpolate(t.float(), size, mode="nearest-exact")
+
+    both = eroded((truth.mask > 0.5).float()) * (enlarged(found.alpha) > 0.5)
+    values = {"depth_mae": depth_mae(enlarged(found.depth), truth.depth, both)}
     if found.normals is not None:
-        values["normal_error"] = normal_error(found.normals.float(), truth.normals, both)
+        values["normal_error"] = normal_error(enlarged(found.normals), truth.normals, both)
     return values
 
 
