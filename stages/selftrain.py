@@ -104,8 +104,8 @@ class SelftrainStage(InversionStage):
         self.told = check_fit(self.encoder, generator)
         if self.encoder.expressions:
             raise UserError("samples are neutral: an encoder with expressions learns these with galatea invert")
+        # Not channels_last: in bf16 on CPUs, PyTorch's convolutions of single pixels then have arbitrary gradients.
         self.encoder.start(generator.mean_latents)
-        self.encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # faster on CPUs
 
     def losses_global(self, image: Tensor, camera: Camera, batch: SampleBatch) -> dict[str, Tensor]:
         """L = L_geo^O + L_geo^F + code_weight L_code + L_rec."""

@@ -14,6 +14,7 @@ from models.encoders.e3dge import GlobalEncoder
 from models.encoders.pyramid import Encoder4Editing
 from models.errors import UserError
 from models.generators.geometry import field_geometry
+from models.generators.manifold import ManifoldGenerator
 from models.generators.stylegan2 import ToImage
 from models.heads.subjects import Subjects
 from models.losses.geometry import GeometryLoss
@@ -30,21 +31,25 @@ from tests.stages.processes import Kill, galatea
 
 DECODER = {"channels": [12, 8], "w_dim": 10, "mapping_layers": 2}
 GLOBAL = {
-    "geometry": 2, "texture": 1, "w_dim": 16, "geometry_side": 4, "texture_side": 8, "decoder_ws": 4, "decoder_dim": 10,
+    "geometry": 2, "texture": 1, "w_dim": 16, "geometry_side": 4, "texture_side": 4, "decoder_ws": 4, "decoder_dim": 10,
     "decoder_side": 16, "resolution": 32, "widths": [4, 6, 8, 10], "depths": [1, 1, 1, 1], "reduction": 1,
 }  # fmt: skip
 
 
+PRIOR = {"manifold": "manifolds", "paper": "balls", "released": "balls"}
+"""Generators by what is trained: opacities on manifolds; distances, with all codes or the renderer's alone."""
+
+
 def encoder_for(kind):
-    if kind == "tiny":
+    if kind == "manifold":
         return {"class_path": "models.encoders.pyramid.Encoder4Editing", "init_args": inversions.ENCODER}
     heads = {"decoder_heads": 0 if kind == "released" else 1}
     return {"class_path": "models.encoders.e3dge.GlobalEncoder", "init_args": {**GLOBAL, **heads}}
 
 
-def line(folder, kind="tiny", **model):
+def line(folder, kind="paper", **model):
     """Options of four steps of two samples."""
-    path = str(folder / ("tiny" if kind == "tiny" else "sdf"))
+    path = str(folder / PRIOR[kind])
     samples = {"train_samples": 8, "val_samples": 5, "test_samples": 5, "points": {"count": 20}, "batch_size": 2}
     shared = {"perceptual": inversions.network("EmbeddedLPIPS"), "identity": inversions.network("EmbeddedIdentity")}
     given = {
@@ -62,34 +67,47 @@ def line(folder, kind="tiny", **model):
 
 
 def prepare(folder, count=0):
-    tiny.prior(folder / "tiny")
+    """A StyleSDF whose heads are balls, with pictures within [-1, 1]."""
+    torch.manual_seed(0)
+    generator = awaken(small(decoder=DECODER)).eval()
+    generator.load_state_dict(ball(), strict=False)
+    generator.update_mean(256)
+    with torch.no_grad():
+        for module in generator.decoder.modules():
+            if isinstance(module, ToImage):
+                module.weight.mul_(0.2)
+    artifact.save(folder / "balls", stage="prior", modules={"generator": generator})
+
+
+def manifolds(folder):
+    """A radiance-manifold generator whose heads are opaque in places."""
+    torch.manual_seed(0)
+    generator = awaken(ManifoldGenerator(**tiny.OPTIONS)).eval()
+    with torch.no_grad():
+        for out in generator.backbone.outs:
+            out.weight.normal_()
+    generator.update_mean(256)
+    artifact.save(folder / "manifolds", stage="prior", modules={"generator": generator})
 
 
 CASE = StageCase(
     line,
     prepare,
     commands={
-        "fit": Command(batch=6, options={"data.init_args.train_samples": 24}, tolerance=1e-4),
+        # Gradients of some biases are nothing but rounding, as a normalisation follows: Adam makes whole steps of them.
+        "fit": Command(batch=6, options={"data.init_args.train_samples": 24}, tolerance=3e-2),
         "test": Command(),
-        "predict": Command(),
+        "predict": Command(options={"data.init_args.batch_size": 1}),
     },
 )
 
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory):
-    """Folder of the tiny prior, of a StyleSDF, and of an uninterrupted result."""
+    """Folder of the generators, and of an uninterrupted result."""
     folder = tmp_path_factory.mktemp("work")
     prepare(folder)
-    torch.manual_seed(0)
-    generator = awaken(small(decoder=DECODER)).eval()
-    generator.load_state_dict(ball(), strict=False)
-    generator.update_mean(256)
-    with torch.no_grad():  # pictures within [-1, 1]
-        for module in generator.decoder.modules():
-            if isinstance(module, ToImage):
-                module.weight.mul_(0.2)
-    artifact.save(folder / "sdf", stage="prior", modules={"generator": generator})
+    manifolds(folder)
     galatea(*line(folder), f"--out={folder / 'selftrain'}")
     return folder
 
@@ -108,13 +126,23 @@ def logged(out):
 
 def test_the_result_is_whole(work):
     found = artifact.load(work / "selftrain")
-    assert set(found.manifest["modules"]) == {"generator", "encoder"} and found.extra["geometry"] == "occupancy"
-    before = artifact.load(work / "tiny").module("generator").state_dict()
+    assert set(found.manifest["modules"]) == {"generator", "encoder"} and found.extra["geometry"] == "sdf"
+    before = artifact.load(work / "balls").module("generator").state_dict()
     after = found.module("generator").state_dict()
     assert all(torch.equal(value, before[name]) for name, value in after.items())
-    mean = artifact.load(work / "tiny").module("generator").mean_latents
+    shape = {"val/surface", "val/normal", "val/space", "val/eikonal"}
+    assert {"val/psnr", "val/code"} | shape < found.metrics.keys()
+    assert all(found.metrics[name] > 0 for name in shape)
+
+
+def test_opacities(work, tmp_path):
+    """Of a field that is no distance."""
+    run(line(work, "manifold"), tmp_path)
+    found = artifact.load(tmp_path)
+    assert found.extra["geometry"] == "occupancy" and "val/eikonal" not in found.metrics
+    assert all(found.metrics[f"val/{name}"] > 0 for name in ("surface", "normal", "space"))
+    mean = artifact.load(work / "manifolds").module("generator").mean_latents
     assert found.module("encoder").mean_latents.ws.sub(mean.ws).abs().max() < 1e-2  # in half precision
-    assert {"val/psnr", "val/code", "val/surface", "val/normal", "val/space"} < found.metrics.keys()
 
 
 @pytest.mark.parametrize("kind", ["paper", "released"])
@@ -147,9 +175,9 @@ def test_a_signed_distance(work, tmp_path, kind):
 def stage(work, kind="paper", **options):
     """A stage in the middle of its training, and a batch of pairs."""
     torch.manual_seed(0)
-    path = work / ("tiny" if kind == "tiny" else "sdf")
+    path = work / PRIOR[kind]
     described = encoder_for(kind)
-    encoder = (Encoder4Editing if kind == "tiny" else GlobalEncoder)(**described["init_args"])
+    encoder = (Encoder4Editing if kind == "manifold" else GlobalEncoder)(**described["init_args"])
     made = SelftrainStage(inversions.ref(path), encoder, perceptual=tiny.network("perceptual"), **options)
     made.build_model()
     data = SampleDataModule(str(path), views=2, train_samples=3, points=PointRecipe(30))
@@ -157,7 +185,7 @@ def stage(work, kind="paper", **options):
     return made.eval(), data.render(default_collate([data.datasets["train"][row] for row in range(3)]))
 
 
-@pytest.mark.parametrize("kind", ["tiny", "paper", "released"])
+@pytest.mark.parametrize("kind", ["manifold", "paper", "released"])
 def test_the_loss_is_the_sum_of_its_terms(work, kind):
     """Each term of each picture computed apart."""
     loss = ReconstructionLoss(1.0, 0.8, 0.1)
@@ -169,14 +197,14 @@ def test_the_loss_is_the_sum_of_its_terms(work, kind):
     terms = made.losses(image, camera, batch)
     ws, _ = made.invert(image)
     truth = made.generator.mapping(batch["z"])
-    told = ["ws"] if kind == "tiny" else ["renderer", "decoder"] if kind == "paper" else ["renderer"]
+    told = ["ws"] if kind == "manifold" else ["renderer", "decoder"] if kind == "paper" else ["renderer"]
     for row in range(6):
         numbers = [(ws.groups[name][row] - truth.groups[name][row // 2]).flatten() for name in told]
         assert float(terms["code"][row]) == pytest.approx(float(torch.cat(numbers).square().mean()), rel=1e-4)
     shape = {name: batch[name].flatten(0, 1) for name in batch if name.startswith(("surface", "space"))}
     found = field_geometry(made.generator, ws, shape["surface"])
     mask = shape["surface_mask"][..., 0].double()
-    wanted = shape["surface_value"] if kind == "tiny" else 0
+    wanted = shape["surface_value"] if kind == "manifold" else 0
     value = (found.value - wanted).abs()[..., 0].double()
     torch.testing.assert_close(
         terms["surface"].double(), (value * mask).sum(1) / mask.sum(1).clamp_min(1), atol=1e-6, rtol=1e-4
@@ -184,13 +212,13 @@ def test_the_loss_is_the_sum_of_its_terms(work, kind):
     rendering = made.generator.synthesis(ws, camera)
     networks = made.perceptual, made.identity
     full = loss(rendering.image, image, *networks)["reconstruction"]
-    if kind == "tiny":
+    if kind == "manifold":
         recovery = 1.5 * full
     else:
         recovery = 0.6 * full + 1.5 * loss(rendering.raw, batch["raw"].flatten(0, 1), *networks)["reconstruction"]
     weights = {"surface": 0.5, "normal": 0.25, "space": 2.0, "eikonal": 0.3, "code": 0.7}
     expected = recovery + sum(weight * terms[name] for name, weight in weights.items() if name in terms)
-    assert ("eikonal" in terms) == (kind != "tiny")
+    assert ("eikonal" in terms) == (kind != "manifold")
     torch.testing.assert_close(terms["loss"], expected, atol=1e-5, rtol=1e-4)
 
 
@@ -200,7 +228,7 @@ def test_the_released_loss_sees_the_small_picture_only(work):
     assert "thumb_pixel" in terms and "pixel" not in terms
 
 
-@pytest.mark.parametrize("kind", ["tiny", "paper"])
+@pytest.mark.parametrize("kind", ["manifold", "paper"])
 def test_true_codes_cost_nothing(work, kind):
     """What the right answer costs: pictures, codes and, of sample targets, shapes."""
     made, batch = stage(work, kind, geometry=GeometryLoss(target="sample", eikonal=0))
@@ -231,7 +259,7 @@ def test_a_killed_run_continues_exactly(work, tmp_path, kill):
 
 def test_pictures_of_others_are_inverted_too(work, tmp_path):
     """Validate and test know no shapes then."""
-    generator = artifact.load(work / "tiny").module("generator")
+    generator = artifact.load(work / "balls").module("generator")
     inversions.portraits(work / "portraits", generator)
     words = line(work)
     data = ["--data=datamodules.portraits.PortraitDataModule", f"--data.path={work / 'portraits'}", "--data.size=32"]
@@ -248,11 +276,11 @@ def test_what_does_not_fit_is_refused(work, tmp_path):
     with pytest.raises(UserError, match="phase 'local' is not there yet"):
         run(words, tmp_path, "--model.phase=local")
     with pytest.raises(UserError, match="trained for another generator"):
-        run(words, tmp_path, f"--data.init_args.path={work / 'sdf'}")
+        run(words, tmp_path, f"--data.init_args.path={work / 'manifolds'}")
     with pytest.raises(UserError, match=r"gives 7 codes of 16 \(ws\), the generator takes 3 codes of 16 \(renderer\)"):
-        run(words, tmp_path, f"--model.prior.path={work / 'sdf'}")
+        run(line(work, encoder=encoder_for("manifold")), tmp_path)
     with pytest.raises(UserError, match="samples are neutral"):
-        run(words, tmp_path, "--model.encoder.init_args.expressions=2")
+        run(line(work, "manifold"), tmp_path, "--model.encoder.init_args.expressions=2")
     with pytest.raises(UserError, match="there is nothing to train"):
         run(words, tmp_path, f"--model.tested.path={work / 'selftrain'}")
     for missing in ("prior", "encoder"):
