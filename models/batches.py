@@ -34,7 +34,35 @@ class PortraitBatch(TypedDict, total=False):
     """(B, V, H, W) indices into ``models.segments.SEGMENTS``."""
 
 
-_OF_SUBJECTS = ("name", "seed", "z")
+class SampleBatch(PortraitBatch, total=False):
+    """Samples of a frozen generator: pictures, the codes behind them, and the shape of these (E3DGE, Eq. 1).
+
+    Depth, mask and normals have the size (h, w) of ``raw``. A picture has P points on what it shows and Q in space.
+    """
+
+    raw: Tensor
+    """(B, V, 3, h, w) pictures before super-resolution, in [-1, 1]; of a generator that renders such."""
+    ws: Required[dict[str, Tensor]]
+    """The groups of B codes, as of :class:`models.latents.Latents`."""
+    draws: Required[Tensor]
+    """(B,) seeds of the draws of points, int64."""
+    surface: Required[Tensor]
+    """(B, V, P, 3) points at the expected depths of pixels, P_O; world units."""
+    surface_mask: Required[Tensor]
+    """(B, V, P, 1) 1 where the pixel shows the subject, else 0."""
+    surface_value: Required[Tensor]
+    """(B, V, P, 1) the field there, see :class:`models.generators.geometry.FieldGeometry`."""
+    surface_normals: Required[Tensor]
+    """(B, V, P, 3) unit, outward, world axes."""
+    space: Required[Tensor]
+    """(B, V, Q, 3) points around the surface and anywhere in the scene, P_F; world units."""
+    space_mask: Required[Tensor]
+    """(B, V, Q, 1) 1 within the scene's cube, else 0."""
+    space_value: Required[Tensor]
+    """(B, V, Q, 1) the field there."""
+
+
+_OF_SUBJECTS = ("name", "seed", "z", "ws", "draws")
 
 
 def some_views(batch: PortraitBatch, views: slice | Tensor) -> PortraitBatch:
@@ -45,7 +73,11 @@ def some_views(batch: PortraitBatch, views: slice | Tensor) -> PortraitBatch:
 
 def subject(batch: PortraitBatch, row: int) -> dict[str, Any]:
     """The fields of one subject, without the leading dimension."""
-    return {name: cast(Any, value)[row] for name, value in batch.items()}
+
+    def own(value: Any) -> Any:
+        return {name: part[row] for name, part in value.items()} if isinstance(value, dict) else value[row]
+
+    return {name: own(value) for name, value in batch.items()}
 
 
 class PairBatch(TypedDict):

@@ -11,11 +11,10 @@ from models.batches import PortraitBatch
 from models.camera import Camera
 from models.checks import check_not_negative, check_positive
 from models.encoders.base import Encoder
-from models.errors import UserError, one_line
-from models.features.identity import ArcFaceIdentity
+from models.errors import UserError
 from models.generators.base import Generator
 from models.losses.inversion import delta_regulariser, latent_error, latent_pull
-from stages.base.inversion import InversionStage, check_fit
+from stages.base.inversion import InversionStage, check_fit, start_trunk
 from stages.base.stage import GeneratorRef
 
 
@@ -118,18 +117,3 @@ class InvertStage(InversionStage):
             terms["expression"] = error.square().mean(1)
             loss = loss + self.expression_weight * terms["expression"]
         return {**terms, "loss": loss}
-
-
-def start_trunk(encoder: Encoder, weights: str) -> None:
-    """Fill an encoder's IR-SE trunk from a face recognition network, as pSp and e4e start.
-
-    Raises:
-        UserError: when the encoder has no such trunk, or one of other sizes.
-    """
-    state = ArcFaceIdentity(weights).network.trunk.state_dict()
-    try:
-        encoder.get_submodule("trunk").load_state_dict(state)
-    except (AttributeError, RuntimeError) as error:
-        raise UserError(
-            f"{weights} does not fit the trunk of {type(encoder).__name__}: {one_line(error)[:200]}"
-        ) from error

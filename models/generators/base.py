@@ -108,6 +108,15 @@ class Generator(Configurable):
     def mean_latents(self) -> Latents:
         """The mean style code, a batch of one."""
 
+    def complete(self, ws: Latents) -> Latents:
+        """Codes of which whole groups are missing, with all groups; where nothing tells a group, it is the mean one.
+
+        Args:
+            ws: of an encoder, say, that predicts some groups only.
+        """
+        mean = self.mean_latents.groups
+        return Latents({name: ws.groups.get(name, code.expand(len(ws), -1, -1)) for name, code in mean.items()})
+
     def update_mean(self, count: int = 10_000, seed: int = 0) -> None:
         """Set ``mean_latents`` from ``count`` random z; nothing where it is not such a mean."""
 

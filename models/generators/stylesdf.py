@@ -282,6 +282,17 @@ class StyleSDF(RadianceGenerator):
             groups["decoder"] = self.decoder_mean.expand(1, self.decoder.num_ws, -1)
         return Latents(groups)
 
+    def complete(self, ws: Latents) -> Latents:
+        """As :meth:`Generator.complete`; decoder codes are made of the renderer's, as :meth:`mapping` makes them.
+
+        One renderer code makes all of them: where those of the layers differ, their mean.
+        """
+        if self.decoder is None or "decoder" in ws.groups or "renderer" not in ws.groups:
+            return super().complete(ws)
+        own = ws.groups["renderer"].mean(1)
+        codes = self.decoder.map_network(own)[:, None].expand(-1, self.decoder.num_ws, -1)
+        return Latents({**ws.groups, "decoder": codes})
+
     @torch.no_grad()
     def update_mean(self, count: int = 10_000, seed: int = 0) -> None:
         """Set the mean codes from ``count`` random z."""

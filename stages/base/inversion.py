@@ -25,8 +25,9 @@ from models.batches import PortraitBatch, some_views, subject
 from models.camera import Camera
 from models.checks import check_not_negative, check_positive
 from models.encoders.base import Encoder
-from models.errors import UserError
+from models.errors import UserError, one_line
 from models.features.base import Frozen
+from models.features.identity import ArcFaceIdentity
 from models.generators.base import Generator
 from models.heads.codes import HeadCode, HeadCodes
 from models.heads.index import Entry, subject_index
@@ -167,7 +168,8 @@ class InversionStage(Stage):
     def invert(self, image: Tensor) -> tuple[Latents, Tensor | None]:
         """Codes of pictures (B, 3, H, W), and expressions (B, E) where the encoder tells them."""
         mean = self.encoder.mean_latents or self.generator.mean_latents
-        return self.encoder.invert(resized(image, self.encoder.resolution), mean)
+        codes, expression = self.encoder.invert(resized(image, self.encoder.resolution), mean)
+        return self.generator.complete(codes), expression
 
     def on_fit_start(self) -> None:
         """Refuse cameras that the generator cannot have, before anything is computed."""
@@ -375,9 +377,27 @@ def items_of(batch: PortraitBatch) -> list[str]:
     return [str(seed) for seed in batch["seed"].tolist()]
 
 
+def start_trunk(encoder: Encoder, weights: str) -> None:
+    """Fill an encoder's IR-SE trunk from a face recognition network, as pSp and e4e start.
+
+    Raises:
+        UserError: when the encoder has no such trunk, or one of other sizes.
+    """
+    state = ArcFaceIdentity(weights).network.trunk.state_dict()
+    try:
+        encoder.get_submodule("trunk").load_state_dict(state)
+    except (AttributeError, RuntimeError) as error:
+        raise UserError(
+            f"{weights} does not fit the trunk of {type(encoder).__name__}: {one_line(error)[:200]}"
+        ) from error
+
+
 @torch.no_grad()
-def check_fit(encoder: Encoder, generator: Generator) -> None:
+def check_fit(encoder: Encoder, generator: Generator) -> tuple[str, ...]:
     """Refuse an encoder whose codes or expressions are not the generator's.
+
+    Returns:
+        the groups of codes that the encoder tells; others are :meth:`Generator.complete`'s.
 
     Raises:
         UserError: saying what both have.
@@ -387,12 +407,13 @@ def check_fit(encoder: Encoder, generator: Generator) -> None:
     codes = encoder.eval()(torch.zeros(1, encoder.channels, encoder.resolution, encoder.resolution))
     encoder.train(was)
     found = {name: tuple(t.shape[1:]) for name, t in codes.groups.items()}
-    if found != wanted:
+    if not (found and found.items() <= wanted.items()):
         raise UserError(f"the encoder gives {_sizes(found)}, the generator takes {_sizes(wanted)}")
     if encoder.expressions not in (0, len(generator.expressions)):
         raise UserError(
             f"the encoder tells {encoder.expressions} expressions, the generator has {len(generator.expressions)}"
         )
+    return tuple(found)
 
 
 def _sizes(groups: dict[str, tuple[int, ...]]) -> str:

@@ -83,6 +83,24 @@ class TestPipeline(BallContract):
         assert_close(cut.groups["decoder"][:, :2], decoder.expand(-1, 2, -1))
         assert_close(cut.groups["decoder"][:, 2:], full.groups["decoder"][:, 2:])
 
+    @torch.no_grad()
+    def test_missing_codes(self, generator):
+        """Decoder codes are made of the renderer's, as the mapping does; without either there are the mean ones."""
+        full, mean = generator.mapping(generator.sample_z(3, seeded())), generator.mean_latents
+        found = generator.complete(Latents({"renderer": full.groups["renderer"]}))
+        assert list(found.groups) == ["renderer", "decoder"]
+        assert_close(found.groups["decoder"], full.groups["decoder"])
+        differing = full.groups["renderer"] + torch.tensor([0.3, -0.3, 0.0])[:, None]  # their mean is the same
+        found = generator.complete(Latents({"renderer": differing}))
+        assert_close(found.groups["renderer"], differing)
+        assert_close(found.groups["decoder"], full.groups["decoder"])
+        found = generator.complete(Latents({"decoder": full.groups["decoder"]}))
+        assert_close(found.groups["renderer"], mean.groups["renderer"].expand(3, -1, -1))
+        assert list(found.groups) == ["renderer", "decoder"]
+        assert all(found is own for found, own in zip(
+            generator.complete(full).groups.values(), full.groups.values(), strict=True
+        ))  # fmt: skip
+
 
 class TestDensity(GeneratorContract):
     """Without signed distances, moving directions, samples each in its interval, and no opaque end."""
