@@ -73,8 +73,7 @@ EXTRA = {
     "galatea run configs/pipelines/inversion_test.yaml --out runs/inversion_test": None,  # the same with other folders
     "galatea detail test --config configs/stages/e3dge_test.yaml --model.tested.path assets/inverter"
     " --out runs/e3dge_test": [
-        *TOY_WORLD, "--data.init_args.size", "64", "--data.init_args.compiled", "false",
-        "--model.protocol.init_args.frames", "2",
+        *TOY_WORLD, "--model.protocol.init_args.frames", "2",
     ],
     # tests/stages/test_graminverter.py trains a few steps of the paper's settings on a few portraits.
     "galatea prior fit --config configs/paper/graminverter/prior.yaml --data.path ffhq256.zip"
