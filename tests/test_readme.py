@@ -71,6 +71,10 @@ EXTRA = {
     "galatea run configs/pipelines/inversion_test.yaml --general runs/inverter/invert --tuned runs/inverter/tune"
     " --detail runs/inverter/detail --out runs/inversion_test": ["--dry_run"],
     "galatea run configs/pipelines/inversion_test.yaml --out runs/inversion_test": None,  # the same with other folders
+    "galatea detail test --config configs/stages/e3dge_test.yaml --model.tested.path assets/inverter"
+    " --out runs/e3dge_test": [
+        *TOY_WORLD, "--model.protocol.init_args.frames", "2",
+    ],
     # tests/stages/test_graminverter.py trains a few steps of the paper's settings on a few portraits.
     "galatea prior fit --config configs/paper/graminverter/prior.yaml --data.path ffhq256.zip"
     " --out runs/efficient_gram": None,
