@@ -46,6 +46,7 @@ BUILDABLE = frozenset(
         "generators.volume.TriPlaneVolumeGenerator",
         "heads.codes.HeadCodes",
         "heads.detailed.DetailedGenerator",
+        "heads.directions.Directions",
         "heads.photos.PhotoSet",
         "rendering.atlas.Chart",
         "rendering.manifolds.ManifoldPredictor",
