@@ -8,6 +8,7 @@ STAGES = {
     "invert": ("stages.invert:InvertStage", "train an encoder that inverts a generator in one pass"),
     "tune": ("stages.tune:TuneStage", "tune the generator to all pictures that its encoder inverts"),
     "detail": ("stages.detail:DetailStage", "train details on manifolds; predict: photos to heads in one pass"),
+    "directions": ("stages.directions:DirectionsStage", "find directions of a latent space, by which heads are edited"),
     "present": ("stages.present:PresentStage", "render turntables, views and meshes of the result"),
 }
 

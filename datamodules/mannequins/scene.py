@@ -91,6 +91,11 @@ BEARD_STYLES = ("bald", "short", "fringe", "afro")
 
 EXPRESSIONS = ("smile", "frown", "mouth_open", "brow_raise", "blink", "pucker")
 EXAGGERATIONS = ("big_eyes", "long_face")
+
+FACE_AXES = ("mouth_corners", "mouth_open", "brow_raise", "blink", "pucker")
+CODE_NAMES = (*Z_NAMES, *FACE_AXES)
+CODE_DIM = len(CODE_NAMES)
+_ACTIVE, _FROWNING = 0.35, 0.2  # shares of the heads whose axis shows something, and whose mouth's corners are down
 SPLITS = {"train": range(1_000_000), "val": range(1_000_000, 1_100_000), "test": range(1_100_000, 1_200_000)}
 
 # Everything a head is drawn from, in the order of Scene.parameters(): z's traits with each discrete one

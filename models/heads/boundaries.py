@@ -9,7 +9,7 @@ import logging
 import math
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 _FEWEST = 2  # codes at an end
 _LEAST_LEFT = 1e-6  # of a normal, when what is held is taken out of it
 _MOST_ITERATIONS = 20_000
+_HALVINGS = 5  # of the last step towards a useful range's end
 
 
 @dataclass(frozen=True)
@@ -230,7 +231,7 @@ def linear_svm(codes: Tensor, labels: Tensor, cost: float, seed: int) -> tuple[T
         machine.fit(((codes - centre) / scale).numpy(), labels.numpy())
     if any(issubclass(warning.category, ConvergenceWarning) for warning in caught):
         log.warning("warning: a boundary has not settled after %d rounds: lower method.cost", _MOST_ITERATIONS)
-    weight, bias = torch.from_numpy(machine.coef_[0]).double(), float(machine.intercept_[0])
+    weight, bias = torch.from_numpy(machine.coef_[0]).double(), float(np.ravel(machine.intercept_)[0])
     length = weight.norm()
     normal = weight / length
     return normal, normal @ centre - scale * bias / length
@@ -275,17 +276,32 @@ class Calibration:
         check_positive(self, "distance", "codes", "steps", where="calibration.")
 
 
-def useful_end(strengths: Sequence[float], distances: Sequence[float], wanted: float) -> float:
-    """The first strength at which a curve of distances, 0 at 0 and straight between its points, reaches ``wanted``.
+def useful_end(change: Callable[[float], float], reach: float, wanted: float, steps: int) -> tuple[float, float]:
+    """How far to go for a change of ``wanted``: the first of ``steps`` equal steps that has it, halved down to where it
+    begins; all of ``reach`` where none has.
 
-    The last of the strengths, which rise, where it does not.
+    Args:
+        change: by strength, from 0 to ``reach``, which may be below 0.
+
+    Returns:
+        the strength, and the change there.
     """
-    before, below = 0.0, 0.0
-    for strength, distance in zip(strengths, distances, strict=True):
-        if distance >= wanted:
-            return before + (strength - before) * (wanted - below) / (distance - below)
-        before, below = strength, distance
-    return strengths[-1]
+    before, there, found = 0.0, reach, 0.0
+    for step in range(1, steps + 1):
+        there = reach * step / steps
+        found = change(there)
+        if found >= wanted:
+            break
+        before = there
+    else:
+        return there, found
+    for _ in range(_HALVINGS):
+        middle = (before + there) / 2
+        if (now := change(middle)) >= wanted:
+            there, found = middle, now
+        else:
+            before = middle
+    return there, found
 
 
 def spread_and_reach(codes: Tensor, normal: Tensor) -> tuple[float, float, float]:

@@ -191,10 +191,14 @@ class TestHold:
 
 
 class TestRange:
-    def test_where_a_curve_reaches(self):
-        assert useful_end([1, 2, 3], [0.1, 0.2, 0.6], 0.4) == pytest.approx(2.5)
-        assert useful_end([1, 2, 3], [0.4, 0.2, 0.6], 0.1) == pytest.approx(0.25)
-        assert useful_end([1, 2, 3], [0.1, 0.05, 0.2], 0.4) == 3
+    def test_where_a_change_is_enough(self):
+        """The first such place, within a 32nd of a step."""
+        end, found = useful_end(lambda s: s * s, 3.0, 2.0, 3)
+        assert math.sqrt(2) <= end < math.sqrt(2) + 1 / 32 and found == end * end
+        end, found = useful_end(lambda s: s * s, -3.0, 2.0, 3)
+        assert -math.sqrt(2) - 1 / 32 < end <= -math.sqrt(2)
+        assert useful_end(lambda s: 1.5 * (1 < s < 2) + (s > 2.5), 3.0, 1.0, 2)[0] == pytest.approx(1.03, abs=0.05)
+        assert useful_end(abs, -3.0, 4.0, 5) == (-3.0, 3.0)
 
     def test_how_far_codes_reach(self):
         codes = torch.tensor([[-3.0, 5.0], [1.0, 0.0], [1.0, 1.0], [1.0, 7.0]])[:, None]
