@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from models.artifact import load
+from models.artifact import Artifact
 from models.configurable import Configurable
 from models.errors import UserError, shown
 from models.latents import Latents
@@ -154,6 +153,11 @@ class Directions(Configurable):
         return found / counts
 
 
+def in_words(edits: Mapping[str, float]) -> str:
+    """Edits for a caption: "smile +1, age -0.5"."""
+    return ", ".join(f"{name.replace('_', ' ')} {strength:+g}" for name, strength in edits.items())
+
+
 def sizes(groups: Mapping[str, tuple[int, ...]]) -> str:
     """Groups and their sizes in words: "renderer (9, 256), decoder (10, 512)"."""
     return ", ".join(f"{name} {size}" for name, size in groups.items())
@@ -168,7 +172,7 @@ def fingerprint(generator: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def directions_for(path: str | os.PathLike[str], subjects: Subjects) -> Directions:
+def directions_for(source: Artifact, subjects: Subjects) -> Directions:
     """The directions of an artifact, for heads of another.
 
     They belong to the generator that the heads are codes of, which may be shown by a wrapper, and to what was made of
@@ -176,17 +180,16 @@ def directions_for(path: str | os.PathLike[str], subjects: Subjects) -> Directio
 
     Raises:
         UserError: when there are none, or they are of another generator.
-        ArtifactError: when the artifact cannot be read.
+        ArtifactError: when they cannot be read.
     """
-    source = load(path)
     found = source.module("directions")
     if not isinstance(found, Directions):
-        raise UserError(f"module 'directions' of {path} holds no directions, but a {type(found).__name__}")
+        raise UserError(f"module 'directions' of {source.path} holds no directions, but a {type(found).__name__}")
     shown_ids = {subjects.artifact.id, *subjects.artifact.ancestors}
     related = any(manifest_id(parent) in shown_ids for parent in source.manifest["parents"].values())
     if not related and (own := fingerprint(subjects.generator)) != found.generator:
         raise UserError(
-            f"the directions of {path} are of the generator {found.generator[:12]}, the heads of "
+            f"the directions of {source.path} are of the generator {found.generator[:12]}, the heads of "
             f"{subjects.artifact.path} of {own[:12]}: fit directions to that one"
         )
     found.check_size(subjects.generator.mean_latents)

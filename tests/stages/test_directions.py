@@ -55,7 +55,7 @@ def prior(folder):
         generator.map_network[0].weight.copy_(torch.linalg.qr(torch.randn(12, 6))[0])
         generator.map_network[0].bias.fill_(9.0)  # all on one side of the activation's bend
         for layer in generator.field.layers:
-            layer.gamma.weight.mul_(3.0)
+            layer.gamma.weight.mul_(0.03)  # heads change smoothly with their codes
     generator.update_mean(256)
     return artifact.save(folder, stage="prior", modules={"generator": generator.eval()})
 

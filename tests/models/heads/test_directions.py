@@ -144,27 +144,29 @@ class TestWhose:
     def test_of_a_generator_and_what_was_made_of_it(self, work):
         folder, stylised = work
         for name in ("directions", "bare"):
-            assert directions_for(folder / name, stylised).names == ("smile",)
-            assert directions_for(folder / name, Subjects(artifact.load(folder / "copy"))).names == ("smile",)
+            assert directions_for(artifact.load(folder / name), stylised).names == ("smile",)
+            assert directions_for(artifact.load(folder / name), Subjects(artifact.load(folder / "copy"))).names == (
+                "smile",
+            )
         tuned = Subjects(stylised.artifact, "stylised.ann")  # another generator, by its weights
-        assert directions_for(folder / "directions", tuned).names == ("smile",)
+        assert directions_for(artifact.load(folder / "directions"), tuned).names == ("smile",)
         with pytest.raises(UserError, match="fit directions to that one"):
-            directions_for(folder / "bare", tuned)
+            directions_for(artifact.load(folder / "bare"), tuned)
 
     def test_of_another(self, work):
         folder, stylised = work
         with pytest.raises(UserError, match=r"other are of the generator [0-9a-f]{12}, the heads of .*stylize of"):
-            directions_for(folder / "other", stylised)
+            directions_for(artifact.load(folder / "other"), stylised)
         with pytest.raises(UserError, match="are of the generator"):
-            directions_for(folder / "directions", Subjects(artifact.load(folder / "foreign")))
+            directions_for(artifact.load(folder / "directions"), Subjects(artifact.load(folder / "foreign")))
         with pytest.raises(UserError, match=r"directions are of codes ws \(1, 3\), the generator has"):
-            directions_for(folder / "sized", stylised)
+            directions_for(artifact.load(folder / "sized"), stylised)
 
     def test_of_none(self, work, tmp_path):
         folder, stylised = work
         with pytest.raises(UserError, match="has no module 'directions'"):
-            directions_for(folder / "prior", stylised)
+            directions_for(artifact.load(folder / "prior"), stylised)
         generator = tiny.prior(tmp_path / "p").module("generator")
         artifact.save(tmp_path / "no", stage="x", modules={"directions": generator})
         with pytest.raises(UserError, match="holds no directions, but a ManifoldGenerator"):
-            directions_for(tmp_path / "no", stylised)
+            directions_for(artifact.load(tmp_path / "no"), stylised)
