@@ -59,7 +59,7 @@ class DirectionsStage(PerItemStage[CodeBlock, GroupState[CodeBlock]]):
     Args:
         prior: artifact and module of the generator.
         attributes: networks that score pictures (:class:`models.features.base.AttributeScorer`).
-        names: of the attributes that get directions; all when null.
+        names: of the attributes that get directions, in this order; all when null.
         method: how directions are found.
         boundaries: directions found elsewhere, by name: a .npy or .pt file, or one for each latent group.
         perceptual: the distance by which useful ranges are calibrated.
@@ -178,7 +178,7 @@ class DirectionsStage(PerItemStage[CodeBlock, GroupState[CodeBlock]]):
         known = self._known()
         if unknown := [name for name in self.names or () if name not in known]:
             raise UserError(f"there is no attribute {shown(unknown[0])}, there are: {', '.join(known) or 'none'}")
-        return [name for name in known if self.names is None or name in self.names]
+        return known if self.names is None else list(dict.fromkeys(self.names))
 
     def _heads_of_fit(self) -> range:
         return range(sum(item.count for item in self.items))

@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -105,11 +105,15 @@ class LinearBoundaries(DirectionMethod):
         cost: C of the SVM, for codes whose numbers have a root mean square of 1.
         hold: by the name of a direction the attributes that are to stay as they are along it, which are projected out
             (Sec. 3.2, conditional manipulation); "all" holds all the others along each.
+        along: what heads move along: the boundary's normal, which is the paper's, or the "pattern" of codes that goes
+            with it. Where codes differ much more along some axes than along others, a normal leans towards the narrow
+            ones, which part codes well and show little.
     """
 
     share: float = 0.02
     cost: float = 1.0
     hold: dict[str, list[str]] | str | None = None
+    along: Literal["normal", "pattern"] = "normal"
 
     def __post_init__(self) -> None:
         check_positive(self, "share", "cost", where="method.")
@@ -144,17 +148,15 @@ class LinearBoundaries(DirectionMethod):
                 normal, found = self.boundary(codes.flatten(1), values, samples.held_out, name, seed)
                 normals[name][group] = normal.view(codes.shape[1:])
                 scores[name] |= {f"{group}/{metric}": value for metric, value in found.items()}
-        return [
-            Found(
-                name,
-                {
-                    group: project_out(normal, [normals[other][group] for other in held[name]], name)
-                    for group, normal in normals[name].items()
-                },
-                scores[name],
-            )
-            for name in samples.names
-        ]
+        found = []
+        for name in samples.names:
+            moves = {}
+            for group, normal in normals[name].items():
+                training = samples.codes[group][: len(samples) - samples.held_out]
+                move = normal if self.along == "normal" else pattern(training, normal)
+                moves[group] = project_out(move, [normals[other][group] for other in held[name]], name)
+            found.append(Found(name, moves, scores[name]))
+        return found
 
     def boundary(
         self, codes: Tensor, scores: Tensor, held_out: int, name: str, seed: int
@@ -235,6 +237,19 @@ def linear_svm(codes: Tensor, labels: Tensor, cost: float, seed: int) -> tuple[T
     length = weight.norm()
     normal = weight / length
     return normal, normal @ centre - scale * bias / length
+
+
+def pattern(codes: Tensor, normal: Tensor) -> Tensor:
+    """How codes (N, rows, w_dim) differ where they differ along a normal (rows, w_dim): their covariance times it, of
+    unit length, which is the slope of a regression of codes on their places along the normal.
+
+    Source: Haufe et al., "On the interpretation of weight vectors of linear models in multivariate neuroimaging"
+    (2014), Eq. 6.
+    """
+    flat = codes.double().flatten(1)
+    flat = flat - flat.mean(0)
+    slope = flat.mT @ (flat @ normal.double().flatten())
+    return (slope / slope.norm()).view(normal.shape)
 
 
 def project_out(normal: Tensor, others: Sequence[Tensor], name: str = "direction") -> Tensor:

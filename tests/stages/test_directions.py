@@ -165,6 +165,13 @@ def test_held_attributes(work, tmp_path):
             assert float((others @ held.direction(group)[k, 0]).abs().max()) < 1e-6
 
 
+def test_the_order_is_the_users(work, tmp_path):
+    run(line(work, names=["reddish", "red"]), tmp_path)
+    made, own = found(tmp_path), found(work / "directions")
+    assert made.names == ("reddish", "red")
+    assert torch.equal(made.direction("renderer").flip(0), own.direction("renderer")[1:])
+
+
 def test_drawn_poses(work, tmp_path):
     run(line(work, views="drawn"), tmp_path)
     assert not torch.equal(

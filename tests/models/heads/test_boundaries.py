@@ -15,6 +15,7 @@ from models.heads.boundaries import (
     ends,
     imported,
     linear_svm,
+    pattern,
     project_out,
     read_boundary,
     spread_and_reach,
@@ -120,6 +121,38 @@ class TestMachine:
         samples = Samples.collect(Latents({"ws": codes}), ("a",), codes[:, 1, 2:3], 500)
         normal = LinearBoundaries(share=0.2).find(samples, None, 0)[0].normals["ws"]
         assert normal.shape == (2, 3) and float(normal[1, 2]) > 0.98
+
+
+class TestPattern:
+    def test_it_is_the_slope_of_a_regression(self):
+        widths = torch.tensor([9.0, 1, 1, 0.1, 2], dtype=torch.float64)
+        codes = torch.randn(400, 5, generator=draws(11), dtype=torch.float64) * widths
+        normal = torch.randn(1, 5, generator=draws(12), dtype=torch.float64)
+        place = codes.numpy() @ normal.numpy()[0]
+        slopes = np.array([np.polyfit(place, column, 1)[0] for column in codes.numpy().T])
+        found = pattern(codes[:, None], normal)
+        np.testing.assert_allclose(found.numpy()[0], slopes / np.linalg.norm(slopes), atol=1e-12)
+
+    def test_codes_move_as_they_differ(self):
+        """Of w = z A with an attribute in z, its row of A is what a change of the attribute adds; a normal is not."""
+        z = torch.randn(6000, 4, generator=draws(13), dtype=torch.float64)
+        widths = torch.tensor([5.0, 1, 1, 0.2], dtype=torch.float64)
+        mix = torch.randn(4, 4, generator=draws(14), dtype=torch.float64) * widths
+        samples = Samples.collect(Latents({"ws": (z @ mix)[:, None]}), ("a", "b"), z[:, :2], 1000)
+        true = mix[0] / mix[0].norm()
+        cosines = {}
+        for along in ("normal", "pattern"):
+            found = LinearBoundaries(share=0.3, along=along).find(samples, None, 0)[0]
+            cosines[along] = float(found.normals["ws"].flatten() @ true)
+        assert cosines["pattern"] > 0.99 > 0.9 > cosines["normal"]
+
+    def test_what_is_held_stays(self):
+        _, samples = orthogonal()
+        plain = LinearBoundaries(share=0.1).find(samples, None, 0)
+        held = LinearBoundaries(share=0.1, hold="all", along="pattern").find(samples, None, 0)
+        for k, found in enumerate(held):
+            others = [plain[j].normals["ws"].flatten() for j in range(3) if j != k]
+            assert max(abs(float(found.normals["ws"].flatten() @ other)) for other in others) < 1e-12
 
 
 class TestEnds:
