@@ -138,19 +138,19 @@ class Directions(Configurable):
             raise UserError(f"the directions are of codes {sizes(ours)}, the generator has {sizes(theirs)}")
 
     def read(self, ws: Latents) -> Tensor:
-        """Where codes lie along each direction, in standard deviations, as a mean over groups that have it: (B, K).
-
-        Of one row, codes are read at the mean of their layers.
+        """Where codes lie along each direction, in standard deviations: (B, K), the mean over the groups that are there
+        and that the direction has a part in; NaN where there is none. Of a direction of one row codes are read at the
+        mean of their layers.
         """
-        found, counts = ws.groups[self.groups[0]].new_zeros(len(ws), len(self.names)), 0
-        for group in self.groups:
-            direction, spread = self.direction(group), self.spread(group)
-            codes = ws.groups[group]
+        found = count = next(iter(ws.groups.values())).new_zeros(len(ws), len(self.names))
+        for group in filter(ws.groups.__contains__, self.groups):
+            direction, codes = self.direction(group), ws.groups[group]
             codes = codes.mean(1, keepdim=True) if direction.shape[1] == 1 else codes
             has = direction.flatten(1).norm(dim=1) > 0
-            found = found + codes.flatten(1) @ direction.flatten(1).mT / torch.where(has, spread, 1.0)
-            counts = counts + has.to(found)
-        return found / counts
+            places = codes.flatten(1) @ direction.flatten(1).mT.to(codes)
+            found = found + places / torch.where(has, self.spread(group), 1.0)
+            count = count + has.to(found)
+        return found / count
 
 
 def in_words(edits: Mapping[str, float]) -> str:

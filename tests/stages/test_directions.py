@@ -1,5 +1,7 @@
 """Directions of a toy world whose attributes are known, by the real command lines."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ from torch import nn
 from datamodules.latents import CodeBlock, CodeTruth, LatentDataModule, MannequinLatents, index_generator
 from datamodules.mannequins.scene import CODE_NAMES, Z_NAMES
 from models import artifact
+from models.encoders.e3dge import GlobalEncoder
 from models.errors import UserError
 from models.generators.stylegan2 import StyleGAN2Generator
 from models.generators.stylesdf import StyleSDF
@@ -69,7 +72,10 @@ def line(folder, **model):
         "prior": {"path": str(folder / "sdf")},
         "names": ["tall", "red", "reddish"],
         "attributes": [{"class_path": "tests.stages.test_directions.Colours"}],
-        "method": {"class_path": "models.heads.boundaries.LinearBoundaries", "init_args": {"share": 0.2}},
+        "method": {
+            "class_path": "models.heads.boundaries.LinearBoundaries",
+            "init_args": {"share": 0.2, "along": "normal"},
+        },
         "perceptual": {"class_path": "tests.stages.test_directions.Difference"},
         "calibration": {"codes": 3, "steps": 3, "distance": 0.05},
         "heads": 2,
@@ -156,7 +162,10 @@ def test_ranges_are_of_the_perceptual_change(work, tmp_path):
 
 
 def test_held_attributes(work, tmp_path):
-    method = {"class_path": "models.heads.boundaries.LinearBoundaries", "init_args": {"share": 0.2, "hold": "all"}}
+    method = {
+        "class_path": "models.heads.boundaries.LinearBoundaries",
+        "init_args": {"share": 0.2, "hold": "all", "along": "normal"},
+    }
     run(line(work, method=method), tmp_path)
     plain, held = found(work / "directions"), found(tmp_path)
     for group in plain.groups:
@@ -245,6 +254,20 @@ class TestUse:
         wanted = (scores[1.0] - scores[-1.0]) / 2 / scores[0.0].std(correction=0)
         rows = [r.value for r in read_records(tmp_path) if (r.variant, r.metric) == ("tall", "change/bright")]
         assert rows == pytest.approx(wanted.tolist(), rel=1e-2, abs=1e-3)
+
+    def test_an_encoders_codes_are_read(self, work, tmp_path):
+        """Along each direction, of what it makes of the edited pictures."""
+        torch.manual_seed(0)
+        sizes = {"geometry": 2, "texture": 1, "w_dim": 12, "geometry_side": 4, "texture_side": 8, "resolution": 32}
+        shapes = {"decoder_heads": 0, "decoder_side": 16, "widths": [4, 6, 8, 10], "depths": [1] * 4, "reduction": 1}
+        encoder = GlobalEncoder(**sizes, **shapes).eval()
+        artifact.save(tmp_path / "encoder", stage="invert", modules={"encoder": encoder})
+        given = [f"--model.tested.path={work / 'directions'}", f"--model.encoder.path={tmp_path / 'encoder'}"]
+        run(["directions", "test", *line(work, attributes=None)[2:]], tmp_path / "out", *given)
+        records = read_records(tmp_path / "out")
+        assert {r.feature_network for r in records} == {"GlobalEncoder"}
+        assert {r.metric for r in records} == {*(f"change/{n}" for n in ("tall", "red", "reddish")), "leakage"}
+        assert all(math.isfinite(r.value) for r in records) and any(r.value for r in records)
 
     @pytest.mark.parametrize("ranks", [2, 3])
     def test_tables_do_not_depend_on_the_number_of_processes(self, work, tmp_path, ranks):

@@ -71,6 +71,11 @@ class TestApply:
         before, after = found.read(ws), found.read(found.apply(ws, {"age": 1.0}))
         moved = (after - before)[:, 1]
         torch.testing.assert_close(moved, torch.full_like(moved, 0.5), atol=1e-5, rtol=0)
+        alone = Latents({"renderer": ws.groups["renderer"]})  # of an encoder that tells no others
+        place = ws.groups["renderer"].double().mean(1) @ found.direction("renderer").double()[:, 0].T
+        torch.testing.assert_close(found.read(alone).double(), place / found.spread("renderer").double())
+        found.direction("renderer").zero_()
+        assert bool(found.read(alone).isnan().all())
 
     @pytest.mark.parametrize(
         ("edits", "words"),
