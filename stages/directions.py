@@ -197,8 +197,11 @@ class DirectionsStage(PerItemStage[CodeBlock, GroupState[CodeBlock]]):
         for block in state.items:
             z, ws = self.codes(block)
             scores = [truth(z)] if (truth := self._truth()) is not None and self.method.scored else []
-            if self._networks() and self.method.scored:
+            told = {name for _, name in self._told()} if self.method.scored else set()
+            if told & set(self._attribute_names()):
                 scores += self.scores(self.render(ws, self.cameras(block)))
+            elif told:  # what test scores by: nobody asks for it now, and nothing is rendered
+                scores.append(torch.full((block.count, len(self._told())), math.nan))
             known = torch.cat([s.float().cpu() for s in scores], 1) if scores else torch.zeros(block.count, 0)
             content = {f"latents_{name}": codes.float().cpu().clone() for name, codes in _rows(ws).groups.items()}
             with atomic_write(self.item_dir(block.id) / "heads.safetensors") as file:
