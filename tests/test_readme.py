@@ -71,7 +71,7 @@ EXTRA = {
     "galatea run configs/pipelines/inversion_test.yaml --general runs/inverter/invert --tuned runs/inverter/tune"
     " --detail runs/inverter/detail --out runs/inversion_test": ["--dry_run"],
     "galatea run configs/pipelines/inversion_test.yaml --out runs/inversion_test": None,  # the same with other folders
-    "galatea detail test --config configs/stages/e3dge_test.yaml --model.tested.path assets/inverter"
+    "galatea detail test --config configs/stages/selftrain_test.yaml --model.tested.path assets/inverter"
     " --out runs/e3dge_test": [
         *TOY_WORLD, "--model.protocol.init_args.frames", "2",
     ],
