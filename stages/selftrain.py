@@ -18,7 +18,7 @@ from models.artifact import Export
 from models.augment.perspective import random_corners
 from models.batches import PortraitBatch, SampleBatch
 from models.camera import Camera
-from models.checks import check_not_negative
+from models.checks import check_not_negative, check_positive
 from models.encoders.base import Encoder
 from models.encoders.e3dge import AlignmentFusion, TextureFusion
 from models.errors import UserError, one_line, shown
@@ -27,6 +27,7 @@ from models.generators.geometry import form_of
 from models.heads.index import Entry, pixel_aligned_entry
 from models.heads.pixel_aligned import LocalNetworks, PixelAlignment, Query, Source, sized
 from models.heads.subjects import Details
+from models.image import resized
 from models.latents import Latents
 from models.losses.alignment import distortion_loss, residual_loss
 from models.losses.geometry import GeometryLoss
@@ -129,6 +130,7 @@ class SelftrainStage(PhotoStage):
             Sec. 4.1 and Table 4 have it).
         full_weight, thumb_weight: of L_rec of the pictures, and of what was rendered before super-resolution (B.3 has
             both, the released code the second only). Of a generator with one resolution this counts once.
+        loss_side: of the pictures that L_rec compares, at most; null takes the generator's own.
         start: for the phases after "global": artifact of an earlier one. Networks of ``local`` that it has go on from
             there.
         local: the networks of the details, for the same phases.
@@ -154,6 +156,7 @@ class SelftrainStage(PhotoStage):
         code_weight: float = 1.0,
         full_weight: float = 1.0,
         thumb_weight: float = 1.0,
+        loss_side: int | None = None,
         start: ArtifactRef | None = None,
         local: LocalNetworks | None = None,
         novel_views: bool = True,
@@ -170,7 +173,9 @@ class SelftrainStage(PhotoStage):
         if encoder is not None:
             self.encoder = encoder
         self.code_weight, self.full_weight, self.thumb_weight = code_weight, full_weight, thumb_weight
+        self.loss_side = loss_side
         check_not_negative(self, "code_weight", "full_weight", "thumb_weight")
+        check_positive(self, "loss_side")
         self.novel_views, self.aligner, self.curriculum, self.silent = novel_views, aligner, curriculum, silent
 
     def build_networks(self) -> None:
@@ -200,6 +205,11 @@ class SelftrainStage(PhotoStage):
     def losses(self, image: Tensor, camera: Camera | None, batch: PortraitBatch) -> dict[str, Tensor]:
         assert camera is not None
         return getattr(self, f"losses_{self.phase}")(image, camera, cast(SampleBatch, batch))
+
+    def recover(self, found: Tensor, image: Tensor) -> dict[str, Tensor]:
+        side = self.loss_side or found.shape[-1]
+        small = (resized(picture, min(side, picture.shape[-1])) for picture in (found, image))
+        return super().recover(*small)
 
     # -- samples ------------------------------------------------------------------------------------------------------
 
