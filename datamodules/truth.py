@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Protocol, runtime_checkable
 
+from torch import Tensor
+
 from models.camera import Camera
 from models.metrics.portrait import HeadTruth, ViewTruth
 from models.metrics.scan import Scan
@@ -36,4 +38,27 @@ class KnowsScan(Protocol):
 
     def scan_truth(self, sample: dict[str, Any]) -> Scan:
         """The surface that the first view of a sample (V, ...) shows."""
+        ...
+
+
+class Attributes(Protocol):
+    """What is known of heads by their codes."""
+
+    names: tuple[str, ...]
+
+    def __call__(self, z: Tensor, /) -> Tensor:
+        """Codes (B, z_dim) -> scores (B, len(names)); higher is more of it."""
+        ...
+
+
+@runtime_checkable
+class KnowsCodeTruth(Protocol):
+    """Codes of a generator that are the codes of a world whose attributes are known."""
+
+    def code_truth(self, z_dim: int) -> Attributes:
+        """The attributes of codes of that size.
+
+        Raises:
+            UserError: when they are not codes of that world.
+        """
         ...

@@ -47,6 +47,7 @@ BUILDABLE = frozenset(
         "generators.volume.TriPlaneVolumeGenerator",
         "heads.codes.HeadCodes",
         "heads.detailed.DetailedGenerator",
+        "heads.directions.Directions",
         "heads.photos.PhotoSet",
         "heads.pixel_aligned.LocalNetworks",
         "heads.pixel_aligned.PixelAlignedGenerator",

@@ -23,6 +23,7 @@ from models.losses.contrastive import ranking, supervised_contrastive
 from models.metrics.records import Record
 from models.segments import SEGMENTS
 from stages.base.ranks import gather
+from stages.base.seeds import item_generator
 from stages.base.stage import Stage
 
 # Classes whose mean colours the style embedding must hold: face, hair with beard, cloth, background.
@@ -93,7 +94,9 @@ class FeaturesStage(Stage):
 
     def training_step(self, batch: PairBatch, _: int) -> Tensor:
         # The losses compare what is in a batch: each rank contrasts, and augments, its own.
-        generator = Generator().manual_seed(self.seed * 1_000_003 + self.global_step + (self.global_rank << 40))
+        generator = Generator().manual_seed(self.seed * 1_000_003 + self.global_step)
+        if self.global_rank:
+            generator = item_generator(self.seed, f"rank {self.global_rank}", self.global_step)
         losses = {**self.style_blind_losses(batch, generator), **self.style_aware_losses(batch, generator)}
         self.log_dict({f"train/{name}": value.detach() for name, value in losses.items()})
         return sum((self.loss_weights[name] * value for name, value in losses.items()), torch.zeros(()))

@@ -20,6 +20,7 @@ from models.files import atomic_write
 from models.generators.baked import BakedHead
 from models.generators.base import Generator
 from models.generators.views import render_views
+from models.heads.directions import directions_for, in_words
 from models.heads.index import Entry, subject_index
 from models.heads.layers import layers_of
 from models.heads.subjects import Subject, Subjects
@@ -95,6 +96,9 @@ class PresentStage(Stage):
         tile: side of a picture in a sheet, pixels.
         mesh_size: voxels along a side of the mesh's grid; 0 leaves meshes out.
         expressions: at most so many are shown, of generators that have more.
+        directions: artifact of the stage ``directions`` along which heads are edited.
+        edits: strengths by its names, 1 and -1 at the ends of the useful range; shown beside the unedited head.
+        layers: by latent group how many of its first codes are edited, and of no other group; all when null.
     """
 
     name = "present"
@@ -114,6 +118,9 @@ class PresentStage(Stage):
         tile: int = 192,
         mesh_size: int = 160,
         expressions: int = 8,
+        directions: str | None = None,
+        edits: dict[str, float] | None = None,
+        layers: dict[str, int] | None = None,
     ) -> None:
         super().__init__()
         if min(samples, frames, fps, scale, expressions) < 1 or min(video_size, tile) < 32:
@@ -127,12 +134,20 @@ class PresentStage(Stage):
         self.sway = math.radians(yaw_deg), math.radians(pitch_deg)
         self.scale, self.video_size, self.tile, self.mesh_size = scale, video_size, tile, mesh_size
         self.expressions = expressions
+        if bool(edits) != bool(directions):
+            raise UserError("present: edits are along directions: --model.edits and --model.directions need each other")
+        self.directions_from, self.edits, self.layers = directions, edits or {}, layers
         self._panels: dict[str, Tensor] = {}
 
     def build_model(self) -> None:
         self.inputs["result"] = load(self.result.path)
         self._subjects = [Subjects(self.inputs["result"], self.result.module, self.samples, self.seed)]
         self._ids = self._subjects[0].choose(self.items)
+        self.directions = None
+        if self.directions_from is not None:
+            self.inputs["directions"] = load(self.directions_from)
+            self.directions = directions_for(self.inputs["directions"], self._subjects[0])
+            self.directions.check(self.edits, self.layers)
 
     def predict_dataloader(self) -> Sequence[str]:
         """The ids of this rank's subjects, "" where other ranks have one more."""
@@ -158,6 +173,9 @@ class PresentStage(Stage):
         """Write all media of one subject into ``folder``."""
         shutil.rmtree(folder, ignore_errors=True)
         show = _Show(subject, self.scale, self.device)
+        if self.directions is not None:
+            edited = subject.edited(self.directions, self.edits, self.layers)
+            show.edited = _Show(edited, self.scale, self.device)
         exhibit = Exhibit(folder, Card(subject.id, _facts(subject)))
         if subject.generator.is_3d:
             self._turntable(show, exhibit)
@@ -189,6 +207,10 @@ class PresentStage(Stage):
         exhibit.card.poster = exhibit.name("poster", ".png")
         exhibit.card.downloads += [exhibit.name("turntable", ".mp4"), exhibit.name("turntable", ".gif")]
         exhibit.panels["turntable"] = video
+        if show.edited is not None:
+            edited = enlarge(show.edited(show.rig.turntable(self.frames, *self.sway)).image, video.shape[-1])
+            text = f"As it is, and with {in_words(self.edits)}."
+            exhibit.video("edited", "Edited", text, torch.cat([video, edited], -1), self.fps)
 
     def _picture(self, show: _Show, exhibit: Exhibit) -> None:
         """All there is to see of a 2D generator's subject."""
@@ -209,7 +231,8 @@ class PresentStage(Stage):
             row.append(("input", subject.artwork))
         if subject.original is not None:
             row.append(("anchor", show(subject.camera, subject.original).image[0]))
-        return [*row, (subject.caption, show(subject.camera).image[0])]
+        row.append((subject.caption, show(subject.camera).image[0]))
+        return [*row, ("edited", show.edited(subject.camera).image[0])] if show.edited is not None else row
 
     def _views(self, show: _Show, exhibit: Exhibit) -> None:
         subject, rig = show.subject, show.rig
@@ -226,6 +249,9 @@ class PresentStage(Stage):
         if subject.original is not None:
             rows.append(list(zip(captions, show(camera, subject.original).image, strict=True)))
             labels[1:] = ["Stylised, turned", "Before stylisation"]
+        if show.edited is not None:
+            rows.append(list(zip(captions, show.edited(camera).image, strict=True)))
+            labels.append(f"Edited: {in_words(self.edits)}")
         contact = sheet(rows, self.tile, labels)
         exhibit.picture("views", "Views", f"The head turned by up to {math.degrees(reach):.0f}° to each side.", contact)
         exhibit.panels["views"] = contact
@@ -394,7 +420,13 @@ def texts(given: Sequence[str] | str | None) -> list[str] | None:
 
 
 class _Show:
-    """Renders one subject, larger than the generator's resolution where it allows."""
+    """Renders one subject, larger than the generator's resolution where it allows.
+
+    Attributes:
+        edited: the same with edited codes, where these are asked for.
+    """
+
+    edited: _Show | None = None
 
     def __init__(self, subject: Subject, scale: int, device: torch.device) -> None:
         self.subject, self.device = subject, device

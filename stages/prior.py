@@ -182,7 +182,7 @@ class PriorStage(AdversarialStage):
         assert isinstance(self.generator, StyleSDF) and fakes.camera is not None
         count, views = batch["image"].shape[:2]
         draws = item_generator(self.seed, "points", self._step)
-        drawn = field.draw(count * self.world_size, views, batch["image"].shape[-1], draws)[self.global_rows(count)]
+        drawn = field.draw(count * self.world_size, views, draws)[self.global_rows(count)]
         return field(self.generator, fakes.latents, fakes.camera, batch, data.distances, drawn)
 
     # -- validation ----------------------------------------------------------------------------------------------

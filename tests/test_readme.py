@@ -71,7 +71,7 @@ EXTRA = {
     "galatea run configs/pipelines/inversion_test.yaml --general runs/inverter/invert --tuned runs/inverter/tune"
     " --detail runs/inverter/detail --out runs/inversion_test": ["--dry_run"],
     "galatea run configs/pipelines/inversion_test.yaml --out runs/inversion_test": None,  # the same with other folders
-    "galatea detail test --config configs/stages/e3dge_test.yaml --model.tested.path assets/inverter"
+    "galatea detail test --config configs/stages/selftrain_test.yaml --model.tested.path assets/inverter"
     " --out runs/e3dge_test": [
         *TOY_WORLD, "--model.protocol.init_args.frames", "2",
     ],
@@ -101,6 +101,14 @@ EXTRA = {
     "galatea table runs/portraits --baseline full": None,  # after minutes a picture; tests/stages/test_faces.py
     "galatea table runs/artform_test --baseline full": None,  # after hours; tests/stages/test_results.py
     "galatea present predict --model.result.path runs/demo/stylize --out runs/gallery": None,  # as runs/present
+    "galatea directions fit --model.prior.path assets/prior --model.names '[glasses, beard, hair_light]'"
+    " --out runs/directions": ["--data.init_args.samples", "200", "--model.calibration.steps", "1"],
+    "galatea directions test --model.tested.path runs/directions --out runs/directions_test": [
+        "--data.init_args.test_samples", "4",
+    ],
+    "galatea present predict --model.result.path assets/prior --model.directions runs/directions"
+    " --model.edits '{beard: 1.0}' --out runs/edited": PRESENT,
+    "galatea view assets/prior --directions runs/directions": None,  # serves until it is stopped
     "galatea zoo list": [],
     "galatea zoo list gram": [],
     "galatea zoo import stylegan2-ffhq-config-f.pt --out runs/stylegan2": [],

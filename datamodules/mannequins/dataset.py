@@ -45,7 +45,9 @@ from models.errors import UserError
 from models.files import os_errors, read_bytes
 
 MANIFEST = "manifest.json"
-_VIEWS_SEED = 2**40  # keeps a subject's view draws apart from its latent draws
+# Was meant to keep a subject's views apart from its latent. It does not, as PyTorch's generators take the lower 32 bits
+# of a seed, but a change would be another world.
+_VIEWS_SEED = 2**40
 
 Sample = dict[str, Tensor]
 

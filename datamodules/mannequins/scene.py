@@ -16,14 +16,13 @@ All draws are made on the CPU in float64 and rounded to float32, so that they ar
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-
-_FACES_SEED = 2**41  # keeps a subject's face apart from its other draws
 
 # Bump whenever any pixel, label or draw changes: caches of older versions are then rebuilt.
 WORLD_VERSION = 1
@@ -128,7 +127,9 @@ def subject_code(seeds: Iterable[int]) -> Tensor:
 
 
 def _face_generator(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(_FACES_SEED + seed)
+    """A stream of its own. PyTorch takes a seed's lower 32 bits: adding a large number would not do."""
+    digest = hashlib.sha256(f"face:{seed}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:4], "little"))
 
 
 def face_expression(face: Tensor) -> Tensor:

@@ -67,6 +67,17 @@ class PoseEstimator(Protocol):
 
 
 @runtime_checkable
+class AttributeScorer(Protocol):
+    """How much a head has of some attributes."""
+
+    names: tuple[str, ...]
+
+    def __call__(self, image: Tensor, /) -> Tensor:
+        """(B, 3, H, W) -> (B, len(names)), higher is more of it; NaN where it cannot be told."""
+        ...
+
+
+@runtime_checkable
 class FacePoints(Protocol):
     """Points of faces: MediaPipe's 468, in units of the picture's side."""
 

@@ -192,6 +192,7 @@ class StyleSDF(RadianceGenerator):
         samples: per ray.
         decoder: arguments of :class:`Decoder`; None leaves the rendered picture as it is, at any resolution.
         signed_distance: whether the field is a signed distance; otherwise its density is softplus(field).
+        beta: what the width of a signed distance's surface starts from, world units.
         offset_sampling: samples of a ray move together when drawn (Eq. 3), not each within its own interval.
         normalize_points: scale the depth range to [-1, 1] before the field sees points.
         static_directions: show the field directions in the camera's frame, so that appearance does not turn with it.
@@ -212,6 +213,7 @@ class StyleSDF(RadianceGenerator):
         samples: int = 24,
         decoder: dict[str, Any] | None = None,
         signed_distance: bool = True,
+        beta: float = 0.1,
         offset_sampling: bool = True,
         normalize_points: bool = True,
         static_directions: bool = True,
@@ -228,7 +230,7 @@ class StyleSDF(RadianceGenerator):
             nn.init.kaiming_normal_(linear.weight, a=0.2)
             self.map_network.extend([linear, nn.LeakyReLU(0.2)])
         self.field = SDFField(width, depth, width)
-        self.beta = nn.Parameter(torch.tensor(0.1)) if signed_distance else None
+        self.beta = nn.Parameter(torch.tensor(beta)) if signed_distance else None
         self.decoder = None if decoder is None else Decoder(width, width, raw_resolution, **decoder)
         self.free_resolution = decoder is None
         self.register_buffer("renderer_mean", torch.zeros(width))

@@ -6,7 +6,7 @@ Its index says what these are made of (:mod:`models.heads.index`); without one, 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TypeVar
@@ -25,6 +25,7 @@ from models.generators.base import Generator, RadianceGenerator
 from models.generators.manifold import ManifoldGenerator
 from models.heads.codes import HeadCode, HeadCodes
 from models.heads.detailed import DetailedGenerator
+from models.heads.directions import Directions
 from models.heads.index import Entry, read_index
 from models.heads.photos import PhotoSet
 from models.heads.pixel_aligned import LocalNetworks, PixelAlignedGenerator
@@ -89,6 +90,16 @@ class Subject:
                 if tensor.is_floating_point() and not torch.equal(before[name], after[name]):
                     tensor.copy_(torch.lerp(before[name], after[name], strength))
         return self._between
+
+    def edited(
+        self, directions: Directions, edits: Mapping[str, float], layers: Mapping[str, int] | None = None
+    ) -> Subject:
+        """The head with its codes moved along directions; arguments as of :meth:`Directions.apply`."""
+        found = copy.copy(self)
+        found.latents = directions.apply(self.latents, edits, layers)
+        if self.blends:
+            found.__dict__["_between"] = self._between  # one network for all edits
+        return found
 
     def baked(self, size: int, expression: Tensor | None = None, strength: float = 1.0) -> BakedHead | None:
         """The head on its surfaces, None where it has none; ``size`` as of ``bake``, ``expression`` (1, E)."""

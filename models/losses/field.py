@@ -19,6 +19,7 @@ from models.generators.stylesdf import StyleSDF, camera_directions
 from models.latents import Latents
 from models.rendering.compositing import field_gradient
 from models.rendering.output import Tensors
+from models.segments import is_feature
 
 Distances = Callable[[Tensor, Tensor], Tensor]
 """Codes z (B, z_dim), points (B, P, 3) -> distances (B, P) to the true surfaces, world units, negative inside."""
@@ -29,7 +30,7 @@ class PointDraws(Tensors):
     """Random numbers for the points of B subjects with V pictures each."""
 
     pixels: Tensor
-    """(B, V, P) which pixels of each picture."""
+    """(B, V, P) uniform in [0, 1): which pixels of each picture, see :meth:`FieldLoss.pick`."""
     chosen: Tensor
     """(B, N) near which of a subject's V * P surface points."""
     offset: Tensor
@@ -49,6 +50,8 @@ class FieldLoss:
         weight: of the whole, for the caller.
         alone: images for which points are all there is; pictures are rendered afterwards.
         pixels: points of surfaces, and of backgrounds, drawn on each picture.
+        background, features: how often a pixel of the background, and one more often an eye, a brow or the mouth, is
+            drawn, relative to another of the head.
         near: points drawn near those of each subject; near_sd: their distance's deviation, world units.
         uniform: points drawn in a cube, of each subject; extent: half its side, world units.
         distance, colour, normal: of distances, colours and normals against the truth.
@@ -60,6 +63,8 @@ class FieldLoss:
     weight: float = 1.0
     alone: int = 0
     pixels: int = 192
+    background: float = 0.3
+    features: float = 4.0
     near: int = 192
     near_sd: float = 0.1
     uniform: int = 128
@@ -72,18 +77,28 @@ class FieldLoss:
     minimal_surface: float = 0.05
 
     def __post_init__(self) -> None:
-        weights = ("weight", "alone", "distance", "colour", "normal", "eikonal", "minimal_surface")
+        weights = ("weight", "alone", "features", "distance", "colour", "normal", "eikonal", "minimal_surface")
         check_not_negative(self, *weights, where="field.")
-        check_positive(self, "pixels", "near", "near_sd", "uniform", "extent", "band", where="field.")
+        check_positive(self, "pixels", "near", "background", "near_sd", "uniform", "extent", "band", where="field.")
 
-    def draw(self, subjects: int, views: int, side: int, draws: Generator) -> PointDraws:
-        """For so many subjects with pictures of that side; on the CPU."""
+    def draw(self, subjects: int, views: int, draws: Generator) -> PointDraws:
+        """For so many subjects with so many pictures each; on the CPU."""
         return PointDraws(
-            torch.randint(side * side, (subjects, views, self.pixels), generator=draws),
+            torch.rand(subjects, views, self.pixels, generator=draws),
             torch.randint(views * self.pixels, (subjects, self.near), generator=draws),
             self.near_sd * torch.randn(subjects, self.near, 3, generator=draws),
             self.extent * (2 * torch.rand(subjects, self.uniform, 3, generator=draws) - 1),
         )
+
+    def pick(self, batch: PortraitBatch, uniform: Tensor) -> Tensor:
+        """Pixels of B * V pictures (B * V, P), row by row, for numbers ``uniform`` (B, V, P)."""
+        assert "mask" in batch
+        often = batch["mask"].flatten(0, 1).flatten(1).clamp_min(self.background)
+        if "segmentation" in batch:
+            often = often + self.features * is_feature(batch["segmentation"].flatten(0, 1).flatten(1)).to(often)
+        cumulative = often.double().cumsum(1)
+        wanted = uniform.flatten(0, 1).double() * cumulative[:, -1:]
+        return torch.searchsorted(cumulative, wanted, right=True).clamp_max(often.shape[1] - 1)
 
     def __call__(
         self,
@@ -105,7 +120,7 @@ class FieldLoss:
         assert "z" in batch and "mask" in batch and "depth" in batch and "normals" in batch
         rows, side = len(batch["image"]), batch["image"].shape[-1]
         drawn = drawn.to(batch["image"].device)
-        pick = drawn.pixels.flatten(0, 1)
+        pick = self.pick(batch, drawn.pixels)
 
         def at(maps: Tensor) -> Tensor:
             """Of maps (B, V, C, H, W), what is at the picked pixels: (B, V * pixels, C)."""

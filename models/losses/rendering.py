@@ -12,10 +12,7 @@ from models.batches import PortraitBatch
 from models.checks import check_not_negative
 from models.image import resized
 from models.rendering.output import Rendering
-from models.segments import SEGMENTS
-
-# Small but telling, and next to one another in SEGMENTS: eye_white, iris, lips, mouth, brow.
-_FEATURES = SEGMENTS.index("eye_white"), SEGMENTS.index("brow")
+from models.segments import is_feature
 
 
 @dataclass(frozen=True)
@@ -55,8 +52,7 @@ class RenderingLoss:
         weight = torch.ones_like(real[:, :1])
         if "segmentation" in batch:
             segments = batch["segmentation"].flatten(0, 1).reshape(weight.shape)
-            feature = ((segments >= _FEATURES[0]) & (segments <= _FEATURES[1])).to(weight.dtype)
-            weight = weight + self.feature_weight * F.max_pool2d(feature, 3, 1, 1)
+            weight = weight + self.feature_weight * F.max_pool2d(is_feature(segments).to(weight.dtype), 3, 1, 1)
         losses = {
             "image": (error.abs() * weight).mean() + 2 * (error.square() * weight).mean(),
             # The gradient of the error is the error of the gradients.

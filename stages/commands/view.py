@@ -26,6 +26,7 @@ if TYPE_CHECKING:  # torch is not needed for --help
 
     from models.camera import Camera, Rig
     from models.generators.baked import BakedHead
+    from models.heads.directions import Directions
     from models.heads.subjects import Subject, Subjects
 
 REST = 0.25  # seconds without change after which the sharp picture is rendered
@@ -48,12 +49,14 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--module", default="generator", help="the original generator (default: %(default)s)")
     parser.add_argument("--samples", type=int, default=8, help="heads drawn from a prior (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of that draw (default: %(default)s)")
+    parser.add_argument("--directions", metavar="PATH", help="of the stage directions: a slider edits along each")
     options = parser.parse_args(list(arguments))
     if options.samples < 1:
         parser.error(f"--samples is {options.samples}: at least one head is drawn")
 
     from models.artifact import load  # after --help, which needs no torch
     from models.errors import UserError
+    from models.heads.directions import directions_for
     from models.heads.subjects import Subjects
 
     subjects = Subjects(load(options.artifact), options.module, options.samples, options.seed)
@@ -64,7 +67,8 @@ def main(arguments: Sequence[str]) -> None:
         )
     if options.item is not None:
         subjects.choose([options.item])
-    with Viewer(subjects, options.host, options.port, options.item) as viewer:
+    directions = None if options.directions is None else directions_for(load(options.directions), subjects)
+    with Viewer(subjects, options.host, options.port, options.item, directions=directions) as viewer:
         print(f"view: {viewer.door.address} (Ctrl-C ends it)", flush=True)
         while True:
             time.sleep(3600)
@@ -91,9 +95,10 @@ class Settings:
     """What the controls say.
 
     Attributes:
-        subject: the head. strength: of its style. expression: a coefficient a name.
+        subject: the head, edited. strength: of its style. expression: a coefficient a name.
         resolution: side of a picture at rest, pixels.
         solid: whether the mesh is shown instead of pictures.
+        edits: a strength a direction.
     """
 
     subject: Subject
@@ -101,6 +106,12 @@ class Settings:
     expression: tuple[float, ...]
     resolution: int
     solid: bool
+    edits: tuple[float, ...] = ()
+
+    @property
+    def head(self) -> tuple[object, ...]:
+        """What tells it from other heads."""
+        return self.subject.id, self.strength, self.expression, self.edits
 
 
 class Visitor(Protocol):
@@ -199,7 +210,7 @@ class Painter:
         self._head: tuple[object, BakedHead | None] = (None, None)
 
     def __call__(self, settings: Settings, pose: Pose, resolution: int | None = None) -> tuple[np.ndarray, str]:
-        key = (settings.subject.id, settings.strength, settings.expression, settings.resolution)
+        key = (settings.head, settings.resolution)
         turned, self._shown = resolution is None and key == self._shown, key
         if not turned:
             return render(settings, pose, resolution)
@@ -224,6 +235,7 @@ class Viewer:
         host, port: where to listen; the next free port is taken.
         item: the first subject.
         paint: makes the pictures, as :class:`Painter` does.
+        directions: along which heads can be edited.
 
     Raises:
         UserError: when ``host`` is not an address of this machine.
@@ -236,12 +248,13 @@ class Viewer:
         port: int = 8080,
         item: str | None = None,
         paint: Callable[[Settings, Pose, int | None], tuple[np.ndarray, str]] | None = None,
+        directions: Directions | None = None,
     ) -> None:
         self.door = _listen(host, port)
         logging.getLogger("websockets").setLevel(logging.CRITICAL)  # browsers leave in many ways
         import viser
 
-        self.subjects = subjects
+        self.subjects, self.directions = subjects, directions
         self.rig = subjects.generator.rig
         from viser import _messages
 
@@ -253,6 +266,7 @@ class Viewer:
             self.server._websock_server.unregister_handler(message)
         self.paint = paint or Painter()
         self._subject = subjects[item or subjects.ids[0]]
+        self._edit: tuple[object, Subject] | None = None  # edits, and the subject with them
         self._mesh: tuple[object, Any] = (None, None)  # settings, and the mesh made with them
         self._wake = threading.Condition()  # guards all that follows, and controls that change together
         self._seats: dict[int, _Seat] = {}
@@ -305,18 +319,25 @@ class Viewer:
             with gui.add_folder("Expression", expand_by_default=len(subjects.generator.expressions) <= FEW):
                 for name in subjects.generator.expressions:
                     self.expressions[name] = gui.add_slider(name.replace("_", " "), -0.5, 1.5, 0.05, 0.0)
+        self.edits: dict[str, Any] = {}
+        if self.directions is not None:
+            with gui.add_folder("Edits", expand_by_default=len(self.directions.names) <= FEW):
+                for name in self.directions.names:
+                    self.edits[name] = gui.add_slider(name.replace("_", " "), -1.5, 1.5, 0.05, 0.0)
         self.solid = gui.add_checkbox("Show the mesh", False)
         self.reset = gui.add_button("Reset")
         self.words = gui.add_markdown("")
         self._restore()
         self.item.on_update(lambda _: self._change_item())
-        for control in (self.size, self.strength, self.solid, *self.expressions.values()):
+        for control in (self.size, self.strength, self.solid, *self.expressions.values(), *self.edits.values()):
             control.on_update(lambda _: self.changed())
         self.reset.on_click(lambda _: self._reset())
 
     def _restore(self) -> None:
         """Controls as the subject has them."""
         self.strength.value = 1.0
+        for slider in self.edits.values():
+            slider.value = 0.0
         for (name, slider), value in zip(self.expressions.items(), self._subject.expression[0].tolist(), strict=True):
             slider.value = round(max(-0.5, min(1.5, value)) * 20) / 20
             slider.hint = self._subject.left_out.get(name)
@@ -406,13 +427,24 @@ class Viewer:
     def settings(self) -> Settings:
         """What the controls say now."""
         with self._wake:
+            edits = {name: float(slider.value) for name, slider in self.edits.items()}
             return Settings(
-                self._subject,
+                self._edited(edits),
                 float(self.strength.value),
                 tuple(float(slider.value) for slider in self.expressions.values()),
                 self.sizes[self.size.value],
                 bool(self.solid.value),
+                tuple(edits.values()),
             )
+
+    def _edited(self, edits: dict[str, float]) -> Subject:
+        """The subject with these edits: the same one until something changes."""
+        if self.directions is None or not any(edits.values()):
+            return self._subject
+        key = self._subject.id, edits
+        if self._edit is None or self._edit[0] != key:
+            self._edit = key, self._subject.edited(self.directions, edits)
+        return self._edit[1]
 
     def _show(self, visitor: Visitor, settings: Settings, sharp: bool) -> None:
         if settings.solid:
@@ -427,7 +459,7 @@ class Viewer:
 
     def _show_mesh(self, settings: Settings) -> None:
         subject = settings.subject
-        key = (subject.id, settings.strength, settings.expression)
+        key = settings.head
         if self._mesh[0] != key:
             import torch
 

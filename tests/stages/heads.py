@@ -10,6 +10,7 @@ import torch
 from models import artifact
 from models.artifact import Artifact
 from models.heads.codes import HeadCode, HeadCodes
+from models.heads.directions import Directions, fingerprint
 from models.heads.index import Entry, subject_index
 from models.image import write_image
 from tests.stages import tiny
@@ -49,3 +50,17 @@ def stylised(folder: Path, ids: tuple[str, ...] = ("ann", "bob")) -> Artifact:
         licences=[LICENCE],
         extra=subject_index(entries),
     )
+
+
+def directions(folder: Path, prior: Artifact, names: tuple[str, ...] = ("smile", "age")) -> Artifact:
+    """Directions of a prior, of which each is a draw, as stage directions leaves them, in ``folder``."""
+    generator, draws = prior.module("generator"), torch.Generator().manual_seed(0)
+    groups = [(name, 1, codes.shape[2]) for name, codes in generator.mean_latents.groups.items()]
+    found = Directions(names, groups, fingerprint(generator))
+    for name, _, width in groups:
+        found.direction(name).copy_(
+            torch.nn.functional.normalize(torch.randn(len(names), 1, width, generator=draws), dim=2)
+        )
+        found.spread(name).fill_(0.5)
+    found.limits.copy_(torch.tensor([-2.0, 3.0]))
+    return artifact.save(folder, stage="directions", modules={"directions": found}, parents={"prior": prior})

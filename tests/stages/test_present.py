@@ -177,6 +177,76 @@ class TestLeftOut:
         assert {word for c in captions for word in ("smile", "blink") if word in c.lower()} == {"smile", "blink"}
 
 
+class TestEdits:
+    @pytest.fixture(scope="class")
+    def directions(self, result, tmp_path_factory):
+        folder = tmp_path_factory.mktemp("directions")
+        return heads.directions(folder / "directions", artifact.load(result.path.parent / "prior"))
+
+    def test_side_by_side(self, result, directions, tmp_path):
+        """Edited and not, from the source's view and from others, of a head that another generator shows."""
+        drawn = []
+
+        def sheet(rows, tile, labels=()):
+            drawn.append((rows, labels))
+            return sheets.sheet(rows, tile, labels)
+
+        options = {"items": ["ann"], "frames": 4, "directions": str(directions.path), "edits": {"smile": 1.0}}
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("stages.present.sheet", sheet)
+            found = present(result.path, tmp_path, **options)
+        rows, labels = drawn[0]
+        assert labels == ["Same view", "Stylised, turned", "Before stylisation", "Edited: smile +1"]
+        assert [caption for caption, _ in rows[0]] == ["input", "anchor", "stylised", "edited"]
+        subject = Subjects(result)["ann"]
+        moved = subject.edited(directions.module("directions"), {"smile": 1.0})
+        for shown, head in ((rows[0][2][1], subject), (rows[0][3][1], moved)):
+            image = head.generator.synthesis(head.latents, head.camera).image[0]
+            torch.testing.assert_close(shown, image, atol=1e-5, rtol=0)
+        assert (rows[0][2][1] - rows[0][3][1]).abs().mean() > 1e-3
+        assert not torch.equal(rows[3][0][1], rows[1][0][1]) and len(rows[3]) == len(rows[1])
+        video = found.media("edited_ann.mp4")
+        assert imageio_ffmpeg.count_frames_and_secs(str(video))[0] == 4
+        assert "As it is, and with smile +1." in found.media("index.html").read_text("utf-8")
+        assert found.manifest["parents"].keys() == {"result", "directions"}
+
+    def test_of_a_prior(self, result, directions, tmp_path):
+        source = result.path.parent / "prior"
+        options = {"directions": str(directions.path), "edits": {"age": -0.5, "smile": 0.5}, "layers": {"ws": 2}}
+        page = present(source, tmp_path, frames=2, mesh_size=0, **options).media("index.html").read_text("utf-8")
+        assert "with age -0.5, smile +0.5." in page
+
+    @pytest.mark.parametrize(
+        ("options", "words"),
+        [
+            ({"edits": {"joy": 1.0}}, "there is no direction 'joy', there are: smile, age"),
+            ({"edits": {"smile": float("inf")}}, "the strength of smile is inf"),
+            ({"edits": None}, r"--model\.edits and --model\.directions need each other"),
+            ({"directions": None}, r"--model\.edits and --model\.directions need each other"),
+            ({"layers": {"renderer": 3}}, "there are no codes 'renderer' to edit, there are: ws"),
+        ],
+    )
+    def test_mistakes(self, result, directions, tmp_path, options, words):
+        given = {"directions": str(directions.path), "edits": {"smile": 1.0}, **options}
+        with pytest.raises(UserError, match=words):
+            present(result.path, tmp_path, **given)
+
+    def test_a_strength_that_is_no_number(self, result, directions, tmp_path):
+        line = ["predict", f"--model.result.path={result.path}", f"--model.directions={directions.path}"]
+        with pytest.raises(UserError, match="edits") as caught:
+            cli.run("present", PresentStage, [*line, "--model.edits={smile: much}", f"--out={tmp_path}"])
+        assert "\n" not in str(caught.value)
+
+    def test_directions_of_another_generator(self, result, tmp_path):
+        torch.manual_seed(3)
+        other = artifact.save(tmp_path / "p", stage="prior", modules={"generator": ManifoldGenerator(**tiny.OPTIONS)})
+        path = heads.directions(tmp_path / "directions", other).path
+        with pytest.raises(
+            UserError, match=r"are of the generator [0-9a-f]{12}, the heads of .*stylize of [0-9a-f]{12}"
+        ):
+            present(result.path, tmp_path / "out", directions=str(path), edits={"smile": 1.0})
+
+
 class TestPage:
     @pytest.fixture(scope="class")
     def text(self, shown):

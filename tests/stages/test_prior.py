@@ -425,7 +425,7 @@ class TestDistances:
         camera = Camera.from_label(batch["label"].flatten(0, 1))
 
         def error():
-            drawn = module.field.draw(6, 2, SIZE, torch.Generator().manual_seed(1))
+            drawn = module.field.draw(6, 2, torch.Generator().manual_seed(1))
             ws = module.generator.mapping(batch["z"])
             terms = module.field(module.generator, ws, camera, batch, data.distances, drawn)
             return float(terms["distance"]), float(terms["colour"])

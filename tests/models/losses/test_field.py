@@ -11,6 +11,7 @@ from models.errors import UserError
 from models.generators.stylesdf import StyleSDF, camera_directions
 from models.losses.field import FieldLoss
 from models.rendering.output import FieldSample
+from models.segments import SEGMENTS
 from tests.models.generators.protocol import seeded
 
 RIG = Rig(near=5.8, far=7.8)
@@ -55,7 +56,7 @@ def batch():
 
 def terms(loss, ball, batch, seed=3):
     found, camera = batch
-    drawn = loss.draw(ROWS, VIEWS, SIDE, seeded(seed))
+    drawn = loss.draw(ROWS, VIEWS, seeded(seed))
     return loss(ball, ball.mapping(found["z"]), camera, found, known, drawn)
 
 
@@ -63,7 +64,7 @@ def test_terms_against_a_loop(ball, batch):
     loss = FieldLoss(weight=1, pixels=40, near=15, uniform=10, near_sd=0.2, band=0.3)
     found = terms(loss, ball, batch)
     data, camera = batch
-    drawn = loss.draw(ROWS, VIEWS, SIDE, seeded(3))
+    drawn = loss.draw(ROWS, VIEWS, seeded(3))
     assert 0.15 < float(drawn.offset.std()) < 0.25 and float(drawn.cube.abs().max()) <= 1.5
     origins, directions = camera.rays(SIDE)
     looking = F.normalize(camera_directions(camera, SIDE), dim=-1)
@@ -72,7 +73,7 @@ def test_terms_against_a_loop(ball, batch):
         points = []
         for view in range(VIEWS):
             place = 2 * row + view
-            for pixel in drawn.pixels[row, view].tolist():
+            for pixel in loss.pick(data, drawn.pixels)[place].tolist():
                 i, j = divmod(pixel, SIDE)
                 mask, image, depth, normal = (
                     data[name][row, view, :, i, j] for name in ("mask", "image", "depth", "normals")
@@ -100,6 +101,22 @@ def test_terms_against_a_loop(ball, batch):
     assert float(found["field"]) == pytest.approx(sum(weights[n] * sums[n] / counts[n] for n in sums), rel=1e-6)
 
 
+def test_pixels_are_drawn_by_what_they_show():
+    """A background of 4 x 8 pixels, skin, and a mouth of 8: each as often as it is asked for."""
+    loss = FieldLoss(background=0.25, features=3.0)
+    mask, parts = torch.zeros(1, 1, 1, 8, 8), torch.zeros(1, 1, 8, 8, dtype=torch.uint8)
+    mask[..., 4:, :], parts[..., 4:, :], parts[..., 6, :] = 1, SEGMENTS.index("skin"), SEGMENTS.index("mouth")
+    uniform = torch.rand(1, 1, 200_000, generator=seeded())
+    batch = {"image": mask, "mask": mask, "segmentation": parts}
+    found = loss.pick(batch, uniform)[0].bincount(minlength=64).view(8, 8) / 200_000  # type: ignore[arg-type]
+    total = 32 * 0.25 + 24 + 8 * 4
+    expected = torch.full((8, 8), 1 / total)
+    expected[:4], expected[6] = 0.25 / total, 4 / total
+    torch.testing.assert_close(found, expected, rtol=0.2, atol=0)
+    edges = torch.tensor([[[0.0, 1 - 2**-24]]])
+    assert loss.pick(batch, edges).tolist() == [[0, 63]]  # type: ignore[arg-type]
+
+
 def test_draws_are_the_callers(ball, batch):
     loss = FieldLoss(weight=1, pixels=10, near=5, uniform=5)
     assert float(terms(loss, ball, batch)["field"]) == float(terms(loss, ball, batch)["field"])
@@ -116,9 +133,7 @@ def test_every_weight_moves_the_field():
     for name in ("distance", "normal", "eikonal", "minimal_surface", "colour"):
         loss = FieldLoss(weight=1, pixels=20, near=20, uniform=20)
         ws = generator.mapping(torch.zeros(1, 3))
-        value = loss(generator, ws, camera, maps | {"z": torch.zeros(1, 3)}, known, loss.draw(1, 1, SIDE, seeded()))[
-            name
-        ]  # type: ignore
+        value = loss(generator, ws, camera, maps | {"z": torch.zeros(1, 3)}, known, loss.draw(1, 1, seeded()))[name]  # type: ignore
         generator.zero_grad()
         value.backward()
         head = generator.field.colour if name == "colour" else generator.field.distance

@@ -20,6 +20,7 @@ import websockets.sync.client
 
 from models import artifact
 from models.errors import UserError
+from models.heads.directions import directions_for
 from models.heads.subjects import Subjects
 from stages.commands import view
 from stages.commands.doorkeeper import Doorkeeper
@@ -262,6 +263,34 @@ class TestServer:
         count = len(guest.pictures)
         viewer.expressions["blink"].value = 1.0
         assert viewer.wait(60) and len(guest.pictures) == count
+
+    def test_edits(self, result, tmp_path):
+        """A slider a direction: each makes another head, which stays when another is chosen only if it is asked for."""
+        directions = heads.directions(tmp_path / "directions", artifact.load(result.path.parent / "prior"))
+        found = directions_for(directions, Subjects(result))
+        with Viewer(Subjects(result), port=free_port(), directions=found) as viewer:
+            viewer.welcome(guest := Guest(viewer.rig))
+            assert viewer.wait(60) and viewer.edits.keys() == {"smile", "age"}
+            before, plain = guest.pictures[-1], viewer.settings
+            viewer.edits["age"].value = 1.0
+            assert viewer.wait(60) and (guest.pictures[-1] != before).any()
+            edited = viewer.settings
+            assert edited == viewer.settings and edited.head != plain.head and edited.edits == (0.0, 1.0)
+            wanted = plain.subject.edited(found, {"age": 1.0}).latents.ws
+            assert (edited.subject.latents.ws == wanted).all() and edited.subject.id == plain.subject.id
+            viewer.strength.value = 0.5
+            assert viewer.wait(60) and viewer.settings.subject.styled(0.5) is plain.subject.styled(0.5)
+            viewer._reset()
+            assert viewer.settings == plain and viewer.wait(60)
+
+    def test_edits_of_another_generator(self, result, tmp_path):
+        other = tiny.prior(tmp_path / "other")
+        generator = other.module("generator")
+        generator.backbone.out_bias.data.add_(1)
+        other = artifact.save(tmp_path / "other", stage="prior", modules={"generator": generator})
+        path = heads.directions(tmp_path / "directions", other).path
+        with pytest.raises(UserError, match="are of the generator"):
+            view.main([str(result.path), f"--directions={path}"])
 
     def test_reset(self, viewer):
         guest = Guest(viewer.rig)
