@@ -349,7 +349,7 @@ def test_nothing_of_the_embedded_world(name):
     assert not foreign(resolved(stage, command, *options))
 
 
-@pytest.mark.parametrize("name", ["paper_artform", "paper_inverter"])
+@pytest.mark.parametrize("name", ["paper_artform", "paper_inverter", "paper_e3dge", "paper_e3dge_released"])
 def test_nothing_of_the_embedded_world_in_a_pipeline(name):
     for stage, command, *options in steps(ROOT / "configs" / "pipelines" / f"{name}.yaml").values():
         assert not foreign(resolved(stage, command, *options))
