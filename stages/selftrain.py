@@ -22,7 +22,7 @@ from models.checks import check_not_negative, check_positive
 from models.encoders.base import Encoder
 from models.encoders.e3dge import AlignmentFusion, TextureFusion
 from models.errors import UserError, one_line, shown
-from models.generators.base import RadianceGenerator
+from models.generators.base import Discriminator, RadianceGenerator
 from models.generators.geometry import form_of
 from models.heads.index import Entry, pixel_aligned_entry
 from models.heads.pixel_aligned import LocalNetworks, PixelAlignment, Query, Source, sized
@@ -33,6 +33,7 @@ from models.losses.alignment import distortion_loss, residual_loss
 from models.losses.geometry import GeometryLoss
 from models.losses.inversion import latent_error
 from models.rendering.output import Rendering
+from stages.base.critic import AdversarialTerm, Critic
 from stages.base.inversion import Renderer, check_fit, start_trunk
 from stages.base.photos import PhotoStage
 from stages.base.stage import ArtifactRef, GeneratorRef
@@ -138,6 +139,8 @@ class SelftrainStage(PhotoStage):
             (B.1), or from itself.
         aligner: what E_ADA is taught.
         curriculum: of the poses of samples.
+        adversarial: for phases "local" and "hybrid": the term by which a discriminator takes the pictures for samples
+            of the generator; the paper has it, beside no photo. null leaves it out.
         silent: whether fusions begin by changing nothing, so that training begins at what came before; beyond the
             paper.
         options: of :class:`PhotoStage`.
@@ -162,6 +165,7 @@ class SelftrainStage(PhotoStage):
         novel_views: bool = True,
         aligner: AlignerTraining = AlignerTraining(),
         curriculum: Curriculum = Curriculum(),
+        adversarial: AdversarialTerm | None = None,
         silent: bool = True,
         **options: Any,
     ) -> None:
@@ -177,6 +181,9 @@ class SelftrainStage(PhotoStage):
         check_not_negative(self, "code_weight", "full_weight", "thumb_weight")
         check_positive(self, "loss_side")
         self.novel_views, self.aligner, self.curriculum, self.silent = novel_views, aligner, curriculum, silent
+        self.adversarial, self.critic = adversarial, cast(Critic | None, None)
+        if adversarial is not None and phase not in ("local", "hybrid"):
+            raise UserError(f"phase {phase!r} has no adversarial term: leave --model.adversarial out")
 
     def build_networks(self) -> None:
         getattr(self, f"build_{self.phase}")()
@@ -368,6 +375,9 @@ class SelftrainStage(PhotoStage):
             elif self.silent and isinstance(network, TextureFusion | AlignmentFusion):
                 network.silence()
             network.requires_grad_(name in learning or (name == "aligner" and self.aligner_learns))
+        if (term := self.adversarial) is not None and term.weight and self.phase != "align":
+            self.discriminator = self.take("discriminator", term.path, term.module, Discriminator)
+            self.critic = Critic(self.discriminator, term)
 
     def parameter_groups(self, learning: list[nn.Parameter]) -> list[dict[str, Any]]:
         """E_ADA has a rate of its own."""
@@ -402,6 +412,9 @@ class SelftrainStage(PhotoStage):
         found = PixelAlignment(local, source, query).synthesis(self.generator, seen)
         terms = self.recover(found.image, truth)
         loss = terms["reconstruction"]
+        if self.critic is not None:
+            terms["adversarial"] = self.critic.term(found.image, truth, seen)
+            loss = loss + self.critic.options.weight * terms["adversarial"]
         if self.aligner_learns:
             taught = self.lessons(source, query if self.novel_views else None, image, camera, batch)
             loss = loss + taught.pop("loss")
@@ -409,6 +422,22 @@ class SelftrainStage(PhotoStage):
         return {**terms, "loss": loss}
 
     losses_hybrid = losses_local
+
+    def on_after_backward(self) -> None:
+        super().on_after_backward()
+        if self.critic is not None:
+            found = self.critic.learn(self.global_step)
+            self.log_dict({f"{self.name}/{name}": value for name, value in found.items()})
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        if self.critic is not None:
+            checkpoint["critic"] = self.critic.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        if self.critic is not None and "critic" in checkpoint:
+            self.critic.load_state_dict(checkpoint["critic"])
 
     def lessons(
         self, source: Source, query: Query | None, image: Tensor, camera: Camera, batch: SampleBatch
@@ -490,7 +519,8 @@ class SelftrainStage(PhotoStage):
         return pixel_aligned_entry(identity, artwork)
 
     def modules_out(self) -> dict[str, nn.Module]:
-        return {**super().modules_out(), **self.details()}
+        critic = {} if self.critic is None else {"discriminator": self.discriminator}
+        return {**super().modules_out(), **self.details(), **critic}
 
     def export(self) -> Export:
         found = super().export()

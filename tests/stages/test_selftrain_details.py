@@ -10,6 +10,7 @@ from models import artifact
 from models.augment.perspective import random_corners, warp
 from models.camera import Camera
 from models.errors import UserError
+from models.generators.discriminator import ImageDiscriminator
 from models.generators.views import render_views
 from models.heads.photos import PhotoSet
 from models.heads.pixel_aligned import PixelAlignedGenerator, sized
@@ -17,6 +18,7 @@ from models.heads.subjects import Subjects
 from models.image import read_image, write_image
 from models.losses.image import pixel_mse
 from models.metrics.records import read_records
+from stages.base.critic import AdversarialTerm
 from stages.base.inversion import RateSchedule
 from stages.base.stage import ArtifactRef
 from stages.selftrain import AlignerTraining, Curriculum, SelftrainStage
@@ -298,15 +300,72 @@ def test_poses_follow_the_steps(work, tmp_path, kind):
     assert seen.found["val"] == plain.found["val"] and min(seen.found["val"])[1] > 0.01
 
 
-@pytest.mark.parametrize("phase", ["local", "hybrid"])
-def test_a_killed_run_continues_exactly(work, tmp_path, phase):
-    """Poses and draws included."""
+@pytest.mark.parametrize(("phase", "judged"), [("local", False), ("local", True), ("hybrid", False)])
+def test_a_killed_run_continues_exactly(work, judge, tmp_path, phase, judged):
+    """Poses, draws and the discriminator included."""
     words = [*toy.line(work), *lines.options(toy.DETAILED[phase])]
+    words += [f"--model.adversarial.path={judge}", "--model.adversarial.r1_every=2"] if judged else []
     galatea(*words, f"--out={tmp_path / 'whole'}")
     galatea(*words, f"--out={tmp_path / 'killed'}", kill=Kill("last.ckpt", 2))
     last = tmp_path / "killed" / "checkpoints" / "last.ckpt"
     galatea(*words, f"--out={tmp_path / 'killed'}", f"--ckpt_path={last}")
     assert artifact.load(tmp_path / "killed").id == artifact.load(tmp_path / "whole").id
+
+
+# -- the adversarial term ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def judge(work):
+    torch.manual_seed(5)
+    network = ImageDiscriminator([8, 8, 8, 8], pose="none")
+    artifact.save(work / "judge", stage="prior", modules={"discriminator": network})
+    return work / "judge"
+
+
+def test_the_adversarial_term(work, judge):
+    """The term, and a step of the discriminator, each computed apart."""
+    term = AdversarialTerm(str(judge), weight=0.4, r1_weight=3.0, r1_every=2, learning_rate=1e-2)
+    module = built(work, aligner=AlignerTraining(0.0), adversarial=term).eval()
+    wake(module)
+    plain = wake(built(work, aligner=AlignerTraining(0.0))).eval()
+    batch = batch_of(work)
+    image, camera = module.pictures(batch)
+    order = torch.tensor([1, 0, 3, 2])
+    with torch.no_grad():
+        fake, real = module.reconstruct(image, camera)(camera[order]).image, image[order]
+    terms = module.losses(image, camera, batch)
+    network = artifact.load(judge).module("discriminator")
+    expected = torch.nn.functional.softplus(-network(fake).logits)[:, 0]
+    torch.testing.assert_close(terms["adversarial"], expected, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(terms["loss"], plain.losses(image, camera, batch)["loss"] + 0.4 * expected)
+    terms["loss"].mean().backward()
+    assert all(p.grad is None for p in module.discriminator.parameters())
+    assert any(p.grad is not None and p.grad.any() for p in module.local.texture_fusion.parameters())
+    adam = torch.optim.Adam(network.parameters(), 1e-2 * 2 / 3, (0.0, 0.99 ** (2 / 3)))
+    own = real.clone().requires_grad_()
+    logits = network(own).logits
+    (slope,) = torch.autograd.grad(logits.sum(), own, create_graph=True)
+    loss = torch.log1p((-logits).exp()).mean() + torch.log1p(network(fake).logits.exp()).mean()
+    (loss + 3.0 * 2 * slope.square().sum((1, 2, 3)).mean()).backward()
+    adam.step()
+    found = module.critic.learn(4)
+    torch.testing.assert_close(found["discriminator"], loss.detach(), atol=1e-5, rtol=1e-4)
+    for name, parameter in network.named_parameters():
+        torch.testing.assert_close(module.discriminator.get_parameter(name), parameter, atol=1e-4, rtol=1e-3)
+    assert module.critic.learn(5) == {}, "pictures are judged once"
+    module.losses(image, camera, batch)
+    assert "r1" not in module.critic.learn(5)
+
+
+def test_the_discriminator_is_handed_on(work, judge, tmp_path):
+    term = AdversarialTerm(str(judge), learning_rate=1e-2)
+    module = stage(work, "hybrid", "hybrid", adversarial=term)
+    tiny.fit(module, samples(work), tmp_path, max_epochs=-1, max_steps=2, limit_val_batches=0)
+    found, before = (artifact.load(path).module("discriminator") for path in (tmp_path, judge))
+    assert not torch.equal(found.logit.weight, before.logit.weight)
+    with pytest.raises(UserError, match="phase 'align' has no adversarial term"):
+        stage(work, "align", adversarial=term)
 
 
 # -- what comes of it --------------------------------------------------------------------------------------------------
