@@ -201,6 +201,11 @@ E3DGE_DETAILS = {
     "model.silent": (False, "E3DGE's code"),
     "data.init_args.views": (2, "B.1"),
 }
+E3DGE_ADVERSARIAL = {
+    "model.adversarial.module": ("discriminator", "B.3: the generator's"),
+    "model.adversarial.weight": (0.01, "B.3"),
+    "model.adversarial.r1_weight": (10 / 2, "B.3: 10, halved as in Mescheder et al."),
+}
 PER_GPU = 24 // GPUS, 16 // GPUS  # Sec. 5; B.1 and E3DGE's scripts
 TABLE |= {
     "e3dge/selftrain": {
@@ -224,6 +229,7 @@ TABLE |= {
     },
     "e3dge/selftrain_local": {
         **E3DGE_DETAILS,
+        **E3DGE_ADVERSARIAL,
         "model.phase": ("local", "Sec. 4.2"),
         "model.local.init_args.alignment": ("3d", "Sec. 4.2"),
         "model.novel_views": (False, "Sec. 4.2"),
@@ -232,6 +238,7 @@ TABLE |= {
     },
     "e3dge/selftrain_hybrid": {
         **E3DGE_DETAILS,
+        **E3DGE_ADVERSARIAL,
         "model.phase": ("hybrid", "Sec. 4.3"),
         "model.local.init_args.alignment": ("hybrid", "Sec. 4.3"),
         "model.novel_views": (True, "B.1"),
@@ -261,6 +268,7 @@ TABLE |= {
     },
     "e3dge/selftrain_released_hybrid": {
         **E3DGE_DETAILS,
+        **E3DGE_ADVERSARIAL,
         "model.phase": ("hybrid", "E3DGE's scripts: 2.2"),
         "model.local.init_args.alignment": ("hybrid", "E3DGE's scripts"),
         "model.aligner.rate": (0.0, "E3DGE's scripts: frozen"),
