@@ -369,6 +369,6 @@ def check_samples(data: object, origin: tuple[Artifact, str]) -> None:
     ours, name = origin[0].origin(origin[1])
     if (artifact.id, module) != (ours.id, name):
         raise UserError(
-            f"the samples are of {data.path} ({shown(data.module)}), the encoder is trained for another generator: "
-            "give --data.init_args.path and --model.prior the same"
+            f"the samples are of {data.path} ({shown(data.module)}), but what learns is trained for another generator: "
+            f"give --data.init_args.path that of {origin[0].path}"
         )

@@ -3,45 +3,32 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from datamodules.artworks import Artwork
-from datamodules.items import ItemsDataModule
-from datamodules.poses import check_camera, find_camera
-from models.artifact import Export
 from models.augment.marks import random_marks
-from models.batches import PortraitBatch, some_views
+from models.batches import PortraitBatch
 from models.camera import Camera
 from models.checks import check_not_negative, check_positive
 from models.encoders.detail import DetailReconstructor
 from models.errors import UserError, one_line
-from models.features.base import FacePoints, Frozen
 from models.generators.manifold import ManifoldGenerator
-from models.generators.views import render_views
-from models.heads.codes import HeadCode
-from models.heads.index import detailed_entry, subject_index
-from models.heads.photos import PhotoSet
-from models.heads.subjects import invert
-from models.image import resized, write_image
+from models.heads.index import Entry, detailed_entry
+from models.heads.subjects import Details
+from models.image import resized
 from models.latents import Latents
 from models.losses.detail import depth_loss, layer_normals, novel_view_loss, unseen
-from models.names import item_id
 from models.rendering.output import Rendering
-from models.rendering.sheets import pose_overlay, sheet
 from models.rendering.visibility import seen_from
-from stages.base.inversion import InversionStage, RateSchedule, Renderer, items_of
-from stages.base.ranks import collect
+from stages.base.inversion import RateSchedule, Renderer
+from stages.base.photos import PhotoStage
 from stages.base.stage import ArtifactRef
 
 log = logging.getLogger(__name__)
-
-VIEWS = 5  # of a predicted head, on its picture
 
 
 @dataclass(frozen=True)
@@ -84,12 +71,10 @@ class _Coarse:
     """(B, 2, R, N, C) where R rays meet N manifolds."""
 
 
-class DetailStage(InversionStage):
+class DetailStage(PhotoStage):
     """L = L_r + 4 L_nv + 2e-4 L_depth (Sec. 3.4): encoder and generator are frozen, the reconstructor learns.
 
-    ``predict`` takes photos (:class:`datamodules.artworks.ArtworkDataModule`) to heads in one pass. It hands on the
-    generator, the reconstructor and the photos with their codes and cameras, from which ``present`` and ``view`` make
-    :class:`models.heads.detailed.DetailedGenerator`.
+    ``predict`` takes photos to heads in one pass, to be shown by :class:`models.heads.detailed.DetailedGenerator`.
 
     Args:
         inverter: artifact of ``tune``: generator, of surface manifolds, and encoder; not needed with ``tested``.
@@ -99,9 +84,7 @@ class DetailStage(InversionStage):
         marks: share of the training photos on which a random mark is painted
             (:func:`models.augment.marks.random_marks`), so that what is painted on a photo is carried over too; beyond
             the paper.
-        pose: estimates the camera of photos that have none; null refuses such photos.
-        landmarks: chooses between the cameras that the face and the pose network tell; null takes the face's.
-        options: of :class:`InversionStage`. The paper's learning rate is constant.
+        options: of :class:`PhotoStage`. The paper's learning rate is constant.
     """
 
     name = "detail"
@@ -115,8 +98,6 @@ class DetailStage(InversionStage):
         start: ArtifactRef | None = None,
         regularisation: Regularisation = Regularisation(),
         marks: float = 0.0,
-        pose: nn.Module | None = None,
-        landmarks: nn.Module | None = None,
         schedule: RateSchedule = RateSchedule(3e-4, 3e-4),  # noqa: B008 - frozen
         **options: Any,
     ) -> None:
@@ -127,9 +108,6 @@ class DetailStage(InversionStage):
         self.regularisation, self.marks = regularisation, marks
         if not 0 <= marks <= 1:
             raise UserError(f"marks is {marks}: it is a share of the photos, from 0 to 1")
-        self.pose = None if pose is None else Frozen(pose)
-        self.landmarks = None if landmarks is None else Frozen(landmarks)
-        self._photos: dict[str, Tensor] = {}  # of predict, by id
 
     def build_networks(self) -> None:
         if self.inverter is None or not hasattr(self, "detail"):
@@ -250,68 +228,11 @@ class DetailStage(InversionStage):
         details = self.detail(resized(image, self.detail.resolution), coarse, camera, self.generator)
         return partial(self.generator.synthesis, ws, expression=expression, edit=details.edit)
 
-    def on_predict_start(self) -> None:
-        super().on_predict_start()
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
-        for item in data.items if isinstance(data, ItemsDataModule) else ():
-            check_camera(item, self.generator.rig)  # before anything is computed
+    def details(self) -> dict[str, Details]:
+        return {"detail": self.detail}
 
-    @torch.no_grad()
-    def predict_step(self, batch: PortraitBatch | Sequence[Artwork], batch_idx: int) -> None:
-        if isinstance(batch, dict):
-            image, camera = self.pictures(some_views(batch, slice(1)))
-            assert camera is not None
-            for row, item in enumerate(items_of(batch)):
-                self._predict(item_id(item), image[row : row + 1], camera[row])
-        else:
-            for item in batch:
-                faces = None if self.landmarks is None else cast(FacePoints, self.landmarks.module)
-                camera = find_camera(item, self.generator, self.pose, faces, self.device)
-                self._predict(item.id, item.at(self.detail.resolution)[None].to(self.device), camera.to(self.device))
-
-    def _predict(self, name: str, image: Tensor, camera: Camera) -> None:
-        """One photo (1, 3, H, W) to a head, its pictures in ``OUT/pictures/NAME``."""
-        generator, folder = self.generator, self.out / "pictures" / name
-        subject = invert(name, image, camera, generator, self.encoder, self.detail)
-        photo = subject.artwork
-        assert photo is not None
-        cameras = Camera.cat([camera, generator.rig.orbit(VIEWS).to(camera.device)])
-        coarse, final = (
-            render_views(head, subject.latents, cameras, subject.expression) for head in (generator, subject.generator)
-        )
-        yaws = (round(yaw) for yaw in torch.rad2deg(cameras.yaw[1:]).tolist())
-        captions = ["photo's view", *(f"{yaw:+d}°" if yaw else "front" for yaw in yaws)]
-        rows = [
-            [("photo", photo), *zip(captions, final.image, strict=True)],
-            [("", None), *zip(captions, coarse.image, strict=True)],
-        ]
-        outline = None if final.alpha is None else final.alpha[0]
-        pictures = {
-            "reference": photo,
-            "coarse": coarse.image[0],
-            "detailed": final.image[0],
-            "views": sheet(rows, labels=["With details", "Codes alone"]),
-            "camera": pose_overlay(photo.cpu(), generator.rig, camera.to("cpu"), outline),
-        }
-        for kind, picture in pictures.items():
-            write_image(folder / f"{kind}.png", picture)
-        head = HeadCode(subject.latents.to("cpu"), None, subject.expression.cpu(), camera.label().cpu())
-        self._heads[name], self._photos[name] = head, photo.cpu()
-
-    def on_predict_epoch_end(self) -> None:
-        super().on_predict_epoch_end()
-        self._photos = dict(collect(list(self._photos.items())))
-
-    def export_heads(self) -> Export:
-        photos = PhotoSet.collect(self._heads, self._photos, self.generator)
-        media = {
-            f"{picture.stem}_{name}.png": picture
-            for name in photos.ids
-            for picture in sorted((self.out / "pictures" / name).iterdir())
-        }
-        modules = {"generator": self.generator, "detail": self.detail, "anchors": photos}
-        entries = [detailed_entry(name, f"reference_{name}.png") for name in photos.ids]
-        return Export(modules, media=media, extra=subject_index(entries), delta_of=self.unchanged(modules))
+    def entry(self, identity: str, artwork: str) -> Entry:
+        return detailed_entry(identity, artwork)
 
 
 def depth_change(final: Rendering, coarse: Rendering) -> Tensor:

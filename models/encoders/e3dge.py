@@ -9,6 +9,7 @@ Sources: E3DGE (Lan et al., 2023); PIFu (Saito et al., 2019) and stacked hourgla
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -42,6 +43,7 @@ class GlobalEncoder(Encoder):
         decoder_ws, decoder_dim, decoder_side: decoder codes, their size, and the side as above.
         resolution: image side in pixels. channels: of the image.
         widths, depths, reduction: of the trunk's four stages, see :class:`models.encoders.irse.IRTrunk`.
+        style_width: channels inside of the networks that make codes; the size of the code by default.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class GlobalEncoder(Encoder):
         widths: Sequence[int] = WIDTHS,
         depths: Sequence[int] = DEPTHS,
         reduction: int | None = REDUCTION,
+        style_width: int | None = None,
     ) -> None:
         super().__init__()
         self.geometry, self.decoder_ws, self.resolution, self.channels = geometry, decoder_ws, resolution, channels
@@ -67,9 +70,9 @@ class GlobalEncoder(Encoder):
         self.trunk = IRTrunk(channels, widths, depths, reduction)
         finest, fine, medium, coarse = widths
         sides = [geometry_side] * geometry + [texture_side] * texture
-        self.styles_pigan = nn.ModuleList(MapToStyle(coarse, w_dim, side) for side in sides)
+        self.styles_pigan = nn.ModuleList(MapToStyle(coarse, w_dim, side, style_width) for side in sides)
         self.styles_stylegan = nn.ModuleList(
-            MapToStyle(coarse, decoder_dim, decoder_side) for _ in range(decoder_heads)
+            MapToStyle(coarse, decoder_dim, decoder_side, style_width) for _ in range(decoder_heads)
         )
         self.latlayer64 = nn.Conv2d(finest, coarse, 1)
         self.latlayer128 = nn.Conv2d(fine, coarse, 1)
@@ -100,8 +103,8 @@ class GlobalEncoder(Encoder):
 
 
 def make_norm(norm: str, channels: int) -> nn.Module:
-    """Group normalisation with 32 groups, or batch normalisation."""
-    return nn.GroupNorm(32, channels) if norm == "group" else nn.BatchNorm2d(channels)
+    """Group normalisation with 32 groups, or as many as divide fewer channels; or batch normalisation."""
+    return nn.GroupNorm(math.gcd(32, channels), channels) if norm == "group" else nn.BatchNorm2d(channels)
 
 
 class ConvBlock(nn.Module):
@@ -190,6 +193,7 @@ class LocalEncoder(Configurable):
         stacks, depth: hourglasses, one after the other, and how often each halves its map.
         norm: "group" or "batch".
         strided: channels of the strided convolution that halves the second time; 0 averages instead.
+        width: channels before the hourglasses.
 
     Raises:
         ValueError: when ``norm`` is unknown.
@@ -197,7 +201,7 @@ class LocalEncoder(Configurable):
 
     def __init__(
         self, stem: int = 32, features: int = 256, channels: int = 256, stacks: int = 4, depth: int = 2,
-        norm: str = "group", strided: int = 0,
+        norm: str = "group", strided: int = 0, width: int = 128,
     ) -> None:  # fmt: skip
         super().__init__()
         if norm not in NORMS:
@@ -205,9 +209,9 @@ class LocalEncoder(Configurable):
         self.features = features
         self.residual_conv, self.depth_conv = make_stem(3, stem), make_stem(1, stem)
         self.stem = nn.Sequential(nn.Conv2d(2 * stem, 64, 7, 2, 3), make_norm(norm, 64), nn.ReLU())
-        self.block1 = ConvBlock(64, strided or 128, norm)
-        self.halve = nn.Conv2d(strided, 128, 3, 2, 1) if strided else nn.AvgPool2d(2)
-        self.block2, self.block3 = ConvBlock(128, 128, norm), ConvBlock(128, channels, norm)
+        self.block1 = ConvBlock(64, strided or width, norm)
+        self.halve = nn.Conv2d(strided, width, 3, 2, 1) if strided else nn.AvgPool2d(2)
+        self.block2, self.block3 = ConvBlock(width, width, norm), ConvBlock(width, channels, norm)
         self.stacks = nn.ModuleList(Stack(depth, channels, features, norm, last=i == stacks - 1) for i in range(stacks))
 
     def forward(self, residual: Tensor, depth: Tensor) -> Tensor:
@@ -281,6 +285,11 @@ class TextureFusion(Configurable):
         encoding = 0 if frequencies is None else 3 + 6 * frequencies
         self.film = ResidualMLP(channels + encoding, 2 * width)
 
+    def silence(self) -> None:
+        """From here on gamma and beta are 0, until they learn."""
+        for parameter in (*self.film.fc_1.parameters(), *self.film.shortcut.parameters()):
+            nn.init.zeros_(parameter)
+
     def forward(self, features: Tensor, local: Tensor) -> Tensor:
         """(1 + gamma) f + beta for the first ``width`` of the features (B, P, C >= width), with gamma and beta from
         ``local`` (B, P, channels and positional encoding)."""
@@ -318,6 +327,12 @@ class AlignmentFusion(Configurable):
             nn.Sequential(nn.Linear(channels, channels), nn.LeakyReLU(0.2), nn.Linear(channels, channels))
             for _ in range(2)
         )
+
+    def silence(self) -> None:
+        """From here on f_ADA changes nothing, until scale and shift learn."""
+        for network in (self.scale, self.shift):
+            for parameter in network[-1].parameters():
+                nn.init.zeros_(parameter)
 
     def forward(self, local: Tensor, aligned: Tensor, weight: float = 1.0) -> Tensor:
         """f_L + weight (scale f_L + shift): (B, P, channels).

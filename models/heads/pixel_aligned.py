@@ -81,14 +81,14 @@ class Query:
         coarse: (C, 3, S, S) the heads as the generator alone shows them there.
         depth: (C, 1, h, w) of these, as :attr:`Source.depth`.
         residual: Delta' (C, 3, S, S), which E_ADA has moved there.
-        details: F_ADA (C, C', S / 4, S / 4).
+        details: F_ADA (C, C', S / 4, S / 4); None where these were not asked for.
     """
 
     camera: Camera
     coarse: Tensor
     depth: Tensor
     residual: Tensor
-    details: Tensor
+    details: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -269,12 +269,13 @@ class LocalNetworks(Configurable):
             details = chosen(self._encode(aligned, depth), details)
         return replace(source, ws=ws, expression=expression, depth=depth, limit=limit, details=details)
 
-    def query(self, generator: RadianceGenerator, source: Source, camera: Camera) -> Query:
+    def query(self, generator: RadianceGenerator, source: Source, camera: Camera, *, encode: bool = True) -> Query:
         """The details of B photos, moved to the pictures that V cameras each would take of the heads shown.
 
         Args:
             source: says which these are: as :meth:`source` gives it, or :meth:`edited`.
             camera: B * V cameras, V for each photo.
+            encode: whether E1 is asked for the details of the moved residuals.
 
         Raises:
             ValueError: without an aligner, or when the number of cameras is no multiple of B.
@@ -287,7 +288,7 @@ class LocalNetworks(Configurable):
         expression = source.expression.repeat_interleave(views, 0)
         coarse, depth, _ = self._coarse(generator, source.ws.repeat_interleave(views), camera, expression)
         residual = self.aligner(source.residual.repeat_interleave(views, 0), coarse)  # Delta'_edit
-        return Query(camera, coarse, depth, residual, self._encode(residual, depth))
+        return Query(camera, coarse, depth, residual, self._encode(residual, depth) if encode else None)
 
     def edit(self, generator: RadianceGenerator, source: Source, camera: Camera | None = None) -> PixelAlignment:
         """What shows heads with their details: :meth:`PixelAlignment.synthesis`, or as an ``edit``.

@@ -21,17 +21,20 @@ from models.encoders.base import Encoder
 from models.encoders.detail import DetailReconstructor
 from models.errors import UserError, one_line
 from models.generators.baked import BakedHead
-from models.generators.base import Generator
+from models.generators.base import Generator, RadianceGenerator
 from models.generators.manifold import ManifoldGenerator
 from models.heads.codes import HeadCode, HeadCodes
 from models.heads.detailed import DetailedGenerator
 from models.heads.directions import Directions
 from models.heads.index import Entry, read_index
 from models.heads.photos import PhotoSet
+from models.heads.pixel_aligned import LocalNetworks, PixelAlignedGenerator
 from models.image import read_image, resized
 from models.latents import Latents
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
+Details = DetailReconstructor | LocalNetworks
+"""Networks that find in a photo what codes cannot say."""
 TRUNCATION = 0.7  # of sampled subjects: typical rather than extreme heads
 
 
@@ -219,23 +222,32 @@ def invert(
     identity: str,
     image: Tensor,
     camera: Camera,
-    generator: ManifoldGenerator,
+    generator: RadianceGenerator,
     encoder: Encoder,
-    detail: DetailReconstructor,
+    details: Details | None = None,
 ) -> Subject:
-    """The head of a photo, in one pass of each network (GRAMInverter, Sec. 3).
+    """The head of a photo, in one pass of each network.
 
     Args:
         image: (1, 3, H, W) in [-1, 1].
         camera: of the photo, a batch of one.
-        generator, encoder, detail: of an artifact of the stage ``detail``.
+        generator, encoder: of an artifact of an inversion stage.
+        details: what adds what codes cannot say: on surface manifolds (GRAMInverter, Sec. 3.3) or aligned pixel by
+            pixel (E3DGE, Sec. 4.2); None for codes alone.
     """
     mean = encoder.mean_latents or generator.mean_latents
-    ws, expression = encoder.invert(resized(image, encoder.resolution), mean)
+    codes, expression = encoder.invert(resized(image, encoder.resolution), mean)
+    ws = generator.complete(codes)
     if expression is None:
         expression = image.new_zeros(1, len(generator.expressions))
     anchor = HeadCode(ws.map(Tensor.float), None, expression.float(), camera.label())
-    image = resized(image, detail.resolution)
-    photo = PhotoSet.collect({identity: anchor}, {identity: image[0]}, generator).to(image.device)
-    head = DetailedGenerator(generator, detail, photo).eval()
+    image = resized(image, generator.resolution if details is None else details.resolution)
+    head: Generator = generator
+    if details is not None:
+        photo = PhotoSet.collect({identity: anchor}, {identity: image[0]}, generator).to(image.device)
+        if isinstance(details, LocalNetworks):
+            head = PixelAlignedGenerator(generator, details, photo).eval()
+        else:
+            assert isinstance(generator, ManifoldGenerator)
+            head = DetailedGenerator(generator, details, photo).eval()
     return Subject(identity, head, None, anchor.latents, anchor.expression, camera, image[0], "one pass")

@@ -138,6 +138,10 @@ class InversionStage(Stage):
         ws, expression = self.invert(image)
         return partial(self.generator.synthesis, ws, expression=expression)
 
+    def parameter_groups(self, learning: list[nn.Parameter]) -> list[dict[str, Any]]:
+        """What learns, for the optimiser: ``lr`` of a group is relative to the schedule's, 1 by default."""
+        return [{"params": learning}]
+
     def modules_out(self) -> dict[str, nn.Module]:
         """What the artifact holds."""
         return {"generator": self.generator, "encoder": self.encoder}
@@ -204,7 +208,7 @@ class InversionStage(Stage):
         learning = [parameter for parameter in self.parameters() if parameter.requires_grad]
         if not learning:
             raise UserError("there is nothing to train: model.tested is for validate, test and predict")
-        optimizer = torch.optim.Adam(learning, lr=1.0, betas=self.schedule.betas)
+        optimizer = torch.optim.Adam(self.parameter_groups(learning), lr=1.0, betas=self.schedule.betas)
         # Not estimated_stepping_batches: it would make the loaders before a checkpoint can set their place.
         steps = self.trainer.max_steps
         if steps < 1 and self.schedule.drop_at is None:

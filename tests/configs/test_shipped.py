@@ -39,7 +39,12 @@ def test_pipelines(file):
 
 @pytest.mark.parametrize(
     ("name", "given"),
-    [("artform", ("image", "model")), ("inverter", ("images", "test_images", "arcface", "inception"))],
+    [
+        ("artform", ("image", "model")),
+        ("inverter", ("images", "test_images", "arcface", "inception")),
+        ("e3dge", ("model", "arcface")),
+        ("e3dge_released", ("model", "arcface")),
+    ],
 )
 def test_a_papers_pipeline_is_ready_to_run(name, given, tmp_path, capsys):
     options = [word for param in given for word in (f"--{param}", str(tmp_path))]

@@ -1,6 +1,7 @@
 """Training an encoder on samples of its generator: real command lines, with generators of every form."""
 
 import csv
+import json
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch.utils.data import default_collate
 from datamodules.samples import PointRecipe, SampleDataModule
 from models import artifact
 from models.batches import some_views
+from models.configurable import class_named
 from models.encoders.e3dge import GlobalEncoder
 from models.encoders.pyramid import Encoder4Editing
 from models.errors import UserError
@@ -36,6 +38,24 @@ GLOBAL = {
 }  # fmt: skip
 
 
+def networks(alignment, aligner=True):
+    """Those of details, as a configuration names them."""
+
+    def part(name, **options):
+        return {"class_path": f"models.encoders.{name}", "init_args": options}
+
+    return {
+        "class_path": "models.heads.pixel_aligned.LocalNetworks",
+        "init_args": {
+            "local_encoder": part("e3dge.LocalEncoder", stem=4, features=6, channels=128, stacks=1, depth=1),
+            "texture_fusion": part("e3dge.TextureFusion", width=16, channels=6, frequencies=2),
+            "aligner": part("alignment.ResidualAligner", widths=[4, 6, 8, 8]) if aligner else None,
+            "alignment_fusion": part("e3dge.AlignmentFusion", channels=6) if alignment == "hybrid" else None,
+            "alignment": alignment, "resolution": 32,
+        },
+    }  # fmt: skip
+
+
 PRIOR = {"manifold": "manifolds", "paper": "balls", "released": "balls"}
 """Generators by what is trained: opacities on manifolds; distances, with all codes or the renderer's alone."""
 
@@ -55,6 +75,7 @@ def line(folder, kind="paper", **model):
     given = {
         "prior": {"path": path, "module": "generator"}, "encoder": encoder_for(kind), "protocol": inversions.PROTOCOL,
         "schedule": {"learning_rate": 1e-3, "final": 1e-4, "drop_at": 3},
+        "start": {"path": str(folder / "earlier")},
     }  # fmt: skip
     data = {"class_path": "datamodules.samples.SampleDataModule", "init_args": {"path": path, **samples}}
     trainer = {
@@ -76,7 +97,24 @@ def prepare(folder, count=0):
         for module in generator.decoder.modules():
             if isinstance(module, ToImage):
                 module.weight.mul_(0.2)
-    artifact.save(folder / "balls", stage="prior", modules={"generator": generator})
+    prior = artifact.save(folder / "balls", stage="prior", modules={"generator": generator})
+    encoder = GlobalEncoder(**GLOBAL)
+    encoder.start(generator.mean_latents)
+    local = instance(networks("3d"))
+    artifact.save(
+        folder / "earlier",
+        stage="selftrain",
+        modules={"generator": generator, "encoder": encoder.eval(), "local": local.eval()},
+        parents={"prior": prior},
+        delta_of={"generator": (prior, "generator")},
+    )
+
+
+def instance(described):
+    """What a configuration names."""
+    if isinstance(described, dict) and "class_path" in described:
+        return class_named(described["class_path"])(**{k: instance(v) for k, v in described["init_args"].items()})
+    return described
 
 
 def manifolds(folder):
@@ -90,6 +128,21 @@ def manifolds(folder):
     artifact.save(folder / "manifolds", stage="prior", modules={"generator": generator})
 
 
+DETAILED = {
+    phase: {
+        "model.phase": phase.split()[0], "model.local": json.dumps(networks(alignment)),
+        "data.init_args.views": 2, "data.init_args.points.count": 1, **more,
+    }
+    for phase, alignment, more in (
+        ("align", "3d", {"model.aligner.distortion": 1.0}),
+        ("local", "3d", {"model.curriculum.kind": "scale_pose_sd", "model.curriculum.steps": "[0,2]",
+                         "model.curriculum.values": "[0.5,1]"}),
+        ("local in 2D", "2d", {"model.aligner.rate": 2.0}),
+        ("hybrid", "hybrid", {"model.curriculum.kind": "scale_view_gap", "model.curriculum.steps": "[0,1,3]",
+                              "model.curriculum.values": "[0,0.5,1]"}),
+    )
+}  # fmt: skip
+
 CASE = StageCase(
     line,
     prepare,
@@ -98,6 +151,10 @@ CASE = StageCase(
         "fit": Command(batch=6, options={"data.init_args.train_samples": 24}, tolerance=3e-2),
         "test": Command(),
         "predict": Command(options={"data.init_args.batch_size": 1}),
+        **{
+            f"fit, {phase}": Command(batch=6, options={"data.init_args.train_samples": 24, **words}, tolerance=3e-2)
+            for phase, words in DETAILED.items()
+        },
     },
 )
 
@@ -271,10 +328,8 @@ def test_pictures_of_others_are_inverted_too(work, tmp_path):
 
 def test_what_does_not_fit_is_refused(work, tmp_path):
     words = line(work)
-    with pytest.raises(UserError, match="phase is 'third': take one of global, local, hybrid"):
+    with pytest.raises(UserError, match="phase is 'third': take one of global, align, local, hybrid"):
         run(words, tmp_path, "--model.phase=third")
-    with pytest.raises(UserError, match="phase 'local' is not there yet"):
-        run(words, tmp_path, "--model.phase=local")
     with pytest.raises(UserError, match="trained for another generator"):
         run(words, tmp_path, f"--data.init_args.path={work / 'manifolds'}")
     with pytest.raises(UserError, match=r"gives 7 codes of 16 \(ws\), the generator takes 3 codes of 16 \(renderer\)"):

@@ -29,7 +29,9 @@ def encoder(**changes):
     return GlobalEncoder(**(SMALL | changes)).eval()
 
 
-@pytest.mark.parametrize("changes", [{}, {"decoder_heads": 0}, {"decoder_heads": 10}, {"texture_side": 32}], ids=str)
+@pytest.mark.parametrize(
+    "changes", [{}, {"decoder_heads": 0}, {"decoder_heads": 10}, {"texture_side": 32}, {"style_width": 3}], ids=str
+)
 @torch.no_grad()
 def test_codes_of_both_groups(changes):
     network = encoder(**changes)
@@ -60,7 +62,11 @@ def test_codes_start_from_the_mean_and_images_have_a_size():
         network(image[..., :32, :32])
 
 
-@pytest.mark.parametrize("options", [{}, {"norm": "batch"}, {"strided": 128}, {"depth": 1, "stacks": 1}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"norm": "batch"}, {"strided": 128}, {"depth": 1, "stacks": 1}, {"width": 48, "channels": 24}],
+    ids=str,
+)
 def test_details_are_a_quarter_of_the_picture_and_every_parameter_makes_them(options):
     torch.manual_seed(0)
     network = LocalEncoder(**({"stem": 4, "features": 6, "channels": 128, "stacks": 2, "depth": 2} | options))
