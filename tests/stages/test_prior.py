@@ -443,7 +443,12 @@ class TestDistances:
         trainer(tmp_path).test(module, datamodule=data, verbose=False)
         records = read_records(tmp_path / "metrics.csv")
         found = {(r.variant, r.metric) for r in records}
-        assert {("fitted", "slope"), ("known z", "slope"), ("known z", "depth_mae"), ("samples", "mesh_closed")} <= found
+        assert {
+            ("fitted", "slope"),
+            ("known z", "slope"),
+            ("known z", "depth_mae"),
+            ("samples", "mesh_closed"),
+        } <= found
         assert {r.value for r in records if r.metric == "mesh_closed"} <= {0.0, 1.0}
         generator, z = module.average.module, data.datasets["test"][0]["z"][None]
         slope = next(r for r in records if (r.variant, r.metric, r.view) == ("known z", "slope", "yaw+24"))
