@@ -97,8 +97,9 @@ class PriorStage(AdversarialStage):
         super().__init__(total_images, adversarial, optimization, channels_last, seed)
         self.reconstruction, self.views_per_step, self.fit_manifolds = reconstruction, views_per_step, fit_manifolds
         self.field, self.jitter = field, jitter
-        if field is not None and not isinstance(generator, StyleSDF):
-            raise UserError(f"model.field teaches a signed distance, which {type(generator).__name__} is not")
+        if field is not None and not (isinstance(generator, StyleSDF) and generator.beta is not None):
+            kind = "a StyleSDF of densities" if isinstance(generator, StyleSDF) else type(generator).__name__
+            raise UserError(f"model.field teaches a signed distance, which {kind} is not")
         if field is not None and adversarial.start < field.alone and discriminator is not None:
             raise UserError(
                 f"model.adversarial.start is {adversarial.start}: before image {field.alone} (model.field.alone) "

@@ -13,15 +13,15 @@ from torch import Tensor
 from models.camera import Camera
 from models.encoders.detail import DetailReconstructor, Details
 from models.generators.baked import BakedHead
-from models.generators.base import RadianceGenerator
 from models.generators.manifold import ManifoldGenerator
 from models.heads.photos import PhotoSet
+from models.heads.wrapped import PhotoGenerator
 from models.latents import Latents
 from models.rendering.manifolds import weights_version
-from models.rendering.output import Edit, FieldSample, Rendering
+from models.rendering.output import Edit, Rendering
 
 
-class DetailedGenerator(RadianceGenerator):
+class DetailedGenerator(PhotoGenerator):
     """Renders as ``coarse`` does, with the details of one photo added to its features.
 
     The details are reconstructed once, before the first rendering. They lie in world space: other codes or
@@ -37,14 +37,9 @@ class DetailedGenerator(RadianceGenerator):
     """
 
     def __init__(self, coarse: ManifoldGenerator, detail: DetailReconstructor, photo: PhotoSet) -> None:
-        super().__init__()
-        if len(photo) != 1:
-            raise ValueError(f"a detailed generator shows one photo, got {len(photo)}")
+        super().__init__(coarse, photo)
         detail.check(coarse)
-        self.coarse, self.detail, self.photo = coarse, detail, photo
-        self.z_dim, self.num_ws, self.w_dim = coarse.z_dim, coarse.num_ws, coarse.w_dim
-        self.resolution, self.free_resolution = coarse.resolution, coarse.free_resolution
-        self.rig, self.expressions = coarse.rig, coarse.expressions
+        self.detail = detail
         self._details: tuple[Hashable, Details] | None = None
 
     @property
@@ -61,27 +56,8 @@ class DetailedGenerator(RadianceGenerator):
                 self._details = key, self.detail(self.photo.image, shown, camera, self.coarse)
         return self._details[1]
 
-    def mapping(
-        self, z: Tensor, *, camera: Camera | None = None, truncation: float = 1.0, cutoff: int | None = None
-    ) -> Latents:
-        return self.coarse.mapping(z, camera=camera, truncation=truncation, cutoff=cutoff)
-
-    @property
-    def mean_latents(self) -> Latents:
-        return self.coarse.mean_latents
-
-    @property
-    def tap_names(self) -> tuple[str, ...]:
-        return self.coarse.tap_names
-
-    def affine_weights(self, layers: Sequence[int] | None = None) -> Tensor:
-        return self.coarse.affine_weights(layers)
-
     def features(self, ws: Latents, points: Tensor, expression: Tensor | None = None) -> Tensor:
         return self.details.edit(points, self.coarse.features(ws, points, expression))
-
-    def decode(self, features: Tensor, directions: Tensor | None = None) -> FieldSample:
-        return self.coarse.decode(features, directions)
 
     def bake(
         self,
@@ -91,7 +67,7 @@ class DetailedGenerator(RadianceGenerator):
         expression: Tensor | None = None,
         edit: Edit | None = None,
         stride: int = 4,
-    ) -> BakedHead:
+    ) -> BakedHead | None:
         return self.coarse.bake(ws, size, expression=expression, edit=self._with_details(edit), stride=stride)
 
     def synthesis(

@@ -26,8 +26,9 @@ from models.errors import shown
 from models.generators.baked import BakedHead
 from models.generators.base import RadianceGenerator
 from models.heads.photos import PhotoSet
+from models.heads.wrapped import PhotoGenerator
 from models.latents import Latents
-from models.rendering.output import Edit, FieldSample, Rendering
+from models.rendering.output import Edit, Rendering
 
 ALIGNMENTS = ("3d", "2d", "hybrid")
 HIDDEN = 0.06  # a point is hidden when it lies this much behind what the photo shows there, in units of the rig
@@ -354,7 +355,7 @@ class LocalNetworks(Configurable):
         return self.alignment_fusion(found_in(source.details, source.camera, points), aligned)  # Eq. 9
 
 
-class PixelAlignedGenerator(RadianceGenerator):
+class PixelAlignedGenerator(PhotoGenerator):
     """Renders as ``coarse`` does, with the details of one photo.
 
     What is read from pictures is read without gradient, and from the photo once; its details move with other codes and
@@ -371,14 +372,9 @@ class PixelAlignedGenerator(RadianceGenerator):
     """
 
     def __init__(self, coarse: RadianceGenerator, local: LocalNetworks, photo: PhotoSet) -> None:
-        super().__init__()
-        if len(photo) != 1:
-            raise ValueError(f"a pixel-aligned generator shows one photo, got {len(photo)}")
+        super().__init__(coarse, photo)
         local.check(coarse)
-        self.coarse, self.local, self.photo = coarse, local, photo
-        self.z_dim, self.num_ws, self.w_dim = coarse.z_dim, coarse.num_ws, coarse.w_dim
-        self.resolution, self.free_resolution = coarse.resolution, coarse.free_resolution
-        self.rig, self.expressions = coarse.rig, coarse.expressions
+        self.local = local
         self._source: tuple[Hashable, Source] | None = None
         self._shown: tuple[Source, Source] | None = None
 
@@ -419,35 +415,9 @@ class PixelAlignedGenerator(RadianceGenerator):
             aligned = self.local.edit(self.coarse, held[1], camera)
         return replace(aligned, source=replace(held[1], ws=codes, expression=expression))
 
-    def mapping(
-        self, z: Tensor, *, camera: Camera | None = None, truncation: float = 1.0, cutoff: int | None = None
-    ) -> Latents:
-        return self.coarse.mapping(z, camera=camera, truncation=truncation, cutoff=cutoff)
-
-    @property
-    def mean_latents(self) -> Latents:
-        return self.coarse.mean_latents
-
-    def update_mean(self, count: int = 10_000, seed: int = 0) -> None:
-        self.coarse.update_mean(count, seed)
-
-    @property
-    def noise_sides(self) -> list[int]:
-        return self.coarse.noise_sides
-
-    @property
-    def tap_names(self) -> tuple[str, ...]:
-        return self.coarse.tap_names
-
-    def affine_weights(self, layers: Sequence[int] | None = None) -> Tensor:
-        return self.coarse.affine_weights(layers)
-
     def features(self, ws: Latents, points: Tensor, expression: Tensor | None = None) -> Tensor:
         found = self.coarse.features(ws, points, expression)
         return self._aligned(ws, None, expression, len(ws))(points, found)
-
-    def decode(self, features: Tensor, directions: Tensor | None = None) -> FieldSample:
-        return self.coarse.decode(features, directions)
 
     def bake(
         self,

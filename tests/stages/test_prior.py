@@ -92,6 +92,7 @@ _SDF = {
         },
     },
     "model.field": {"alone": 12, "pixels": 8, "near": 8, "uniform": 8},
+    "model.optimization.lr_scales": {"decoder": 5.0},
     "data.init_args.coded": True,
 }  # fmt: skip
 _SCORES = {"model.fit_subjects": 2, "model.neighbours": 2, "model.kid_features": "EmbeddedDistribution"}
@@ -434,11 +435,18 @@ class TestDistances:
         trainer(tmp_path).fit(module, datamodule=data)
         assert min(rendered) == 120 and max(rendered) == 156 and len(rendered) == 10
         after = error()
-        assert all(now < 0.9 * then for now, then in zip(after, before, strict=True)), (before, after)
+        assert after[0] < 0.75 * before[0] and after[1] < 0.95 * before[1], (before, after)
+
+    def test_half_precision(self, tmp_path, data):
+        module = self.stage()
+        trainer(tmp_path, precision="bf16-mixed").fit(module, datamodule=data)
+        assert all(bool(p.isfinite().all()) for p in module.parameters())
 
     def test_what_does_not_fit_is_refused(self, tmp_path):
         with pytest.raises(UserError, match=r"model\.field teaches a signed distance, which ManifoldGenerator is not"):
             stage(field=FieldLoss())
+        with pytest.raises(UserError, match="a StyleSDF of densities is not"):
+            PriorStage(StyleSDF(Z_DIM, width=8, depth=1, signed_distance=False), field=FieldLoss())
         with pytest.raises(UserError, match="no surfaces to teach a distance by"):
             module = PriorStage(StyleSDF(Z_DIM, width=8, depth=1, raw_resolution=SIZE), field=FieldLoss())
             trainer(tmp_path).fit(module, datamodule=Codes())
