@@ -67,10 +67,12 @@ def check_dataset(data: object, rig: Rig) -> None:
     """:func:`check_labels` of what a data module trains on: of a list all, of drawn pictures the first one's.
 
     Raises:
-        UserError: as there.
+        UserError: as there, or when the rig's own cameras are such.
     """
     if not isinstance(data, SplitDataModule):
         return
+    own = {"the generator's rig": rig.camera(rig.yaw_mean, rig.pitch_mean).label()[0]}
+    check_labels(own, rig, "give all of it, radius and focal length too: what is left out is the generator's default")
     train = data.datasets["train"]
     labels = getattr(train, "labels", None)
     if labels is None:

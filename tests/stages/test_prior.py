@@ -17,7 +17,7 @@ from models.errors import UserError
 from models.generators.discriminator import ImageDiscriminator
 from models.generators.manifold import ManifoldGenerator
 from models.generators.stylegan2 import StyleGAN2Discriminator, StyleGAN2Generator
-from models.generators.stylesdf import StyleSDF
+from models.generators.stylesdf import RIG, StyleSDF
 from models.heads.projector import fit_latents
 from models.losses.field import FieldLoss
 from models.losses.rendering import RenderingLoss
@@ -469,13 +469,17 @@ class TestDistances:
         trainer(tmp_path, precision="bf16-mixed").fit(module, datamodule=data)
         assert all(bool(p.isfinite().all()) for p in module.parameters())
 
-    def test_what_does_not_fit_is_refused(self, tmp_path):
+    def test_what_does_not_fit_is_refused(self, tmp_path, data):
         with pytest.raises(UserError, match=r"model\.field teaches a signed distance, which ManifoldGenerator is not"):
             stage(field=FieldLoss())
         with pytest.raises(UserError, match="a StyleSDF of densities is not"):
             PriorStage(StyleSDF(Z_DIM, width=8, depth=1, signed_distance=False), field=FieldLoss())
+        with pytest.raises(UserError, match="the generator's rig: its camera is 1 from the head"):
+            module = self.stage()
+            module.generator.rig = RIG.replace(near=5.8, far=7.8)  # of a StyleSDF, whose radius is 1
+            trainer(tmp_path).fit(module, datamodule=data)
         with pytest.raises(UserError, match="no surfaces to teach a distance by"):
-            module = PriorStage(StyleSDF(Z_DIM, width=8, depth=1, raw_resolution=SIZE), field=FieldLoss())
+            module = PriorStage(StyleSDF(Z_DIM, width=8, depth=1, raw_resolution=SIZE, rig=Rig()), field=FieldLoss())
             trainer(tmp_path).fit(module, datamodule=Codes())
         with pytest.raises(UserError, match="before image 120"):
             PriorStage(self.stage().generator, ImageDiscriminator([8, 12, 16]), 160, AdversarialLoss(start=0),
