@@ -8,7 +8,6 @@ Source: E3DGE (Lan et al., 2023), Sec. 4.1 and supplement B.1.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +19,7 @@ from torch.utils.data import Dataset
 
 from datamodules.resumable import SplitDataModule
 from datamodules.seeds import SEEDS, index_generator, index_seed
+from datamodules.truth import Movable
 from models.artifact import Artifact, load
 from models.batches import SampleBatch
 from models.camera import Camera, Rig
@@ -27,7 +27,7 @@ from models.checks import check_not_negative, check_positive
 from models.errors import UserError, shown
 from models.features.base import Frozen
 from models.generators.base import RadianceGenerator
-from models.generators.geometry import field_geometry, form_of
+from models.generators.geometry import field_geometry, field_values, form_of
 from models.generators.views import render_views
 from models.latents import Latents
 from models.rendering.output import Rendering
@@ -137,7 +137,7 @@ def pixel_points(rendering: Rendering, camera: Camera, rig: Rig, foreground: flo
 
 
 @dataclass(frozen=True)
-class SampleTruth:
+class SampleTruth(Movable):
     """What cameras see of a sample: a :class:`models.metrics.portrait.ViewTruth`.
 
     Depth, mask and normals are enlarged to the picture's size, pixel by pixel. The parts of the head are not known:
@@ -150,10 +150,6 @@ class SampleTruth:
     normals: Tensor
     segmentation: Tensor
     camera: Camera
-
-    def to(self, device: torch.device) -> SampleTruth:
-        """On another device."""
-        return SampleTruth(**{field.name: getattr(self, field.name).to(device) for field in dataclasses.fields(self)})
 
 
 class SampleDataModule(SplitDataModule):
@@ -245,34 +241,34 @@ class SampleDataModule(SplitDataModule):
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> SampleBatch:
         """Make pictures and shapes of an item's draws, on their device and in fp32."""
-        trains = self.trainer is not None and self.trainer.training
-        return self.render(batch, together=trains)
+        return self.render(batch, training=self.trainer is not None and self.trainer.training)
 
     @torch.no_grad()
-    def render(self, batch: dict[str, Any], together: bool = True) -> SampleBatch:
+    def render(self, batch: dict[str, Any], training: bool = True) -> SampleBatch:
         """The samples of collated items.
 
         Args:
-            together: in one pass; otherwise one by one, so that their last bits do not depend on one another.
+            training: with poses as easy as they are set, in one pass; otherwise with all poses as they were drawn, and
+                one by one, so that their last bits do not depend on one another.
 
         Raises:
             UserError: when a picture has fewer pixels than points are asked for.
         """
         with torch.autocast(batch["z"].device.type, enabled=False):
-            if together:
-                return self._render(batch)
+            if training:
+                return self._render(batch, self.scale_pose_sd, self.scale_view_gap)
             parts = []
             for row in range(len(batch["z"])):
                 one = {name: value[row : row + 1] for name, value in batch.items()}
                 parts.append(self._render(one))
             return _joined(parts)
 
-    def _render(self, batch: dict[str, Any]) -> SampleBatch:
+    def _render(self, batch: dict[str, Any], pose_sd: float = 1.0, view_gap: float = 1.0) -> SampleBatch:
         device = batch["z"].device
         generator = self.generator(device)
         rows, views = batch["label"].shape[:2]
         camera = Camera.from_label(batch["label"].flatten(0, 1))
-        camera = scaled_poses(camera, self.rig, views, self.scale_pose_sd, self.scale_view_gap)
+        camera = scaled_poses(camera, self.rig, views, pose_sd, view_gap)
         ws = generator.mapping(batch["z"], truncation=self.truncation)
         rendering = generator.synthesis(ws, camera)
         assert rendering.depth is not None and rendering.alpha is not None and rendering.normals is not None
@@ -304,16 +300,15 @@ class SampleDataModule(SplitDataModule):
         space = torch.cat([surface + self.points.near_std * radius * near, middle + radius * anywhere], 1)
         within = ((space - middle).abs() <= radius).all(-1, keepdim=True)
         form, codes = form_of(generator), ws.repeat_interleave(views)
-        found = field_geometry(generator, codes, torch.cat([surface, space], 1), form=form)
-        count = surface.shape[1]
+        found = field_geometry(generator, codes, surface, form=form)
         return {
             "surface": surface,
             "surface_mask": shows.gather(1, chosen[..., None]).to(surface.dtype),
-            "surface_value": found.value[:, :count],
-            "surface_normals": found.normals[:, :count],
+            "surface_value": found.value,
+            "surface_normals": found.normals,
             "space": space,
             "space_mask": within.to(space.dtype),
-            "space_value": found.value[:, count:],
+            "space_value": field_values(generator, codes, space, form),
         }
 
     @torch.no_grad()

@@ -253,9 +253,37 @@ def test_a_stage_sets_how_easy(work):
     found = batch(made)
     assert_close(found["image"][:, 0], found["image"][:, 1], atol=1e-3, rtol=0)
     assert_close(found["label"][:, 0], found["label"][:, 1], atol=1e-5, rtol=0)
+    plain = data(work, "tiny", views=2, points=PointRecipe(10))
+    for split in ("train", "val"):
+        found, expected = (batch(one, split, training=False) for one in (made, plain))
+        assert torch.equal(found["label"], expected["label"]) and torch.equal(found["image"], expected["image"])
     made.scale_pose_sd = 0.0
     yaw, _ = made.rig.angles(Camera.from_label(batch(made)["label"].flatten(0, 1)))
     assert_close(yaw, torch.zeros(6), atol=1e-5, rtol=0)
+
+
+def test_easier_poses_are_of_training_alone(work):
+    """As a trainer asks for batches, whatever a stage has set last."""
+    made = data(work, "tiny", test_samples=3, points=PointRecipe(10))
+    plain = {split: loaded(made, split, 1, 4) for split in ("train", "val", "test")}
+    made.scale_pose_sd = 0.0
+    for split, expected in plain.items():
+        found = loaded(made, split, 1, 4)
+        for name, sample in found.items():
+            assert torch.equal(sample["label"], expected[name]["label"]) is (split != "train")
+
+
+def test_normals_are_asked_for_on_the_surface_alone(work, monkeypatch):
+    """Values in space need no gradient."""
+    asked = []
+
+    def geometry(generator, ws, points, **options):
+        asked.append(points)
+        return field_geometry(generator, ws, points, **options)
+
+    monkeypatch.setattr("datamodules.samples.field_geometry", geometry)
+    found = batch(data(work, points=PointRecipe(40)))
+    assert len(asked) == 1 and torch.equal(asked[0], found["surface"].flatten(0, 1))
 
 
 @pytest.mark.parametrize("kind", ["sdf", "tiny"])
