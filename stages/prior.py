@@ -22,7 +22,7 @@ from models.image import write_image
 from models.losses.field import FieldLoss
 from models.losses.rendering import RenderingLoss
 from models.metrics.distribution import Distribution
-from models.metrics.prior import KnowsSubjects, kernel_distances, nearest_pictures, subject_scores
+from models.metrics.prior import KnowsSubjects, closed_meshes, kernel_distances, nearest_pictures, subject_scores
 from models.metrics.records import Record
 from models.rendering.manifolds import ManifoldPredictor, fit_predictor
 from models.rendering.output import Rendering
@@ -68,6 +68,7 @@ class PriorStage(AdversarialStage):
         tested: the generator that ``test`` measures; the averaged one of a checkpoint by default.
         fit_subjects: held-out subjects that ``test`` fits latent codes to.
         kid_features: network for the kernel distance between samples and held-out pictures; none skips it.
+        meshes: random heads whose meshes ``test`` looks at, whether they are closed.
         neighbours: samples shown beside the nearest picture of the training set, the distance beside that of held-out
             pictures; 0 skips it.
     """
@@ -91,25 +92,27 @@ class PriorStage(AdversarialStage):
         tested: GeneratorRef | None = None,
         fit_subjects: int = 32,
         kid_features: Distribution | None = None,
+        meshes: int = 0,
         neighbours: int = 0,
         seed: int = 0,
     ) -> None:
         super().__init__(total_images, adversarial, optimization, channels_last, seed)
         self.reconstruction, self.views_per_step, self.fit_manifolds = reconstruction, views_per_step, fit_manifolds
         self.field, self.jitter = field, jitter
-        if field is not None and not isinstance(generator, StyleSDF):
-            raise UserError(f"model.field teaches a signed distance, which {type(generator).__name__} is not")
+        if field is not None and not (isinstance(generator, StyleSDF) and generator.beta is not None):
+            kind = "a StyleSDF of densities" if isinstance(generator, StyleSDF) else type(generator).__name__
+            raise UserError(f"model.field teaches a signed distance, which {kind} is not")
         if field is not None and adversarial.start < field.alone and discriminator is not None:
             raise UserError(
                 f"model.adversarial.start is {adversarial.start}: before image {field.alone} (model.field.alone) "
                 "there are no pictures to judge"
             )
-        self.tested, self.fit_subjects, self.neighbours = tested, fit_subjects, neighbours
+        self.tested, self.fit_subjects, self.meshes, self.neighbours = tested, fit_subjects, meshes, neighbours
         self.kid_features = None if kid_features is None else Frozen(kid_features)
         self._scored: list[dict[str, Tensor]] = []  # of the running validation
         self._tested: dict[int, dict[str, Tensor]] = {}  # by place in the split, what test has seen
         check_positive(self, "views_per_step")
-        check_not_negative(self, "fit_subjects", "neighbours")
+        check_not_negative(self, "fit_subjects", "meshes", "neighbours")
         self.adopt(generator, discriminator)
 
     def build_model(self) -> None:
@@ -240,6 +243,8 @@ class PriorStage(AdversarialStage):
         if self.kid_features is not None:
             features = self.kid_features.module
             records += kernel_distances(features, self._samples, pictures, labels, self.seed, self.device)
+        if self.meshes:
+            records += closed_meshes(self.average.module.eval(), self.meshes, self.seed)
         if self.neighbours:
             data = self.trainer.datamodule  # type: ignore[attr-defined]
             assert isinstance(data, SplitDataModule)

@@ -37,6 +37,12 @@ TOY_INVERTER = [
     }.items()
     for part in ("--set", f"{step}.{key}={value}")
 ]  # fmt: skip
+TOY_E3DGE = [
+    part
+    for step in ("global", "align", "local", "hybrid")
+    for key, value in {"trainer.max_steps": 2, "trainer.limit_val_batches": 0, "data.init_args.batch_size": 1}.items()
+    for part in ("--set", f"{step}.{key}={value}")
+]
 PRESENT = ["--model.frames", "4", "--model.mesh_size", "32", "--model.scale", "1", "--model.samples", "1"]
 
 # In the order of the README: later commands use what earlier ones wrote. The value is appended to the command.
@@ -75,6 +81,19 @@ EXTRA = {
     " --out runs/e3dge_test": [
         *TOY_WORLD, "--model.protocol.init_args.frames", "2",
     ],
+    "galatea prior fit --config configs/stages/prior_sdf.yaml --out runs/prior_sdf": [
+        *TOY_WORLD, "--model.total_images", "8", "--model.adversarial.start", "6", "--model.field.alone", "4",
+        "--data.batch_size", "2",
+    ],
+    "galatea prior test --config configs/stages/prior_sdf.yaml --model.tested.path runs/prior_sdf"
+    " --out runs/prior_sdf_test": [*TOY_WORLD, "--model.fit_subjects", "0", "--model.meshes", "0"],
+    "galatea run configs/pipelines/e3dge_train.yaml --model runs/prior_sdf --out runs/e3dge_train": TOY_E3DGE,
+    "galatea run configs/pipelines/e3dge.yaml --model runs/e3dge_train/hybrid"
+    " --image assets/artworks/toon-1100003.png --out runs/person": QUICK_PRESENT,
+    "galatea selftrain test --config configs/stages/selftrain_test.yaml --model.tested.path runs/e3dge_train/hybrid"
+    " --out runs/hybrid_test": [*TOY_WORLD, "--model.protocol.init_args.frames", "2"],
+    "galatea zoo import ffhq1024x1024.pt --out runs/stylesdf": None,  # as other official files
+    "galatea run configs/pipelines/paper_e3dge.yaml --model runs/stylesdf --out runs/paper_e3dge": None,  # two days
     # tests/stages/test_graminverter.py trains a few steps of the paper's settings on a few portraits.
     "galatea prior fit --config configs/paper/graminverter/prior.yaml --data.path ffhq256.zip"
     " --out runs/efficient_gram": None,

@@ -115,8 +115,7 @@ class MannequinDataModule(SplitDataModule):
 
     def _scene(self, sample: Sample) -> Scene:
         """What the first view of one test subject shows."""
-        z, expression = sample["z"][None].cpu(), sample["expression"][:1].cpu()
-        return Scene.from_code(z) if self.configs["test"].coded else Scene.from_z(z, expression)
+        return Scene.from_code(sample["z"][None].cpu()).with_expression(sample["expression"][:1].cpu())
 
     def subject_truth(self, z: Tensor, camera: Camera, size: int, expression: Tensor | None = None) -> Truth:
         """What the subject z (1, Z_DIM) shows to B cameras: plain, neutral but for an expression (1, E), or the face of

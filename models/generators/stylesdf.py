@@ -198,6 +198,9 @@ class StyleSDF(RadianceGenerator):
         static_directions: show the field directions in the camera's frame, so that appearance does not turn with it.
         opaque_end: what passes all samples but the last is seen there, as a background.
         rig: of the training poses; its near and far bound the rays.
+
+    Raises:
+        ValueError: when ``beta`` is not positive.
     """
 
     renderer_mean: Tensor
@@ -221,6 +224,8 @@ class StyleSDF(RadianceGenerator):
         rig: Rig = RIG,
     ) -> None:
         super().__init__()
+        if not beta > 0:
+            raise ValueError(f"beta is a width, it must be positive, got {beta}")
         self.z_dim, self.rig, self.samples, self.raw_resolution = z_dim, rig, samples, raw_resolution
         self.offset_sampling, self.static_directions, self.opaque_end = offset_sampling, static_directions, opaque_end
         self.point_scale = 2 / (rig.far - rig.near) if normalize_points else 1.0

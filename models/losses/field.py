@@ -120,6 +120,7 @@ class FieldLoss:
         assert "z" in batch and "mask" in batch and "depth" in batch and "normals" in batch
         rows, side = len(batch["image"]), batch["image"].shape[-1]
         drawn = drawn.to(batch["image"].device)
+        ws = ws.map(lambda t: t.to(torch.promote_types(t.dtype, torch.float32)))  # gradients of fields are
         pick = self.pick(batch, drawn.pixels)
 
         def at(maps: Tensor) -> Tensor:

@@ -11,15 +11,21 @@ from torch import Tensor
 from torchvision.utils import make_grid
 
 from models.camera import Camera
-from models.generators.base import Generator
+from models.generators.base import Generator, RadianceGenerator
+from models.generators.geometry import field_geometry, form_of
+from models.generators.views import render_views
 from models.heads.projector import fit_latents
+from models.latents import Latents
 from models.metrics.distribution import Distribution, kid
-from models.metrics.geometry import depth_mae, normal_error
-from models.metrics.image import change_correlation, psnr, ssim
+from models.metrics.geometry import at_size, depth_mae, normal_error
+from models.metrics.image import change_correlation, masked_mean, psnr, ssim
 from models.metrics.records import Record
+from models.rendering.mesh import fuse, mesh_cameras
 
 _VIEWS_DEG = (-60, -36, -24, -12, 0, 12, 24, 36, 60)  # yaws at which fitted heads are compared with the truth
 _NEAR_DEG = 36  # larger yaws are reported apart
+_VOXELS = 96  # along a side of meshes
+TYPICAL = 0.7  # truncation of samples that are heads one expects
 _PITCH_DEG = 12  # of the view that is fitted
 
 
@@ -73,9 +79,15 @@ def subject_scores(generator: Generator, data: KnowsSubjects, z: Tensor, subject
         each(variant, "psnr", psnr(found.image, image))
         each(variant, "ssim", ssim(found.image, image))
         if found.depth is not None and found.normals is not None:
-            solid = mask > 0.99
-            each(variant, "depth_mae", depth_mae(found.depth, truth.depth.to(device), solid))
-            each(variant, "normal_deg", normal_error(found.normals, truth.normals.to(device), solid))
+            own = found.depth.shape[-2], found.depth.shape[-1]
+            depth, covered, normals = at_size(own, truth.depth.to(device), mask, truth.normals.to(device))
+            assert normals is not None
+            solid = covered > 0.99
+            each(variant, "depth_mae", depth_mae(found.depth, depth, solid))
+            each(variant, "normal_deg", normal_error(found.normals, normals, solid))
+            if isinstance(generator, RadianceGenerator) and form_of(generator) == "sdf":
+                shows = (found.alpha if found.alpha is not None else covered) > 0.9
+                each(variant, "slope", surface_slope(generator, latents, views, found.depth, shows))
         neutral = generator.synthesis(latents, here).image
         add(variant, "psnr_source", "source", psnr(neutral, given)[0])
         for name, code in zip(generator.expressions, torch.eye(len(generator.expressions)), strict=True):
@@ -83,6 +95,35 @@ def subject_scores(generator: Generator, data: KnowsSubjects, z: Tensor, subject
             change = generator.synthesis(latents, here, expression=code[None].to(device)).image
             correlation = change_correlation(neutral, change, given, moved)
             add(variant, f"expression_{name}", "source", correlation[0])
+    return records
+
+
+def surface_slope(generator: RadianceGenerator, ws: Latents, camera: Camera, depth: Tensor, mask: Tensor) -> Tensor:
+    """Mean length of a signed distance's gradient (V,) at the surface that V cameras see of one head; 1 is a distance.
+
+    Args:
+        depth: (V, 1, h, w) camera-z. mask: (V, 1, h, w), where there is a surface.
+    """
+    origins, directions = camera.rays(depth.shape[-2], depth.shape[-1])
+    points = origins + depth.flatten(2).mT * directions
+    slope = field_geometry(generator, ws.repeat_interleave(len(camera)), points, form="sdf").slope
+    return masked_mean(slope.mT.unflatten(2, depth.shape[-2:]), mask.to(slope.dtype))
+
+
+@torch.no_grad()
+def closed_meshes(generator: Generator, count: int, seed: int) -> list[Record]:
+    """Whether the meshes of heads 0 to ``count`` - 1 are closed: 1, or 0 where one has a hole.
+
+    Args:
+        generator: a 3D one. seed: of the run, for the records.
+    """
+    device, rig, records = next(iter(generator.mean_latents.groups.values())).device, generator.rig, []
+    camera = mesh_cameras(rig).to(device)
+    for number in range(count):
+        z = generator.sample_z(1, torch.Generator().manual_seed(number)).to(device)
+        views = render_views(generator, generator.mapping(z, truncation=TYPICAL), camera)
+        closed = float(fuse(views, camera, rig, size=_VOXELS).closed)
+        records.append(Record("prior", "1", "test", str(number), "", seed, "samples", "", "mesh_closed", closed))
     return records
 
 

@@ -62,6 +62,11 @@ class Mesh:
             normals.index_add_(0, corner, sides)
         return Mesh(vertices, faces, colours, F.normalize(normals, dim=1, eps=1e-20))
 
+    @property
+    def closed(self) -> bool:
+        """Whether every edge is between two faces: watertight."""
+        return bool(_trimesh(self).is_watertight)
+
 
 def mesh_cameras(rig: Rig, columns: int = 11, rows: int = 3) -> Camera:
     """Views to fuse: the whole range of poses that the generator was trained for, ``rows`` x ``columns``."""

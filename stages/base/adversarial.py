@@ -263,7 +263,10 @@ class AdversarialStage(Stage):
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         options, groups = self.optimization, self.parameter_groups()
         if unknown := sorted(options.lr_scales.keys() - groups.keys()):
-            raise UserError(f"optimization.lr_scales: there is no group {unknown[0]!r}, there are {', '.join(groups)}")
+            raise UserError(
+                f"optimization.lr_scales: there is no group {unknown[0]!r}, there are {', '.join(groups)}; "
+                "set --model.optimization.lr_scales"
+            )
         scales = {
             id(p): options.lr_scales.get(name, group.lr_scale)
             for name, group in groups.items()

@@ -372,6 +372,10 @@ class TestCache:
         camera = Camera.from_label(sample["label"])
         for truth in (data.view_truth(sample, camera), data.subject_truth(sample["z"][None], camera, 16)):
             assert torch.equal(truth.expression, scene.expression.expand(2, -1))
+        blinking = torch.zeros_like(sample["expression"])
+        blinking[:, EXPRESSIONS.index("blink")] = 1
+        edited = data.view_truth({**sample, "expression": blinking}, camera)
+        assert torch.equal(edited.expression, blinking)
         again = data.view_truth(sample, camera).image
         assert float((again - sample["image"]).abs().max()) <= 2 / 255
 

@@ -151,8 +151,9 @@ CASE = StageCase(
         "fit": Command(batch=6, options={"data.init_args.train_samples": 24}, tolerance=3e-2),
         "test": Command(),
         "predict": Command(options={"data.init_args.batch_size": 1}),
+        # As of "fit"; and of 1e-5 of E1's weights, whose gradients are near 0, Adam's first step goes the other way.
         **{
-            f"fit, {phase}": Command(batch=6, options={"data.init_args.train_samples": 24, **words}, tolerance=3e-2)
+            f"fit, {phase}": Command(batch=6, options={"data.init_args.train_samples": 24, **words}, tolerance=0.1)
             for phase, words in DETAILED.items()
         },
     },
