@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,16 +13,8 @@ from torch.utils.data import DataLoader
 from datamodules.items import ItemsDataModule
 from datamodules.mannequins.scene import CODE_NAMES, Z_NAMES
 from datamodules.resumable import evaluation_loader
+from datamodules.seeds import index_generator
 from models.errors import UserError
-
-
-def index_generator(seed: int, index: int, purpose: str = "z") -> torch.Generator:
-    """A CPU generator for one draw of the ``index``-th head; different indices never have the same.
-
-    torch takes 32 bits of a seed.
-    """
-    start = int.from_bytes(hashlib.sha256(f"{purpose}:{seed}".encode()).digest()[:4], "little")
-    return torch.Generator().manual_seed((start + index) % (1 << 32))
 
 
 @dataclass

@@ -8,8 +8,6 @@ Source: E3DGE (Lan et al., 2023), Sec. 4.1 and supplement B.1.
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +18,8 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 from datamodules.resumable import SplitDataModule
+from datamodules.seeds import SEEDS, index_generator, index_seed
+from datamodules.truth import Movable
 from models.artifact import Artifact, load
 from models.batches import SampleBatch
 from models.camera import Camera, Rig
@@ -27,28 +27,26 @@ from models.checks import check_not_negative, check_positive
 from models.errors import UserError, shown
 from models.features.base import Frozen
 from models.generators.base import RadianceGenerator
-from models.generators.geometry import field_geometry, form_of
+from models.generators.geometry import field_geometry, field_values, form_of
 from models.generators.views import render_views
 from models.latents import Latents
 from models.rendering.output import Rendering
 
 
-def item_seed(seed: int, split: str, index: int) -> int:
-    """A 62-bit seed of one item that depends on nothing but the arguments."""
-    digest = hashlib.sha256(f"{seed}:{split}:{index}".encode()).digest()
-    return int.from_bytes(digest[:8], "little") >> 2
-
-
 class SampleItems(Dataset[dict[str, Any]]):
-    """Draws: z (z_dim,), label (V, 25) from the rig's poses, draws () the seed of points, and a name.
+    """Draws: z (z_dim,), label (V, 25) from the rig's poses, draws (V,) seeds of each view's points, and a name.
+
+    Codes, poses and each view's points are drawn apart. Those of item i depend on ``seed`` and ``first + i`` only.
 
     Args:
-        split: name of the set; sets have no item in common.
+        split: name of the set.
         count: of items. views: V. z_dim: of the generator. rig: of the poses. seed: of all draws.
+        first: number of the first item; sets whose numbers do not overlap have no item in common.
     """
 
-    def __init__(self, split: str, count: int, views: int, z_dim: int, rig: Rig, seed: int) -> None:
+    def __init__(self, split: str, count: int, views: int, z_dim: int, rig: Rig, seed: int, first: int = 0) -> None:
         self.split, self.count, self.views, self.z_dim, self.rig, self.seed = split, count, views, z_dim, rig, seed
+        self.first = first
 
     def __len__(self) -> int:
         return self.count
@@ -57,13 +55,13 @@ class SampleItems(Dataset[dict[str, Any]]):
         """Item ``index``, whatever was asked before."""
         if not 0 <= index < self.count:
             raise IndexError(f"sample {index} of {self.count}")
-        own = item_seed(self.seed, self.split, index)
-        draws = torch.Generator().manual_seed(own)
-        z = torch.randn(self.z_dim, generator=draws)
+        number = self.first + index
         return {
-            "z": z,
-            "label": self.rig.random(self.views, draws).label(),
-            "draws": torch.tensor(own),
+            "z": torch.randn(self.z_dim, generator=index_generator(self.seed, number, "sample's code")),
+            "label": self.rig.random(self.views, index_generator(self.seed, number, "sample's poses")).label(),
+            "draws": torch.tensor(
+                [index_seed(self.seed, number, f"sample's points {view}") for view in range(self.views)]
+            ),
             "name": f"{self.split}{index:07d}",
         }
 
@@ -139,7 +137,7 @@ def pixel_points(rendering: Rendering, camera: Camera, rig: Rig, foreground: flo
 
 
 @dataclass(frozen=True)
-class SampleTruth:
+class SampleTruth(Movable):
     """What cameras see of a sample: a :class:`models.metrics.portrait.ViewTruth`.
 
     Depth, mask and normals are enlarged to the picture's size, pixel by pixel. The parts of the head are not known:
@@ -153,15 +151,12 @@ class SampleTruth:
     segmentation: Tensor
     camera: Camera
 
-    def to(self, device: torch.device) -> SampleTruth:
-        """On another device."""
-        return SampleTruth(**{field.name: getattr(self, field.name).to(device) for field in dataclasses.fields(self)})
-
 
 class SampleDataModule(SplitDataModule):
     """Samples of a frozen 3D generator, drawn anew: z from N(0, I), poses from its rig.
 
-    A batch is a :class:`models.batches.SampleBatch`. An item's draws depend on the seed, its split and its number only.
+    A batch is a :class:`models.batches.SampleBatch`. An item's draws depend on the seed and its number only: training
+    has the first numbers, validation those after them, test those after these.
 
     Args:
         path, module: artifact of the generator, and its name there.
@@ -175,7 +170,8 @@ class SampleDataModule(SplitDataModule):
         seed: of all draws.
 
     Attributes:
-        scale_pose_sd, scale_view_gap: see :func:`scaled_poses`; a stage sets them as its training goes.
+        scale_pose_sd, scale_view_gap: of the poses of training batches alone, see :func:`scaled_poses`; a stage sets
+            them as its training goes.
     """
 
     def __init__(
@@ -196,15 +192,13 @@ class SampleDataModule(SplitDataModule):
     ) -> None:
         super().__init__(batch_size, workers, seed)
         self.path, self.module, self.views, self.points = path, module, views, points
-        self.counts = {"train": train_samples, "val": val_samples, "test": test_samples}
+        self.train_samples, self.val_samples, self.test_samples = train_samples, val_samples, test_samples
         self.truncation = truncation
         self.yaw_std, self.pitch_std = yaw_std, pitch_std
-        for name, count in {"views": views, "batch_size": batch_size, "train_samples": train_samples}.items():
-            if count < 1:
-                raise UserError(f"{name} is {count}: it must be at least 1")
-        if min(val_samples, test_samples, workers) < 0:
-            raise UserError("samples and workers must not be negative")
-        check_not_negative(self, "truncation", "yaw_std", "pitch_std")
+        check_positive(self, "views", "batch_size", "train_samples")
+        check_not_negative(self, "val_samples", "test_samples", "workers", "truncation", "yaw_std", "pitch_std")
+        if (total := train_samples + val_samples + test_samples) > SEEDS:
+            raise UserError(f"there are {total} samples in all: at most {SEEDS} have draws of their own")
         self.scale_pose_sd = self.scale_view_gap = 1.0
         self.source: Artifact | None = None
         self._frozen: Frozen[RadianceGenerator] | None = None
@@ -214,8 +208,12 @@ class SampleDataModule(SplitDataModule):
 
         Raises:
             ArtifactError: when the artifact is missing or damaged.
-            UserError: when its module is no 3D generator with a field, or has fewer pixels than points are asked for.
+            UserError: when its module is no 3D generator with a field, or there are no samples for the stage.
         """
+        counts = {"train": self.train_samples, "val": self.val_samples, "test": self.test_samples}
+        needed = {"fit": "train", "validate": "val"}.get(stage or "fit", "test")
+        if not counts[needed]:
+            raise UserError(f"{needed}_samples is 0: there is nothing to {stage}")
         if self.datasets:
             return
         self.source = load(self.path)
@@ -229,11 +227,10 @@ class SampleDataModule(SplitDataModule):
         given = {"yaw_std": self.yaw_std, "pitch_std": self.pitch_std}
         spread = {name: value for name, value in given.items() if value is not None}
         self.rig = generator.rig.replace(distribution="gaussian", **spread) if spread else generator.rig
-        for split, count in self.counts.items():
-            self.datasets[split] = SampleItems(split, count, self.views, generator.z_dim, self.rig, self.seed)
-        needed = {"fit": "train", "validate": "val"}.get(stage or "fit", "test")
-        if not self.counts[needed]:
-            raise UserError(f"{needed}_samples is 0: there is nothing to {stage}")
+        first = 0
+        for split, count in counts.items():
+            self.datasets[split] = SampleItems(split, count, self.views, generator.z_dim, self.rig, self.seed, first)
+            first += count
 
     def generator(self, device: torch.device | str) -> RadianceGenerator:
         """The frozen generator, moved to a device."""
@@ -244,34 +241,34 @@ class SampleDataModule(SplitDataModule):
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> SampleBatch:
         """Make pictures and shapes of an item's draws, on their device and in fp32."""
-        trains = self.trainer is not None and self.trainer.training
-        return self.render(batch, together=trains)
+        return self.render(batch, training=self.trainer is not None and self.trainer.training)
 
     @torch.no_grad()
-    def render(self, batch: dict[str, Any], together: bool = True) -> SampleBatch:
+    def render(self, batch: dict[str, Any], training: bool = True) -> SampleBatch:
         """The samples of collated items.
 
         Args:
-            together: in one pass; otherwise one by one, so that their last bits do not depend on one another.
+            training: with poses as easy as they are set, in one pass; otherwise with all poses as they were drawn, and
+                one by one, so that their last bits do not depend on one another.
 
         Raises:
             UserError: when a picture has fewer pixels than points are asked for.
         """
         with torch.autocast(batch["z"].device.type, enabled=False):
-            if together:
-                return self._render(batch)
+            if training:
+                return self._render(batch, self.scale_pose_sd, self.scale_view_gap)
             parts = []
             for row in range(len(batch["z"])):
                 one = {name: value[row : row + 1] for name, value in batch.items()}
                 parts.append(self._render(one))
             return _joined(parts)
 
-    def _render(self, batch: dict[str, Any]) -> SampleBatch:
+    def _render(self, batch: dict[str, Any], pose_sd: float = 1.0, view_gap: float = 1.0) -> SampleBatch:
         device = batch["z"].device
         generator = self.generator(device)
         rows, views = batch["label"].shape[:2]
         camera = Camera.from_label(batch["label"].flatten(0, 1))
-        camera = scaled_poses(camera, self.rig, views, self.scale_pose_sd, self.scale_view_gap)
+        camera = scaled_poses(camera, self.rig, views, pose_sd, view_gap)
         ws = generator.mapping(batch["z"], truncation=self.truncation)
         rendering = generator.synthesis(ws, camera)
         assert rendering.depth is not None and rendering.alpha is not None and rendering.normals is not None
@@ -296,24 +293,22 @@ class SampleDataModule(SplitDataModule):
         views, pixels = len(camera) // len(ws), ends.shape[1]
         if self.points.count is not None and self.points.count > pixels:
             raise UserError(f"points.count is {self.points.count}: a rendered picture has {pixels} pixels")
-        own = [seed + view for seed in seeds.tolist() for view in range(views)]
-        chosen, near, anywhere = (t.to(ends.device) for t in self.points.draw(pixels, own))
+        chosen, near, anywhere = (t.to(ends.device) for t in self.points.draw(pixels, seeds.flatten().tolist()))
         surface = ends.gather(1, chosen[..., None].expand(-1, -1, 3))
         centre, radius = scene(generator.rig)
         middle = ends.new_tensor(centre)
         space = torch.cat([surface + self.points.near_std * radius * near, middle + radius * anywhere], 1)
         within = ((space - middle).abs() <= radius).all(-1, keepdim=True)
         form, codes = form_of(generator), ws.repeat_interleave(views)
-        found = field_geometry(generator, codes, torch.cat([surface, space], 1), form=form)
-        count = surface.shape[1]
+        found = field_geometry(generator, codes, surface, form=form)
         return {
             "surface": surface,
             "surface_mask": shows.gather(1, chosen[..., None]).to(surface.dtype),
-            "surface_value": found.value[:, :count],
-            "surface_normals": found.normals[:, :count],
+            "surface_value": found.value,
+            "surface_normals": found.normals,
             "space": space,
             "space_mask": within.to(space.dtype),
-            "space_value": found.value[:, count:],
+            "space_value": field_values(generator, codes, space, form),
         }
 
     @torch.no_grad()

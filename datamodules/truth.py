@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol, runtime_checkable
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Protocol, Self, runtime_checkable
 
+import torch
 from torch import Tensor
 
 from models.camera import Camera
 from models.metrics.portrait import HeadTruth, ViewTruth
 from models.metrics.scan import Scan
+
+
+@dataclass(frozen=True)
+class Movable:
+    """Base of dataclasses of tensors, and of what moves as they do."""
+
+    def to(self, device: torch.device) -> Self:
+        """On another device."""
+        moved = {field.name: getattr(self, field.name).to(device) for field in dataclasses.fields(self)}
+        return dataclasses.replace(self, **moved)
 
 
 @runtime_checkable

@@ -45,7 +45,7 @@ class SampleBatch(PortraitBatch, total=False):
     ws: Required[dict[str, Tensor]]
     """The groups of B codes, as of :class:`models.latents.Latents`."""
     draws: Required[Tensor]
-    """(B,) seeds of the draws of points, int64."""
+    """(B, V) seeds of the draws of points, int64."""
     surface: Required[Tensor]
     """(B, V, P, 3) points at the expected depths of pixels, P_O; world units."""
     surface_mask: Required[Tensor]
@@ -62,7 +62,7 @@ class SampleBatch(PortraitBatch, total=False):
     """(B, V, Q, 1) the field there."""
 
 
-_OF_SUBJECTS = ("name", "seed", "z", "ws", "draws")
+_OF_SUBJECTS = ("name", "seed", "z", "ws")
 
 
 def some_views(batch: PortraitBatch, views: slice | Tensor) -> PortraitBatch:

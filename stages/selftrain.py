@@ -1,13 +1,14 @@
 """Trains what inverts a generator on nothing but the generator's own samples, whose shapes are known (E3DGE).
 
 The method has phases, one after the other, each a fit of its own. A phase is two methods, ``build_PHASE`` and
-``losses_PHASE``.
+``losses_PHASE``. The discriminator of the adversarial term, too, takes samples for what is real, not photos.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal, cast
 
 import torch
@@ -25,7 +26,7 @@ from models.errors import UserError, one_line, shown
 from models.generators.base import Discriminator, RadianceGenerator
 from models.generators.geometry import form_of
 from models.heads.index import Entry, pixel_aligned_entry
-from models.heads.pixel_aligned import LocalNetworks, PixelAlignment, Query, Source, sized
+from models.heads.pixel_aligned import LocalNetworks, PixelAlignment, Query, Source
 from models.heads.subjects import Details
 from models.image import resized
 from models.latents import Latents
@@ -71,10 +72,10 @@ class Curriculum:
         """The factor at a step."""
         return next(v for s, v in zip(reversed(self.steps), reversed(self.values), strict=True) if s <= step)
 
-    def apply(self, data: SampleDataModule, step: int | None) -> None:
-        """Set the poses of samples for a step of training, or with None those of their full distribution."""
+    def apply(self, data: SampleDataModule, step: int) -> None:
+        """Set the poses of training samples for a step."""
         for kind in CURRICULA[1:]:
-            setattr(data, kind, self.value(step) if step is not None and kind == self.kind else 1.0)
+            setattr(data, kind, self.value(step) if kind == self.kind else 1.0)
 
 
 @dataclass(frozen=True)
@@ -110,10 +111,11 @@ class AlignerTraining:
 class SelftrainStage(PhotoStage):
     """Encoders of a frozen 3D generator, taught by its samples (E3DGE, Sec. 4); each phase goes on from another.
 
-    - "global": E0, by L = L_geo + code_weight L_code + L_rec (Sec. 4.1).
+    - "global": E0, by L = L_geo + code_weight L_code + L_rec (Sec. 4.1); of Eq. 8 of the supplement without L_adv.
     - "align": E_ADA alone, by ``aligner``: in place of HFGI's weights, which the paper starts from.
     - "local": E1 and the fusion of its details with the field (Sec. 4.2), by L_rec of the full picture (B.3), and E_ADA
-      where there is one; details are aligned as ``local.alignment`` says, in 3D or 2D. E0 is frozen.
+      where there is one; details are aligned as ``local.alignment`` says, in 3D or 2D. E0 is frozen. With
+      ``adversarial`` there is also L_adv of the full picture, whose discriminator learns beside (B.3, Eq. 5-7).
     - "hybrid": as "local" with both alignments, whose fusion is learnt too; E_ADA is frozen by default (Sec. 4.3).
 
     The data are samples of the generator (:class:`datamodules.samples.SampleDataModule`); validate, test and predict
@@ -127,7 +129,7 @@ class SelftrainStage(PhotoStage):
         phase: what is trained, one of ``PHASES``.
         trunk: weights that the encoder's trunk starts from, as of ``invert``; null starts from random ones.
         geometry: L_geo.
-        code_weight: of L_code, the mean squared error of all codes that the encoder tells (Eq. 8 leaves it out,
+        code_weight: of L_code, the mean squared error of all codes that the encoder tells (Eq. 8 of B.3 omits it,
             Sec. 4.1 and Table 4 have it).
         full_weight, thumb_weight: of L_rec of the pictures, and of what was rendered before super-resolution (B.3 has
             both, the released code the second only). Of a generator with one resolution this counts once.
@@ -140,7 +142,7 @@ class SelftrainStage(PhotoStage):
         aligner: what E_ADA is taught.
         curriculum: of the poses of samples.
         adversarial: for phases "local" and "hybrid": the term by which a discriminator takes the pictures for samples
-            of the generator; the paper has it, beside no photo. null leaves it out.
+            of the generator (B.3; the released scripts take photos as real). null leaves it out.
         silent: whether fusions begin by changing nothing, so that training begins at what came before; beyond the
             paper.
         options: of :class:`PhotoStage`.
@@ -193,6 +195,7 @@ class SelftrainStage(PhotoStage):
         super().take_networks(role, path)
         if not isinstance(self.generator, RadianceGenerator):
             raise UserError(f"{path} holds a {type(self.generator).__name__}, which has no radiance field")
+        self.told = check_fit(self.encoder, self.generator)
         if role == "tested":
             there = "local" in self.inputs[role].manifest["modules"]
             self.local = self.take(role, path, "local", LocalNetworks).requires_grad_(False) if there else None
@@ -240,23 +243,15 @@ class SelftrainStage(PhotoStage):
         other = self.novel_views and self.phase != "align"
         return other or bool(self.aligner_learns and self.aligner.residual)
 
-    def _set_poses(self, step: int | None) -> None:
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
-        if isinstance(data, SampleDataModule):
-            self.curriculum.apply(data, step)
-
     def on_train_start(self) -> None:
         super().on_train_start()
-        self._set_poses(self.global_step)
+        self._set_poses()
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        self._set_poses(self.global_step)  # of the next step: its pictures are made before it begins
+        self._set_poses()  # of the next step: its pictures are made before it begins
 
-    def on_validation_start(self) -> None:
-        self._set_poses(None)
-
-    def on_validation_end(self) -> None:
-        self._set_poses(self.global_step)
+    def _set_poses(self) -> None:
+        self.curriculum.apply(self.trainer.datamodule, self.global_step)  # type: ignore[attr-defined]
 
     @staticmethod
     def others(image: Tensor, camera: Camera, batch: PortraitBatch) -> tuple[Tensor, Camera]:
@@ -361,7 +356,6 @@ class SelftrainStage(PhotoStage):
         if self.phase == "align" and local.aligner is None:
             raise UserError("phase 'align' trains local.aligner, which is not given")
         self.take_networks("start", path)
-        check_fit(self.encoder, self.generator)
         there = "local" in self.inputs["start"].manifest["modules"]
         trained = self.take("start", path, "local", LocalNetworks) if there else None
         if self.phase == "hybrid" and (trained is None or trained.aligner is None):
@@ -460,7 +454,7 @@ class SelftrainStage(PhotoStage):
             rows = self.global_rows(len(image), batch["image"].shape[1])
             count = len(rows) * self.world_size
             corners = random_corners(count, self.draws(), weights.scale, weights.probability)[rows].to(image.device)
-            coarse = sized(image, local.resolution, "bilinear") - source.residual
+            coarse = resized(image, local.resolution) - source.residual
             terms["undone"] = distortion_loss(local.aligner, source.residual, coarse, corners)
             loss = loss + weights.distortion * terms["undone"]
         return {**terms, "loss": loss}
@@ -472,43 +466,51 @@ class SelftrainStage(PhotoStage):
         if self.local is None:
             return super().reconstruct(image, camera)
         assert camera is not None
-        local, generator, source = self.local, self.generator, self.read(image, camera)
+        return partial(self.show, self.read(image, camera))
 
-        def show(cameras: Camera | None) -> Rendering:
-            assert cameras is not None
-            return local.edit(generator, source, cameras).synthesis(generator, cameras)
-
-        return show
-
-    def validation_step(self, batch: PortraitBatch, batch_idx: int) -> None:
-        """As every inversion's; of samples also how far shape and codes are off, or the other views with details."""
-        super().validation_step(batch, batch_idx)
-        if "ws" not in batch:
-            return
-        samples, (image, camera) = cast(SampleBatch, batch), self.pictures(batch)
-        assert camera is not None
-        if self.local is None:
-            ws, _ = self.invert(image)
-            with torch.no_grad():
-                terms = self.geometry(self.generator, ws, samples)
-            truth = Latents(samples["ws"]).repeat_interleave(len(ws) // len(samples["image"]))
-            self._scored[-1] |= {name: value.detach() for name, value in terms.items()}
-            self._scored[-1]["code"] = latent_error(ws, truth)
-        elif batch["image"].shape[1] > 1:
-            other, seen = self.others(image, camera, batch)
-            found = self.scores(self.reconstruct(image, camera)(seen).image, other)
-            self._scored[-1] |= {f"{name}_nv": value for name, value in found.items()}
-            if self.local.aligner is not None:
-                self._scored[-1] |= self._alignment(image, camera, other, seen)
+    def show(self, source: Source, camera: Camera | None) -> Rendering:
+        """Heads with their details, seen by V cameras each."""
+        assert self.local is not None and camera is not None
+        return self.local.edit(self.generator, source, camera).synthesis(self.generator, camera)
 
     @torch.no_grad()
-    def _alignment(self, image: Tensor, camera: Camera, other: Tensor, seen: Camera) -> dict[str, Tensor]:
-        """How far residuals are from those of other views, as E_ADA moves them and as they are."""
-        assert self.local is not None
-        source = self.read(image, camera)
-        query = self.local.query(self.generator, source, seen, encode=False)
-        still = replace(query, residual=source.residual)
-        return {"aligned": residual_loss(query, other), "unaligned": residual_loss(still, other)}
+    def validation_step(self, batch: PortraitBatch, batch_idx: int) -> None:
+        """As every inversion's; of samples also how far shape and codes are off, or the other views with details."""
+        if batch_idx == 0:
+            self._shown = batch
+        image, camera = self.pictures(batch)
+        assert camera is not None
+        measure = self._measure_codes if self.local is None else self._measure_details
+        self._scored.append(measure(image, camera, batch))
+
+    def _measure_codes(self, image: Tensor, camera: Camera, batch: PortraitBatch) -> dict[str, Tensor]:
+        """Of the pictures that codes make; of samples the terms of L_geo and L_code too."""
+        ws, expression = self.invert(image)
+        found = self.scores(self.generator.synthesis(ws, camera, expression=expression).image, image)
+        if "ws" in batch:
+            samples = cast(SampleBatch, batch)
+            found |= self.geometry(cast(RadianceGenerator, self.generator), ws, samples)
+            found["code"] = self.code_error(ws, samples)
+        return found
+
+    def _measure_details(self, image: Tensor, camera: Camera, batch: PortraitBatch) -> dict[str, Tensor]:
+        """Of pictures with details; of samples with views also of each one's next, ``_nv``.
+
+        ``aligned`` and ``unaligned`` are how far residuals are from that view's, as E_ADA moves them and as they are.
+        """
+        source, local = self.read(image, camera), self.local
+        assert local is not None
+        found = self.scores(self.show(source, camera).image, image)
+        if "ws" not in batch or batch["image"].shape[1] < 2:
+            return found
+        other, seen = self.others(image, camera, batch)
+        in_3d, query = local.alignment == "3d", None
+        if local.aligner is not None:
+            query = local.query(self.generator, source, seen, encode=not in_3d)
+            still = replace(query, residual=source.residual)
+            found |= {"aligned": residual_loss(query, other), "unaligned": residual_loss(still, other)}
+        shown = PixelAlignment(local, source, None if in_3d else query).synthesis(self.generator, seen)
+        return found | {f"{name}_nv": value for name, value in self.scores(shown.image, other).items()}
 
     def details(self) -> dict[str, Details]:
         return {} if self.local is None else {"local": self.local}

@@ -16,6 +16,7 @@ from datamodules.mannequins import shapes
 from datamodules.mannequins.scene import Palette, Scene, harmonics
 from datamodules.mannequins.styles import PLAIN, Style, Surface, get_style
 from datamodules.mannequins.textures import paint_head
+from datamodules.truth import Movable
 from models.camera import Camera, Rig
 from models.segments import SEGMENTS
 
@@ -33,7 +34,7 @@ EAGER_CHUNK = 16384  # temporaries of this size stay in the cache and below mall
 
 
 @dataclass(frozen=True)
-class Truth:
+class Truth(Movable):
     """Pictures and what they show, pixel by pixel.
 
     Attributes:
@@ -55,10 +56,6 @@ class Truth:
     z: Tensor
     expression: Tensor
     camera: Camera
-
-    def to(self, device: torch.device) -> Truth:
-        """On another device."""
-        return Truth(**{field.name: getattr(self, field.name).to(device) for field in fields(self)})
 
 
 Evaluate = Callable[[Tensor], Tensor]

@@ -229,19 +229,24 @@ class LocalEncoder(Configurable):
         return found
 
 
-def pixel_features(feature_map: Tensor, camera: Camera, points: Tensor) -> tuple[Tensor, Tensor]:
+def within(points: Tensor, camera: Camera) -> Tensor:
+    """Whether world points (B, P, 3) project into the pictures that B cameras took: (B, P, 1)."""
+    uv, _ = camera.project(points)
+    return ((2 * uv - 1).abs() <= 1).all(-1, keepdim=True)
+
+
+def pixel_features(feature_map: Tensor, camera: Camera, points: Tensor) -> Tensor:
     """Features of the pixels that points project to, F_L(pi(x)) (Eq. 8).
 
     Args:
         feature_map: (B, C, H, W) of the picture that ``camera`` took. points: (B, P, 3), world.
 
     Returns:
-        features (B, P, C), 0 outside of the picture, and whether a point is within it (B, P, 1).
+        features (B, P, C), 0 outside of the picture.
     """
     uv, _ = camera.project(points)
-    grid = 2 * uv - 1
-    found = F.grid_sample(feature_map, grid[:, :, None].to(feature_map.dtype), align_corners=False)
-    return found[..., 0].mT, (grid.abs() <= 1).all(-1, keepdim=True)
+    grid = (2 * uv - 1)[:, :, None]
+    return F.grid_sample(feature_map, grid.to(feature_map.dtype), align_corners=False)[..., 0].mT
 
 
 # -- fusion ------------------------------------------------------------------------------------------------------------
@@ -307,8 +312,7 @@ class TextureFusion(Configurable):
         """For ``StyleSDF.synthesis``: the details (B, C, H, W) of the pictures that B cameras took."""
 
         def fuse(points: Tensor, features: Tensor) -> Tensor:
-            found, _ = pixel_features(feature_map, camera, points)
-            return self(features, self.local(found, points))
+            return self(features, self.local(pixel_features(feature_map, camera, points), points))
 
         return fuse
 

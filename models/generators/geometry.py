@@ -85,10 +85,14 @@ def field_values(generator: RadianceGenerator, ws: Latents, points: Tensor, form
     A density becomes the opacity of a step, 1 - exp(-sigma * :func:`step_length`): in dense matter differences of
     densities say nothing.
 
+    Where no graph is kept, points are asked for in parts.
+
     Args:
         form: of the generator, where it is known.
     """
     form = form or form_of(generator)
+    if not torch.is_grad_enabled() and len(parts := _parts(points)) > 1:
+        return torch.cat([field_values(generator, ws, part, form) for part in parts], 1)
     if form == "sdf" and isinstance(generator, StyleSDF):
         return generator.surface(ws, points)  # without the colours
     sample = generator.decode(generator.features(ws, points))
@@ -126,9 +130,14 @@ def field_geometry(
         if create_graph:
             return FieldGeometry(*ask(points), form)
         with torch.no_grad():  # field_gradient enables what it needs
-            parts = [ask(part) for part in points.split(max(AT_ONCE // len(points), 1), 1)]
+            parts = [ask(part) for part in _parts(points)]
     value, gradient = (torch.cat(part, 1).detach() for part in zip(*parts, strict=True))
     return FieldGeometry(value, gradient, form)
+
+
+def _parts(points: Tensor) -> tuple[Tensor, ...]:
+    """Points (B, P, 3), cut along P."""
+    return points.split(max(AT_ONCE // len(points), 1), 1)
 
 
 def _differences(generator: RadianceGenerator, ws: Latents, points: Tensor, form: Form) -> tuple[Tensor, Tensor]:

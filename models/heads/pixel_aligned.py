@@ -21,12 +21,13 @@ from torch.nn import functional as F
 from models.camera import Camera
 from models.configurable import Configurable
 from models.encoders.alignment import ResidualAligner
-from models.encoders.e3dge import AlignmentFusion, LocalEncoder, TextureFusion, pixel_features
+from models.encoders.e3dge import AlignmentFusion, LocalEncoder, TextureFusion, pixel_features, within
 from models.errors import shown
 from models.generators.baked import BakedHead
 from models.generators.base import RadianceGenerator
 from models.heads.photos import PhotoSet
 from models.heads.wrapped import PhotoGenerator
+from models.image import resized
 from models.latents import Latents
 from models.rendering.output import Edit, Rendering
 
@@ -239,7 +240,7 @@ class LocalNetworks(Configurable):
         """
         expression = _full(generator, expression, image)
         coarse, depth, limit = self._coarse(generator, ws, camera, expression)
-        residual = (sized(image, self.resolution, "bilinear") - coarse).detach()
+        residual = (resized(image, self.resolution) - coarse).detach()
         details = None if self.alignment == "2d" else self._encode(residual, depth)  # Eq. 7
         return Source(camera, ws, expression, residual, depth, limit, details)
 
@@ -339,7 +340,7 @@ class LocalNetworks(Configurable):
 
         def found_in(details: Tensor | None, camera: Camera, points: Tensor) -> Tensor:
             assert details is not None
-            return pixel_features(details.to(points.dtype), camera, points)[0]
+            return pixel_features(details.to(points.dtype), camera, points)
 
         if query is None:
             found = found_in(source.details, source.camera, points)  # F_L(pi(x)) of Eq. 8
@@ -455,23 +456,14 @@ class PixelAlignedGenerator(PhotoGenerator):
         )
 
 
-def sized(image: Tensor, side: int, enlarge: str = "nearest") -> Tensor:
-    """Pictures (B, C, H, W) as (B, C, side, side): larger ones are averaged down, smaller ones enlarged.
+def sized(rendering: Tensor, side: int) -> Tensor:
+    """Renderings (B, C, H, W) as (B, C, side, side), as the released networks see them: enlarged pixel by pixel.
 
-    Args:
-        enlarge: "nearest", which renderings are for the released networks, or "bilinear".
+    Larger ones, and photos of any size, are :func:`models.image.resized`.
     """
-    if image.shape[-2:] == (side, side):
-        return image
-    if min(image.shape[-2:]) > side:
-        return F.adaptive_avg_pool2d(image, side)
-    return F.interpolate(image, (side, side), mode=enlarge)
-
-
-def within(points: Tensor, camera: Camera) -> Tensor:
-    """Whether world points (B, P, 3) project into the pictures of B cameras: (B, P, 1)."""
-    uv, _ = camera.project(points)
-    return ((uv >= 0) & (uv <= 1)).all(-1, keepdim=True)
+    if max(rendering.shape[-2:]) < side:
+        return F.interpolate(rendering, (side, side), mode="nearest")
+    return resized(rendering, side)
 
 
 def visible(points: Tensor, source: Source) -> Tensor:

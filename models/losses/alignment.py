@@ -7,7 +7,8 @@ from collections.abc import Callable
 from torch import Tensor
 
 from models.augment.perspective import warp
-from models.heads.pixel_aligned import Query, sized
+from models.heads.pixel_aligned import Query
+from models.image import resized
 
 
 def residual_loss(query: Query, image: Tensor) -> Tensor:
@@ -22,7 +23,7 @@ def residual_loss(query: Query, image: Tensor) -> Tensor:
     Returns:
         (C,) mean over channels and pixels.
     """
-    truth = sized(image, query.coarse.shape[-1], "bilinear") - query.coarse
+    truth = resized(image, query.coarse.shape[-1]) - query.coarse
     return (query.residual - truth.detach()).abs().flatten(1).mean(1)
 
 

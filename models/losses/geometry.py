@@ -36,8 +36,12 @@ def surface_loss(value: Tensor, target: Tensor, mask: Tensor, smooth: bool = Fal
 
 
 def normal_loss(normals: Tensor, target: Tensor, mask: Tensor, smooth: bool = False) -> Tensor:
-    """Mean of |n^_i - n_i| (Eq. 4's second term), also over the three axes: (B, P, 3) twice -> (B,)."""
-    return point_mean(absolute(normals - target, smooth), mask)
+    """Mean of |n^_i - n_i|_1 (Eq. 4's second term), the sum over the three axes: (B, P, 3) twice -> (B,).
+
+    With ``smooth`` it is the mean over the axes, as PyTorch's smooth L1 takes it.
+    """
+    each = absolute(normals - target, smooth)
+    return point_mean(each if smooth else each.sum(-1, keepdim=True), mask)
 
 
 def eikonal_loss(slope: Tensor, mask: Tensor) -> Tensor:
@@ -47,7 +51,7 @@ def eikonal_loss(slope: Tensor, mask: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class GeometryLoss:
-    """L_geo = surface |d^| + normal |n^ - n| on P_O, + space |d^ - d| + eikonal (|grad d^| - 1)^2 on P_F (Eq. 4-6).
+    """L_geo = surface |d^| + normal |n^ - n|_1 on P_O, + space |d^ - d| + eikonal (|grad d^| - 1)^2 on P_F (Eq. 4-6).
 
     The paper leaves the weights open; these are the released code's, and so is the eikonal term. Of a field that is no
     distance the surface is nowhere at 0 and a slope of 1 means nothing: its surface term takes the sample's own values,
@@ -55,7 +59,7 @@ class GeometryLoss:
 
     Attributes:
         surface, normal, space, eikonal: weights; a term of weight 0 is not computed.
-        smooth: smooth L1, as the released code; otherwise L1, as the paper.
+        smooth: smooth L1, as the released code, of normals the mean over the axes; otherwise L1, as the paper.
         target: of a distance on P_O: "zero" (the paper), or "sample", what the true codes have there. Points of
             expected depth are not exactly on the surface: "zero" has a bias as large as the generator's blur.
     """
@@ -81,7 +85,7 @@ class GeometryLoss:
             batch: of B samples, V pictures of each.
 
         Returns:
-            the terms by name (B * V,), and their weighted sum as ``geometry``.
+            the terms by name (B * V,), and their weighted sum as ``geometry``; without a graph where gradients are off.
         """
         form = form_of(generator)
         with torch.autocast(batch["image"].device.type, enabled=False):
@@ -99,7 +103,7 @@ class GeometryLoss:
         points, mask = batch["surface"].flatten(0, 1), batch["surface_mask"].flatten(0, 1)
         terms: dict[str, Tensor] = {}
         if self.normal:
-            found = field_geometry(generator, ws, points, form=form, create_graph=True)
+            found = field_geometry(generator, ws, points, form=form, create_graph=torch.is_grad_enabled())
             value = found.value
             terms["normal"] = normal_loss(found.normals, batch["surface_normals"].flatten(0, 1), mask, self.smooth)
         else:
@@ -118,7 +122,7 @@ class GeometryLoss:
         points, mask = batch["space"].flatten(0, 1), batch["space_mask"].flatten(0, 1)
         terms: dict[str, Tensor] = {}
         if eikonal:
-            found = field_geometry(generator, ws, points, form=form, create_graph=True)
+            found = field_geometry(generator, ws, points, form=form, create_graph=torch.is_grad_enabled())
             value = found.value
             terms["eikonal"] = eikonal_loss(found.slope, mask)
         else:

@@ -53,7 +53,10 @@ _KID_SUBSET = 100
 
 
 def draws(seed: int, name: str, purpose: str) -> Generator:
-    """A CPU generator for one item that depends on nothing but the arguments: the same for every method."""
+    """A CPU generator for one item that depends on nothing but the arguments: the same for every method.
+
+    It takes the lower 32 bits of its seed: of a hundred thousand items, one or two have the draws of another.
+    """
     digest = hashlib.sha256(f"{seed}:{purpose}:{name}".encode()).digest()
     return Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 

@@ -27,6 +27,7 @@ from models.encoders.e3dge import (
     Stack,
     TextureFusion,
     pixel_features,
+    within,
 )
 from models.generators.stylesdf import SDFField
 from models.zoo import irse50
@@ -329,13 +330,12 @@ def replay(fixture: Fixture, case: str) -> dict[str, Tensor]:
 def query(fixture: Fixture, details: Tensor, points: Tensor, calibs: Tensor) -> dict[str, Tensor]:
     """Details at points (B, 3, P)."""
     camera, pifu = official_camera(calibs, points), fixture.config["pifu"]
-    features, inside = pixel_features(details, camera, points.mT)
     uv, depth = camera.project(points.mT)
     return {
-        "out/feats": features.mT,
+        "out/feats": pixel_features(details, camera, points.mT).mT,
         "out/z_condition": depth[:, None] * (pifu["loadSize"] // 2) / pifu["z_size"],
         "out/proj_xy": (2 * uv - 1).mT,
-        "out/in_img": inside[..., 0],
+        "out/in_img": within(points.mT, camera)[..., 0],
         "mid/depth": depth[:, None],
     }
 

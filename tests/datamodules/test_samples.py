@@ -17,6 +17,7 @@ from datamodules.samples import (
     scaled_poses,
     scene,
 )
+from datamodules.seeds import index_generator, index_seed
 from datamodules.truth import KnowsViewTruth
 from models import artifact
 from models.batches import some_views, subject
@@ -65,7 +66,7 @@ def test_items_are_their_own():
     items = SampleItems("train", 5, 2, 4, Rig(), 0)
     first = items[3]
     assert all(torch.equal(items[3][name], first[name]) for name in ("z", "label", "draws"))
-    others = [items[2], SampleItems("val", 5, 2, 4, Rig(), 0)[3], SampleItems("train", 5, 2, 4, Rig(), 1)[3]]
+    others = [items[2], SampleItems("val", 5, 2, 4, Rig(), 0, 5)[3], SampleItems("train", 5, 2, 4, Rig(), 1)[3]]
     for other in others:
         assert all(not torch.equal(other[name], first[name]) for name in ("z", "label", "draws"))
     assert first["name"] == "train0000003" and not torch.equal(first["label"][0], first["label"][1])
@@ -73,6 +74,37 @@ def test_items_are_their_own():
     assert torch.equal(one["z"], first["z"])
     with pytest.raises(IndexError):
         items[5]
+
+
+def test_no_draw_comes_twice(work):
+    """As torch's generators see seeds, by 32 bits: of all sets neither codes, nor poses, nor points of a view."""
+    made = data(work, train_samples=1_200_000, val_samples=256, test_samples=256, views=2)
+    sets = made.datasets.values()
+    numbers = [items.first + index for items in sets for index in range(items.count)]
+    assert numbers == list(range(1_200_512)) and [len(items) for items in sets] == [1_200_000, 256, 256]
+    for purpose in ("sample's code", "sample's poses", "sample's points 0", "sample's points 1"):
+        assert len({index_seed(0, number, purpose) % 2**32 for number in numbers}) == 1_200_512
+    last = made.datasets["test"][255]
+    assert torch.equal(last["z"], torch.randn(6, generator=index_generator(0, 1_200_511, "sample's code")))
+    assert last["draws"].tolist() == [index_seed(0, 1_200_511, f"sample's points {view}") for view in (0, 1)]
+
+
+@pytest.mark.parametrize("count", [None, 100])
+def test_points_and_codes_are_drawn_apart(work, count):
+    """Neither the offsets of a view nor of the other begin with the code."""
+    made = data(work, views=2, points=PointRecipe(count))
+    item = made.datasets["train"][0]
+    chosen, near, anywhere = made.points.draw(256, item["draws"].tolist())
+    size = len(item["z"])
+    normal = [item["z"], *(offsets.flatten()[:size] for offsets in near)]
+    for one in range(3):
+        for other in range(one):
+            assert (normal[one] - normal[other]).abs().min() > 0
+    assert not torch.equal(near[0], near[1]) and not torch.equal(anywhere[0], anywhere[1])
+    assert torch.equal(chosen[0], chosen[1]) is (count is None)
+    found = batch(made, rows=(0,))
+    offsets = (found["space"] - found["surface"].repeat(1, 1, 2, 1)[:, :, : found["space"].shape[2]])[0]
+    assert_close(offsets[:, : near.shape[1]], 0.03 * near, atol=1e-6, rtol=0)
 
 
 def test_draws_are_spread_as_they_should(work):
@@ -95,7 +127,7 @@ def test_a_batch_is_whole(work, kind):
         "image": (3, 2, 3, size, size), "label": (3, 2, 25), "depth": (3, 2, 1, h, h), "mask": (3, 2, 1, h, h),
         "normals": (3, 2, 3, h, h), "surface": (3, 2, 40, 3), "surface_mask": (3, 2, 40, 1),
         "surface_value": (3, 2, 40, 1), "surface_normals": (3, 2, 40, 3), "space": (3, 2, 60, 3),
-        "space_mask": (3, 2, 60, 1), "space_value": (3, 2, 60, 1), "draws": (3,), "z": (3, generator.z_dim),
+        "space_mask": (3, 2, 60, 1), "space_value": (3, 2, 60, 1), "draws": (3, 2), "z": (3, generator.z_dim),
     }  # fmt: skip
     if kind == "sdf":
         shapes["raw"] = (3, 2, 3, h, h)
@@ -113,6 +145,7 @@ def test_a_batch_is_whole(work, kind):
         field = field_geometry(generator, ws.repeat_interleave(2), found[name].flatten(0, 1))
         assert_close(found[f"{name}_value"].flatten(0, 1), field.value, atol=1e-5, rtol=1e-4)
     few = some_views(found, slice(1))
+    assert torch.equal(few["draws"], found["draws"][:, :1])
     assert few["surface"].shape == (3, 1, 40, 3) and few["ws"] is found["ws"]
     assert {name: codes.shape for name, codes in subject(found, 1)["ws"].items()} == {
         name: codes.shape[1:] for name, codes in found["ws"].items()
@@ -220,9 +253,37 @@ def test_a_stage_sets_how_easy(work):
     found = batch(made)
     assert_close(found["image"][:, 0], found["image"][:, 1], atol=1e-3, rtol=0)
     assert_close(found["label"][:, 0], found["label"][:, 1], atol=1e-5, rtol=0)
+    plain = data(work, "tiny", views=2, points=PointRecipe(10))
+    for split in ("train", "val"):
+        found, expected = (batch(one, split, training=False) for one in (made, plain))
+        assert torch.equal(found["label"], expected["label"]) and torch.equal(found["image"], expected["image"])
     made.scale_pose_sd = 0.0
     yaw, _ = made.rig.angles(Camera.from_label(batch(made)["label"].flatten(0, 1)))
     assert_close(yaw, torch.zeros(6), atol=1e-5, rtol=0)
+
+
+def test_easier_poses_are_of_training_alone(work):
+    """As a trainer asks for batches, whatever a stage has set last."""
+    made = data(work, "tiny", test_samples=3, points=PointRecipe(10))
+    plain = {split: loaded(made, split, 1, 4) for split in ("train", "val", "test")}
+    made.scale_pose_sd = 0.0
+    for split, expected in plain.items():
+        found = loaded(made, split, 1, 4)
+        for name, sample in found.items():
+            assert torch.equal(sample["label"], expected[name]["label"]) is (split != "train")
+
+
+def test_normals_are_asked_for_on_the_surface_alone(work, monkeypatch):
+    """Values in space need no gradient."""
+    asked = []
+
+    def geometry(generator, ws, points, **options):
+        asked.append(points)
+        return field_geometry(generator, ws, points, **options)
+
+    monkeypatch.setattr("datamodules.samples.field_geometry", geometry)
+    found = batch(data(work, points=PointRecipe(40)))
+    assert len(asked) == 1 and torch.equal(asked[0], found["surface"].flatten(0, 1))
 
 
 @pytest.mark.parametrize("kind", ["sdf", "tiny"])
@@ -257,8 +318,11 @@ def test_what_cannot_be_is_said(work):
         data(work, views=0)
     with pytest.raises(UserError, match="truncation is -1"):
         data(work, truncation=-1)
-    with pytest.raises(UserError, match="must not be negative"):
-        data(work, val_samples=-1)
+    for name in ("val_samples", "test_samples", "workers"):
+        with pytest.raises(UserError, match=f"{name} is -1: it must be a number and must not be negative"):
+            data(work, **{name: -1})
+    with pytest.raises(UserError, match="4294967301 samples in all: at most 4294967296"):
+        data(work, train_samples=2**32, test_samples=0)
     with pytest.raises(UserError, match=r"points\.count is 0"):
         PointRecipe(0)
     with pytest.raises(UserError, match="a StyleGAN2Generator, which has no radiance field"):
@@ -267,6 +331,10 @@ def test_what_cannot_be_is_said(work):
         batch(data(work, points=PointRecipe(257)))
     with pytest.raises(UserError, match="test_samples is 0"):
         SampleDataModule(str(work / "tiny"), test_samples=0).setup("test")
+    twice = data(work, test_samples=0, val_samples=0)
+    for stage, split in {"validate": "val", "test": "test", "predict": "test"}.items():
+        with pytest.raises(UserError, match=f"{split}_samples is 0: there is nothing to {stage}"):
+            twice.setup(stage)
     with pytest.raises(UserError, match="has no module 'balls'"):
         SampleDataModule(str(work / "tiny"), "balls").setup("fit")
 
@@ -280,7 +348,7 @@ def test_samples_are_of_the_stages_generator(work, tmp_path):
         delta_of={"generator": (source, "balls")},
     )  # fmt: skip
     check_samples(made, (handed, "generator"))
-    with pytest.raises(UserError, match="the encoder is trained for another generator"):
+    with pytest.raises(UserError, match="what learns is trained for another generator"):
         check_samples(made, (artifact.load(work / "tiny"), "generator"))
     with pytest.raises(UserError, match="does not know the codes behind its pictures"):
         check_samples(pl.LightningDataModule(), (source, "balls"))

@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from datamodules.latents import CodeBlock, CodeTruth, LatentDataModule, MannequinLatents, index_generator
+from datamodules.latents import CodeBlock, CodeTruth, LatentDataModule, MannequinLatents
 from datamodules.mannequins.scene import CODE_NAMES, Z_NAMES
+from datamodules.seeds import index_generator
 from models import artifact
 from models.encoders.e3dge import GlobalEncoder
 from models.errors import UserError

@@ -280,6 +280,33 @@ def test_the_loss_is_the_sum_of_its_terms(work, kind):
     torch.testing.assert_close(terms["loss"], expected, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("kind", ["manifold", "paper", "released"])
+@pytest.mark.parametrize("tested", [False, True])
+def test_validation_measures_what_training_minimises(work, tmp_path, kind, tested):
+    """Of the codes that the encoder tells, of which it is asked once."""
+    made, batch = stage(work, kind)
+    with torch.no_grad():
+        expected = made.losses(*made.pictures(batch), batch)
+    if tested:
+        modules = {"generator": made.generator, "encoder": made.encoder}
+        artifact.save(tmp_path / "made", stage="selftrain", modules=modules)
+        networks = {"perceptual": tiny.network("perceptual")}
+        made = SelftrainStage(tested=inversions.ref(tmp_path / "made"), **networks)
+        made.build_model()
+        made.eval()
+    asked = []
+    invert = made.encoder.invert
+    made.encoder.invert = lambda *arguments: asked.append(1) or invert(*arguments)
+    with torch.no_grad():
+        made.validation_step(batch, 0)
+    (found,) = made._scored
+    assert len(asked) == 1 and made._shown is batch
+    assert {"psnr", "ssim", "lpips", "surface", "normal", "space", "code", "geometry"} <= found.keys()
+    for name in found.keys() & expected.keys():
+        torch.testing.assert_close(found[name], expected[name], atol=1e-6, rtol=1e-4)
+        assert not found[name].requires_grad
+
+
 def test_the_released_loss_sees_the_small_picture_only(work):
     made, batch = stage(work, "released", full_weight=0.0)
     terms = made.losses(*made.pictures(batch), batch)
@@ -302,7 +329,7 @@ def test_training_reduces_every_term(work, tmp_path):
     more = ["--trainer.max_steps=40", "--trainer.log_every_n_steps=1", "--trainer.limit_val_batches=0"]
     run(words, tmp_path, *more, "--data.init_args.train_samples=4", "--data.init_args.batch_size=4")
     found = logged(tmp_path)
-    for name in ("loss", "code", "reconstruction", "thumb_reconstruction"):
+    for name in ("loss", "geometry", "code", "reconstruction", "thumb_reconstruction"):
         losses = found[f"selftrain/{name}"]
         assert len(losses) == 40 and sum(losses[-8:]) < 0.9 * sum(losses[:8]), name
 

@@ -160,6 +160,34 @@ def test_training_improves_other_views(work, tmp_path):
     assert after < 0.8 * before
 
 
+@pytest.mark.parametrize(("phase", "alignment"), [("local", "3d"), ("local", "2d"), ("hybrid", "hybrid")])
+@torch.no_grad()
+def test_validation_reads_a_photo_once(work, phase, alignment):
+    """Its own view, the next one, and how far residuals are off, each computed apart."""
+    module = wake(built(work, phase, alignment)).eval()
+    batch = batch_of(work)
+    image, camera = module.pictures(batch)
+    asked = []
+    hook = module.encoder.register_forward_hook(lambda *_: asked.append(1))
+    module.validation_step(batch, 0)
+    hook.remove()
+    assert len(asked) == 1
+    (found,) = module._scored
+    order = torch.tensor([1, 0, 3, 2])
+    show = module.reconstruct(image, camera)
+    expected = module.scores(show(camera).image, image)
+    expected |= {f"{name}_nv": value for name, value in module.scores(show(camera[order]).image, image[order]).items()}
+    source = module.read(image, camera)
+    query = module.local.query(module.generator, source, camera[order])
+    truth = image[order] - query.coarse
+    expected["aligned"] = (query.residual - truth).abs().mean((1, 2, 3))
+    expected["unaligned"] = (source.residual - truth).abs().mean((1, 2, 3))
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(found["psnr"], found["psnr_nv"])
+
+
 # -- views -------------------------------------------------------------------------------------------------------------
 
 

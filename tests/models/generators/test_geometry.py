@@ -114,7 +114,8 @@ def test_parts_change_nothing(made, monkeypatch):
     ws, points = asked(generator)
     whole = field_geometry(generator, ws, points)
     monkeypatch.setattr("models.generators.geometry.AT_ONCE", 14)
-    parts = field_geometry(generator, ws, points)
+    parts, values = field_geometry(generator, ws, points), field_values(generator, ws, points)
+    assert_close(values, whole.value, atol=1e-6, rtol=1e-5)
     assert_close(parts.value, whole.value, atol=1e-6, rtol=1e-5)
     assert_close(parts.gradient, whole.gradient, atol=1e-5, rtol=1e-4)
 

@@ -17,8 +17,9 @@ from models.generators.volume import TriPlaneVolumeGenerator
 from models.heads.codes import HeadCode
 from models.heads.index import pixel_aligned_entry, subject_index
 from models.heads.photos import PhotoSet
-from models.heads.pixel_aligned import LocalNetworks, PixelAlignedGenerator
+from models.heads.pixel_aligned import LocalNetworks, PixelAlignedGenerator, sized
 from models.heads.subjects import Subjects
+from models.image import resized
 from models.latents import Latents
 from models.losses.alignment import residual_loss
 from models.losses.image import pixel_mse
@@ -56,6 +57,22 @@ def official_networks(alignment="hybrid"):
 
 
 # -- the reference -----------------------------------------------------------------------------------------------------
+
+
+def test_photos_are_resized_and_renderings_enlarged_by_pixels():
+    """Photos are what E0 sees of them, renderings what the released networks know; larger ones are made in one way."""
+    generator, local = small(decoder=DECODER).eval(), networks()
+    ws, camera = generator.mapping(generator.sample_z(1, seeded())), generator.rig.camera(0.2)
+    small_one = torch.rand(1, 1, 2, 2, generator=seeded(1))
+    assert torch.equal(sized(small_one, 6), small_one.repeat_interleave(3, 2).repeat_interleave(3, 3))
+    for side in (20, 48):
+        photo = 2 * torch.rand(1, 3, side, side, generator=seeded(2)) - 1
+        assert_close(
+            local.source(generator, ws, photo, camera).residual,
+            local.source(generator, ws, resized(photo, SIDE), camera).residual,
+        )
+    assert torch.equal(sized(photo, SIDE), resized(photo, SIDE))
+    assert torch.equal(sized(resized(photo, SIDE), SIDE), resized(photo, SIDE))
 
 
 class Reference:

@@ -19,11 +19,13 @@ def drawn(*shape):
     return torch.randn(*shape, generator=seeded(shape[-1]), dtype=torch.float64)
 
 
-def loop(values, mask):
-    """The mean over counted points, one after the other."""
+def loop(values, mask, summed=False):
+    """The mean over counted points, one after the other, of the mean or the sum over axes."""
     rows = []
     for row, counts in zip(values.tolist(), mask[..., 0].tolist(), strict=True):
-        kept = [sum(point) / len(point) for point, counted in zip(row, counts, strict=True) if counted]
+        kept = [
+            sum(point) / (1 if summed else len(point)) for point, counted in zip(row, counts, strict=True) if counted
+        ]
         rows.append(sum(kept) / len(kept) if kept else 0.0)
     return torch.tensor(rows, dtype=torch.float64)
 
@@ -39,10 +41,18 @@ def test_terms(smooth):
     for loss, size in ((surface_loss, 1), (normal_loss, 3)):
         a, b = 2 * drawn(3, 7, size), drawn(3, 7, size).flip(1)
         each = torch.tensor([[[huber(x, smooth) for x in p] for p in r] for r in (a - b).tolist()], dtype=torch.float64)
-        assert_close(loss(a, b, mask, smooth), loop(each, mask))
+        assert_close(loss(a, b, mask, smooth), loop(each, mask, loss is normal_loss and not smooth))
     slope = drawn(3, 7, 1).abs()
     assert_close(eikonal_loss(slope, mask), loop((slope - 1) ** 2, mask))
     assert point_mean(slope, mask)[2] == 0
+
+
+def test_normals_are_compared_by_their_l1_norm():
+    """Eq. 4: of a normal turned by 90 degrees 2, not a third of it."""
+    found, true = torch.eye(3)[None, :1], torch.eye(3)[None, 1:2]
+    mask = torch.ones(1, 1, 1)
+    assert normal_loss(found, true, mask).tolist() == [2.0]
+    assert_close(normal_loss(found, true, mask, smooth=True)[0], torch.nn.functional.smooth_l1_loss(found, true))
 
 
 def test_smooth_l1_is_pytorchs():
@@ -100,7 +110,11 @@ def test_the_whole(make, smooth, target):
         "space": (around.value - flat["space_value"], flat["space_mask"]),
     }
     expected = {
-        name: loop(torch.tensor([[[huber(x, smooth) for x in p] for p in r] for r in difference.tolist()]), mask)
+        name: loop(
+            torch.tensor([[[huber(x, smooth) for x in p] for p in r] for r in difference.tolist()]),
+            mask,
+            summed=name == "normal" and not smooth,
+        )
         for name, (difference, mask) in pairs.items()
     }
     if is_distance:
@@ -135,6 +149,30 @@ def test_gradients_reach_the_codes(make):
         assert found.keys() == {name, "geometry"}
         (slope,) = torch.autograd.grad(found["geometry"].sum(), next(iter(ws.groups.values())))
         assert slope.isfinite().all() and (slope.flatten(1).abs().sum(1) > 0).all(), name
+
+
+@pytest.mark.parametrize("make", [distances, opacities])
+def test_without_gradients_no_graph_is_kept(make, monkeypatch):
+    """The same numbers, of a field that is not differentiated twice."""
+    generator = make()
+    batch, ws = batch_of(generator, codes(generator, 2)), codes(generator, 4, 1)
+    kept = []
+
+    def geometry(*arguments, **options):
+        found = field_geometry(*arguments, **options)
+        kept.append(found.gradient.requires_grad or found.value.requires_grad)
+        return found
+
+    monkeypatch.setattr("models.losses.geometry.field_geometry", geometry)
+    own = ws.map(lambda t: t.detach().clone().requires_grad_())
+    expected = GeometryLoss()(generator, own, batch)
+    count = len(kept)
+    assert count == (2 if make is distances else 1) and all(kept)
+    with torch.no_grad():
+        found = GeometryLoss()(generator, own, batch)
+    assert len(kept) == 2 * count and not any(kept[count:])
+    for name, value in expected.items():
+        assert_close(found[name], value.detach())
 
 
 def test_half_precision_is_kept_out():
