@@ -24,7 +24,7 @@ from models.artifact import Export
 from models.batches import PortraitBatch, some_views, subject
 from models.camera import Camera
 from models.checks import check_not_negative, check_positive
-from models.encoders.base import Encoder
+from models.encoders.base import Encoder, inverted
 from models.errors import UserError, one_line
 from models.features.base import Frozen
 from models.features.identity import ArcFaceIdentity
@@ -171,9 +171,7 @@ class InversionStage(Stage):
 
     def invert(self, image: Tensor) -> tuple[Latents, Tensor | None]:
         """Codes of pictures (B, 3, H, W), and expressions (B, E) where the encoder tells them."""
-        mean = self.encoder.mean_latents or self.generator.mean_latents
-        codes, expression = self.encoder.invert(resized(image, self.encoder.resolution), mean)
-        return self.generator.complete(codes), expression
+        return inverted(image, self.encoder, self.generator)
 
     def on_fit_start(self) -> None:
         """Refuse cameras that the generator cannot have, before anything is computed."""
