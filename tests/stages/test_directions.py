@@ -376,6 +376,8 @@ class TestData:
         ({"attributes": [{"class_path": "tests.stages.test_directions.Colours"}] * 2, "names": None}, "called bright"),
         ({"boundaries": {"smile": "nowhere.npy"}}, "cannot read nowhere.npy: there is no such file"),
         ({"boundaries": {"smile": {}}}, r"boundaries\.smile is \{\}: give a file, or for each group of codes one"),
+        ({"boundaries": {"smile": None}}, "boundaries"),
+        ({"boundaries": {"smile": {"renderer": None}}}, "boundaries"),
         ({"boundaries": {"tall": "FILE"}}, "two attributes or boundaries called tall"),
         ({"boundaries": {"smile": "WRONG"}}, r"boundary of codes \(1, 4\): StyleSDF of .* has renderer \(3, 12\)"),
         (
@@ -389,7 +391,7 @@ def test_mistakes(work, tmp_path, changes, words):
     np.save(tmp_path / "wrong.npy", np.ones((1, 4)))
     names = {"FILE": f"{tmp_path}/file.npy", "WRONG": f"{tmp_path}/wrong.npy"}
     changes = {
-        k: {n: names.get(f, f) if f else f for n, f in v.items()} if k == "boundaries" else v
+        k: {n: names.get(f, f) if isinstance(f, str) else f for n, f in v.items()} if k == "boundaries" else v
         for k, v in changes.items()
     }
     with pytest.raises(UserError, match=words) as caught:
