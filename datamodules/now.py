@@ -1,4 +1,5 @@
-"""The NoW benchmark on disk (Sanyal et al. 2019), and reconstructions laid out for it.
+"""The NoW benchmark on disk (Sanyal et al. 2019), and reconstructions laid out for it: what :mod:`models.metrics.now`
+measures.
 
 The data set is a folder with::
 
@@ -17,9 +18,9 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,29 +28,16 @@ from torch import Tensor
 
 from models.errors import UserError, one_line, shown
 from models.files import os_errors, read_bytes
-from models.metrics.records import Record
-from models.metrics.scan import KEYPOINTS, Scan, pooled, scan_distances, scan_scores
+from models.metrics.now import NoWPicture, Pair, Reconstruction
+from models.metrics.scan import KEYPOINTS, Scan
+from models.names import is_plain
 
-PROTOCOL, VERSION = "now", "1"
 IMAGES = "imagepathsvalidation.txt"
 _MOST_BYTES = 1 << 30  # of a scan, which takes some ten million
 _MOST_LIST_BYTES = 1 << 24
+_MOST_INDEX = 1 << 31  # of a vertex
 _POINT = re.compile(r"<point\b([^>]*)>")  # of MeshLab's picked points
 _PLACE = re.compile(r"""\b([xyz])\s*=\s*["']([^"']*)["']""")
-
-
-@dataclass(frozen=True)
-class NoWPicture:
-    """A picture of the benchmark, and where its reconstruction is."""
-
-    subject: str
-    challenge: str
-    name: str
-
-    @property
-    def item(self) -> str:
-        """What it is called in tables."""
-        return f"{self.subject}/{self.challenge}/{self.name}"
 
 
 class NoWScans:
@@ -95,8 +83,11 @@ class NoWScans:
         return found[0]
 
 
-def measure(scans: NoWScans, predictions: str, scale: bool = True) -> Iterator[tuple[NoWPicture, Tensor | None]]:
-    """Distances (M,) of each picture's scan to its reconstruction, millimetres; None where there is no reconstruction.
+def pairs(scans: NoWScans, predictions: str) -> Iterator[Pair]:
+    """Each picture with its scan and its reconstruction, read as they are asked for: what :func:`measure` takes.
+
+    Args:
+        predictions: folder of the reconstructions.
 
     Raises:
         UserError: when the folder is missing, or a file in it is damaged or not alone.
@@ -106,34 +97,11 @@ def measure(scans: NoWScans, predictions: str, scale: bool = True) -> Iterator[t
         raise UserError(f"reconstructions {predictions}: there is no such folder")
     for picture in scans.pictures:
         found = read_reconstruction(root / picture.subject / picture.challenge / picture.name)
-        if found is None:
-            yield picture, None
-            continue
-        vertices, faces, keypoints = found
-        yield picture, scan_distances(scans.scan(picture.subject), vertices, faces, keypoints, scale)
+        yield picture, None if found is None else (scans.scan(picture.subject), found)
 
 
-def records(measured: list[tuple[NoWPicture, Tensor | None]], variant: str, split: str = "val") -> list[Record]:
-    """Each picture's scores, and those of all points of all pictures together, which NoW's tables have, as item "all".
-
-    Raises:
-        UserError: when there is no reconstruction of any picture.
-    """
-
-    def rows(item: str, subject: str, values: dict[str, float]) -> list[Record]:
-        return [
-            Record(PROTOCOL, VERSION, split, item, "", 0, variant, "", metric, value, subject)
-            for metric, value in values.items()
-        ]
-
-    there = [(picture, distances) for picture, distances in measured if distances is not None]
-    found = [row for picture, d in there for row in rows(picture.item, picture.subject, scan_scores(d))]
-    together = {f"{metric}_pooled": value for metric, value in pooled([d for _, d in there]).items()}
-    return found + rows("all", "", together | {"missing": float(len(measured) - len(there))})
-
-
-def read_reconstruction(stem: Path) -> tuple[Tensor, Tensor, Tensor] | None:
-    """Vertices (V, 3), faces (F, 3) and keypoints (7, 3) of the files ``stem``.obj or .ply and .npy or .txt.
+def read_reconstruction(stem: Path) -> Reconstruction | None:
+    """What is in the files ``stem``.obj or .ply and .npy or .txt.
 
     Returns:
         None where none of them is there.
@@ -150,7 +118,8 @@ def read_reconstruction(stem: Path) -> tuple[Tensor, Tensor, Tensor] | None:
     if surface is None or points is None:
         missing = "surface (.obj or .ply)" if surface is None else "keypoints (.npy or .txt)"
         raise UserError(f"{stem} has no {missing}")
-    return *(read_obj(surface) if surface.suffix == ".obj" else read_ply(surface)), read_keypoints(points)
+    vertices, faces = read_obj(surface) if surface.suffix == ".obj" else read_ply(surface)
+    return Reconstruction(vertices, faces, read_keypoints(points))
 
 
 def read_obj(path: Path, faces: bool = True) -> tuple[Tensor, Tensor]:
@@ -174,8 +143,10 @@ def read_obj(path: Path, faces: bool = True) -> tuple[Tensor, Tensor]:
                 points.append([x, y, z])
             elif kind == "f" and faces:
                 index = [int(value.partition("/")[0]) for value in values]
+                if len(index) < 3 or not all(0 < abs(i) <= _MOST_INDEX for i in index):  # vertices count from 1
+                    raise ValueError
                 index = [i - 1 if i > 0 else len(points) + i for i in index]  # negative: from the end
-                if len(index) < 3 or min(index) < 0:
+                if min(index) < 0:
                     raise ValueError
                 corners += [(index[0], b, c) for b, c in pairwise(index[1:])]
         except ValueError:
@@ -209,12 +180,14 @@ def read_keypoints(path: Path) -> Tensor:
     content = read_bytes(path, _MOST_LIST_BYTES)
     try:
         if path.suffix == ".npy":
-            array = np.load(io.BytesIO(content), allow_pickle=False)
+            array: Any = np.load(io.BytesIO(content), allow_pickle=False)
+            if array.dtype.kind not in "fiu":
+                raise ValueError(f"its values are {array.dtype}")
         else:
             array = np.array([line.replace(",", " ").split() for _, line in _lines(content.decode())], dtype=np.float64)
         found = torch.from_numpy(array.astype(np.float64))
-    except (ValueError, EOFError, OSError, TypeError) as error:
-        raise UserError(f"{path} holds no points: {one_line(error)}") from error
+    except Exception as error:  # of any kind, as of a file that is something else by another name
+        raise UserError(f"{path} holds no points: {one_line(error)[:160]}") from error
     return _seven(found[0] if found.ndim == 3 and len(found) == 1 else found, path)
 
 
@@ -248,15 +221,16 @@ def _checked(vertices: Tensor, faces: Tensor, path: Path, triangles: bool) -> tu
         raise UserError(f"{path} has vertices that are not finite numbers")
     if triangles and not faces.numel():
         raise UserError(f"{path} holds no triangles")
-    if faces.numel() and int(faces.max()) >= len(vertices):
-        raise UserError(f"{path} has {len(vertices)} vertices and a triangle with vertex {int(faces.max()) + 1}")
+    wrong = faces[(faces < 0) | (faces >= len(vertices))]
+    if wrong.numel():
+        raise UserError(f"{path} has {len(vertices)} vertices and a triangle with vertex {int(wrong[0]) + 1}")
     return vertices, faces.reshape(-1, 3)
 
 
 def _listed(line: str, where: str) -> NoWPicture:
-    """A line of the list of pictures."""
+    """A line of the list of pictures, whose names become paths."""
     parts = PurePosixPath(line.strip()).parts
-    if len(parts) < 3 or ".." in parts or not PurePosixPath(parts[-1]).suffix:
+    if len(parts) < 3 or not all(map(is_plain, parts[-3:])) or not PurePosixPath(parts[-1]).suffix:
         raise UserError(f"{where}: {shown(line)} is no SUBJECT/CHALLENGE/PICTURE")
     return NoWPicture(parts[-3], parts[-2], PurePosixPath(parts[-1]).stem)
 

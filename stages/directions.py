@@ -15,7 +15,7 @@ from datamodules.latents import CodeBlock
 from datamodules.truth import Attributes, KnowsCodeTruth
 from models.artifact import Export
 from models.camera import Camera
-from models.encoders.base import Encoder
+from models.encoders.base import Encoder, inverted
 from models.errors import UserError, shown
 from models.features.base import Frozen
 from models.files import atomic_write
@@ -26,12 +26,13 @@ from models.heads.boundaries import (
     Found,
     LinearBoundaries,
     Samples,
+    compact,
     imported,
     spread_and_reach,
     useful_end,
 )
 from models.heads.directions import Directions, fingerprint
-from models.image import resized, write_image
+from models.image import write_image
 from models.latents import Latents
 from models.metrics.records import Record
 from models.rendering.sheets import sheet
@@ -137,8 +138,8 @@ class DirectionsStage(PerItemStage[CodeBlock, GroupState[CodeBlock]]):
             raise UserError(f"directions fit needs {what}")
         self._owner = f"{type(self.generator).__name__} of {self.inputs['prior'].path}"
         self._imported = imported(self.boundaries, self._groups(), self._owner)
-        names = [*(n for n in self._attribute_names() if self.method.scored), *self.boundaries]
-        if not names and self.method.scored:
+        names = [*self._attribute_names(), *self.boundaries]
+        if not names:
             raise UserError(
                 "there is nothing to find directions of: give networks that score pictures (--model.attributes), data "
                 "whose codes are known (datamodules.latents.MannequinLatents), or --model.boundaries"
@@ -196,14 +197,14 @@ class DirectionsStage(PerItemStage[CodeBlock, GroupState[CodeBlock]]):
     def finish_group(self, state: GroupState[CodeBlock]) -> None:
         for block in state.items:
             z, ws = self.codes(block)
-            scores = [truth(z)] if (truth := self._truth()) is not None and self.method.scored else []
-            told = {name for _, name in self._told()} if self.method.scored else set()
+            scores = [] if (truth := self._truth()) is None else [truth(z)]
+            told = {name for _, name in self._told()}
             if told & set(self._attribute_names()):
                 scores += self.scores(self.render(ws, self.cameras(block)))
             elif told:  # what test scores by: nobody asks for it now, and nothing is rendered
                 scores.append(torch.full((block.count, len(self._told())), math.nan))
             known = torch.cat([s.float().cpu() for s in scores], 1) if scores else torch.zeros(block.count, 0)
-            content = {f"latents_{name}": codes.float().cpu().clone() for name, codes in _rows(ws).groups.items()}
+            content = {f"latents_{name}": codes.float().cpu().clone() for name, codes in compact(ws).groups.items()}
             with atomic_write(self.item_dir(block.id) / "heads.safetensors") as file:
                 file.write_bytes(safetensors.torch.save({**content, "scores": known.contiguous()}))
 
@@ -244,7 +245,7 @@ class DirectionsStage(PerItemStage[CodeBlock, GroupState[CodeBlock]]):
             sheets = sorted(self.out.glob("items/*/directions_*.png"))
             return Export(media={file.name: file for file in sheets})
         samples = self._samples()
-        found = self.method.find(samples, self.generator, self.seed) if samples.names or not self.method.scored else []
+        found = self.method.find(samples, self.seed) if samples.names else []
         found += self._imported
         directions, metrics = self.calibrated(found, samples)
         for row, direction in enumerate(found):
@@ -259,17 +260,12 @@ class DirectionsStage(PerItemStage[CodeBlock, GroupState[CodeBlock]]):
         """What all ranks have written, in the order of the heads."""
         files = [self.item_dir(block.id) / "heads.safetensors" for block in self.items]
         read = [safetensors.torch.load_file(file) for file in files]
-        codes = {}
-        for name, (rows, _) in self._groups().items():
-            parts = [part[f"latents_{name}"] for part in read]
-            full = any(part.shape[1] > 1 for part in parts)
-            codes[name] = torch.cat([part.expand(-1, rows, -1) if full else part for part in parts])
+        blocks = [Latents({name: part[f"latents_{name}"] for name in self._groups()}) for part in read]
         scores = torch.cat([part["scores"] for part in read])
-        names = self._attribute_names() if self.method.scored else []
-        known = self._known() if self.method.scored else []
+        names, known = self._attribute_names(), self._known()
         scores = scores[:, [known.index(name) for name in names]]
         held_out = min(max(round(self.held_out * len(scores)), 1), len(scores) - 1)
-        return Samples.collect(Latents(codes), names, scores, held_out)
+        return Samples.collect(blocks, names, scores, held_out)
 
     @torch.no_grad()
     def calibrated(self, found: Sequence[Found], samples: Samples) -> tuple[Directions, dict[str, float]]:
@@ -291,10 +287,11 @@ class DirectionsStage(PerItemStage[CodeBlock, GroupState[CodeBlock]]):
             reaches.append(reach)
         directions.to(self.device)
         heads = self._validation_heads(samples)
+        before = self.render(heads, self.front(len(heads)))
         metrics = {}
         for k, direction in enumerate(found):
             for side, (sign, reach) in enumerate(zip((-1, 1), reaches[k], strict=True)):
-                end, distance = self._end(directions, direction.name, sign * reach, heads)
+                end, distance = self._end(directions, direction.name, sign * reach, heads, before)
                 directions.limits[k, side] = end
                 metrics[f"{direction.name}/{'low' if sign < 0 else 'high'}_distance"] = distance
         return directions, metrics
@@ -308,11 +305,15 @@ class DirectionsStage(PerItemStage[CodeBlock, GroupState[CodeBlock]]):
             {g: c[some].float().expand(-1, groups[g][0], -1).to(self.device) for g, c in samples.codes.items()}
         )
 
-    def _end(self, directions: Directions, name: str, reach: float, heads: Latents) -> tuple[float, float]:
-        """How far heads go along a direction until their pictures have changed enough, and how much they have then."""
-        assert self.perceptual is not None
+    def _end(
+        self, directions: Directions, name: str, reach: float, heads: Latents, before: Tensor
+    ) -> tuple[float, float]:
+        """How far heads go along a direction until their pictures have changed enough, and how much they have then.
+
+        Args:
+            before: their pictures from the front, as they are.
+        """
         camera = self.front(len(heads))
-        before = self.render(heads, camera)
 
         def distance(strength: float) -> float:
             moved = _moved(heads, directions, name, strength)
@@ -330,6 +331,8 @@ class DirectionsStage(PerItemStage[CodeBlock, GroupState[CodeBlock]]):
                 "directions test scores heads that are edited: give networks (--model.attributes), or an encoder "
                 "of the generator (--model.encoder.path)"
             )
+        if self.trainer.datamodule.test_samples < 2:  # type: ignore[attr-defined]
+            raise UserError("changes are told by how heads differ: data.init_args.test_samples must be at least 2")
         self._measured = []
 
     @torch.no_grad()
@@ -352,25 +355,35 @@ class DirectionsStage(PerItemStage[CodeBlock, GroupState[CodeBlock]]):
         image = self.render(ws, camera)
         found = self.scores(image)
         if self.encoder is not None:
-            mean = self.encoder.mean_latents or self.generator.mean_latents
-            codes, _ = self.encoder.invert(resized(image, self.encoder.resolution), mean)
+            codes, _ = inverted(image, self.encoder, self.generator)
             found.append(self.directions.read(codes))
         return torch.cat([s.double().cpu() for s in found], 1)
 
     def summary(self) -> list[Record]:
         """For each head, direction and attribute: the change of half the way from -1 to 1, in standard deviations of
         the attribute among the heads; and of each direction its leakage, the mean change of the others as a share of
-        its own."""
+        its own. Attributes in which no two heads differ have no such unit, and are left out.
+
+        Raises:
+            UserError: when there are no others.
+        """
         measured = sorted(gather(self._measured), key=lambda entry: entry["head"])
         before = torch.tensor([entry["before"] for entry in measured], dtype=torch.float64)
         changes = torch.tensor([entry["changes"] for entry in measured], dtype=torch.float64)  # (N, K, A)
         known = before.isfinite()
         centre = before.nan_to_num().sum(0) / known.sum(0)
         deviation = (((before - centre).square()).nan_to_num().sum(0) / known.sum(0)).sqrt()
-        changes = changes / deviation
         measures = self._told()
         if self.encoder is not None:
             measures += [(type(self.encoder).__name__, name) for name in self.directions.names]
+        # Not by the deviation, which rounding may leave above 0; NaN of what no head could be scored for.
+        varies = [b[k].unique().numel() > 1 for b, k in zip(before.T, known.T, strict=True)]
+        if alike := [name for (_, name), varied in zip(measures, varies, strict=True) if not varied]:
+            if not any(varies):
+                raise UserError(f"no two of the test's {len(measured)} heads differ in {', '.join(alike)}: take more")
+            log.warning("warning: no two heads differ in %s: it is left out", ", ".join(alike))
+        measures = [measure for measure, varied in zip(measures, varies, strict=True) if varied]
+        changes = (changes / deviation)[..., varies]
         records = []
 
         def record(item: str, variant: str, network: str, metric: str, value: float) -> None:
@@ -386,7 +399,8 @@ class DirectionsStage(PerItemStage[CodeBlock, GroupState[CodeBlock]]):
                 others = [a for a, (n, name) in enumerate(measures) if n == network and name != direction]
                 if own and others:
                     mean = changes[:, k].nanmean(0).abs()
-                    record("", direction, network, "leakage", float(mean[others].nanmean() / mean[own[0]]))
+                    if float(mean[own[0]]) > 0:  # a direction along which nothing changes has no share of it
+                        record("", direction, network, "leakage", float(mean[others].nanmean() / mean[own[0]]))
         return records
 
     # -- predict ----------------------------------------------------------------------------------
@@ -413,11 +427,6 @@ class DirectionsStage(PerItemStage[CodeBlock, GroupState[CodeBlock]]):
             images = self.render(edited, self.front(len(STRENGTHS))).float().clamp(-1, 1).cpu()
             rows.append([(f"{strength:+.1f}", image) for strength, image in zip(STRENGTHS, images, strict=True)])
         return sheet(rows, self.tile, [name.replace("_", " ") for name in self.directions.names])
-
-
-def _rows(ws: Latents) -> Latents:
-    """Codes of one row where all layers have the same."""
-    return ws.map(lambda t: t[:, :1] if torch.equal(t, t[:, :1].expand_as(t)) else t)
 
 
 def _moved(ws: Latents, directions: Directions, name: str, deviations: float) -> Latents:

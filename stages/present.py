@@ -136,6 +136,8 @@ class PresentStage(Stage):
         self.expressions = expressions
         if bool(edits) != bool(directions):
             raise UserError("present: edits are along directions: --model.edits and --model.directions need each other")
+        if layers is not None and not edits:
+            raise UserError("present: layers are of edits: --model.layers needs --model.edits and --model.directions")
         self.directions_from, self.edits, self.layers = directions, edits or {}, layers
         self._panels: dict[str, Tensor] = {}
 

@@ -7,6 +7,8 @@ from abc import abstractmethod
 from torch import Tensor
 
 from models.configurable import Configurable
+from models.generators.base import Generator
+from models.image import resized
 from models.latents import Latents
 
 
@@ -61,3 +63,11 @@ class Encoder(Configurable):
         expected = (self.channels, self.resolution, self.resolution)
         if image.ndim != 4 or tuple(image.shape[1:]) != expected:
             raise ValueError(f"images must be (B, {', '.join(map(str, expected))}), got {tuple(image.shape)}")
+
+
+def inverted(image: Tensor, encoder: Encoder, generator: Generator) -> tuple[Latents, Tensor | None]:
+    """All codes that a generator takes, of pictures (B, 3, H, W) of any size, and expressions (B, E) where the encoder
+    tells them; codes that it does not tell are :meth:`Generator.complete`'s."""
+    mean = encoder.mean_latents or generator.mean_latents
+    codes, expression = encoder.invert(resized(image, encoder.resolution), mean)
+    return generator.complete(codes), expression

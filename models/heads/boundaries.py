@@ -21,7 +21,6 @@ from torch import Tensor
 from models.checks import check_positive
 from models.errors import UserError, one_line, shown
 from models.files import os_errors, resolve
-from models.generators.base import Generator
 from models.heads.directions import sizes
 from models.latents import Latents
 
@@ -53,13 +52,19 @@ class Samples:
         return len(self.scores)
 
     @staticmethod
-    def collect(ws: Latents, names: Sequence[str], scores: Tensor, held_out: int) -> Samples:
-        """Of codes (N, n, w_dim) a group."""
+    def collect(blocks: Sequence[Latents], names: Sequence[str], scores: Tensor, held_out: int) -> Samples:
+        """Of blocks of codes (n, rows, w_dim) a group, each as :func:`compact` leaves it."""
         codes = {}
-        for group, values in ws.groups.items():
-            same = torch.equal(values, values[:, :1].expand_as(values))
-            codes[group] = (values[:, :1] if same else values).double()
+        for group in blocks[0].groups:
+            parts = [block.groups[group] for block in blocks]
+            rows = max(part.shape[1] for part in parts)
+            codes[group] = torch.cat([part.expand(-1, rows, -1) for part in parts]).double()
         return Samples(codes, tuple(names), scores.double(), held_out)
+
+
+def compact(ws: Latents) -> Latents:
+    """Codes of one row where all layers have the same."""
+    return ws.map(lambda t: t[:, :1] if torch.equal(t, t[:, :1].expand_as(t)) else t)
 
 
 @dataclass(frozen=True)
@@ -78,17 +83,11 @@ class Found:
 
 
 class DirectionMethod(ABC):
-    """A way to find directions.
-
-    Attributes:
-        scored: whether it needs attributes.
-    """
-
-    scored: bool = True
+    """A way to find directions."""
 
     @abstractmethod
-    def find(self, samples: Samples, generator: Generator, seed: int) -> list[Found]:
-        """Directions of a generator, from samples of it.
+    def find(self, samples: Samples, seed: int) -> list[Found]:
+        """Directions along which attributes change, from samples of a generator.
 
         Raises:
             UserError: when the samples do not tell one.
@@ -137,7 +136,7 @@ class LinearBoundaries(DirectionMethod):
                 raise UserError(f"method.hold: {name} cannot be held where it is to change")
         return {name: list(self.hold.get(name, ())) for name in names}
 
-    def find(self, samples: Samples, generator: Generator, seed: int) -> list[Found]:
+    def find(self, samples: Samples, seed: int) -> list[Found]:
         held = self.held(samples.names)
         normals: dict[str, dict[str, Tensor]] = {}
         scores: dict[str, dict[str, float]] = {}
@@ -348,11 +347,13 @@ def imported(
         owner: the generator in words.
 
     Raises:
-        UserError: for a file that holds no boundary of this generator.
+        UserError: for a file that holds no boundary of this generator, or a name without one.
     """
     found = []
     for name, given in files.items():
-        places: dict[str | None, str] = {None: given} if isinstance(given, str) else {**given}
+        places: Mapping[Any, Any] = given if isinstance(given, Mapping) else {None: given}
+        if not places or not all(isinstance(file, str) and file for file in places.values()):
+            raise UserError(f"boundaries.{name} is {shown(given)}: give a file, or for each group of codes one")
         normals: dict[str, Tensor] = {}
         for group, file in places.items():
             if group is not None and group not in groups:

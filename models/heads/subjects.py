@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from models.artifact import Artifact, ArtifactError
 from models.camera import Camera
 from models.configurable import class_named
-from models.encoders.base import Encoder
+from models.encoders.base import Encoder, inverted
 from models.encoders.detail import DetailReconstructor
 from models.errors import UserError, one_line
 from models.generators.baked import BakedHead
@@ -235,9 +235,7 @@ def invert(
         details: what adds what codes cannot say: on surface manifolds (GRAMInverter, Sec. 3.3) or aligned pixel by
             pixel (E3DGE, Sec. 4.2); None for codes alone.
     """
-    mean = encoder.mean_latents or generator.mean_latents
-    codes, expression = encoder.invert(resized(image, encoder.resolution), mean)
-    ws = generator.complete(codes)
+    ws, expression = inverted(image, encoder, generator)
     if expression is None:
         expression = image.new_zeros(1, len(generator.expressions))
     anchor = HeadCode(ws.map(Tensor.float), None, expression.float(), camera.label())

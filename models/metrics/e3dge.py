@@ -8,8 +8,9 @@ a scan of the face. Edits have measurements of their own: :mod:`models.metrics.e
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -22,12 +23,14 @@ from models.features.base import Frozen, move_frozen
 from models.metrics.consistency import carried
 from models.metrics.geometry import shape_errors
 from models.metrics.image import high_frequency, identity_similarity, masked_distance, masked_mean, psnr, ssim
-from models.metrics.inversion import NEAR, Invert, Renderer, Truth, draws
+from models.metrics.inversion import NEAR, Invert, Renderer, Truth
 from models.metrics.portrait import ViewTruth
 from models.metrics.records import Record
-from models.metrics.scan import Scan, depth_surface, lifted, scan_distances, scan_scores
+from models.metrics.scan import Scan, Unmeasurable, depth_surface, lifted, pooled, scan_distances, scan_scores
 from models.rendering.output import Rendering
 from models.rendering.visibility import seen_from
+
+log = logging.getLogger(__name__)
 
 PROTOCOL, VERSION = "e3dge", "1"
 FRAMES = 250  # of a trajectory, in the paper
@@ -68,7 +71,8 @@ class Scores:
     Attributes:
         values: by view ("" for those of all views together) and metric; a missing one was not measured.
         pictures: rows of views for the eye, (3, h, w) in [-1, 1], by name.
-        distances: (M,) of the scan's points, to be pooled over items as NoW does; None where there is no scan.
+        distances: (M,) of the scan's points, to be pooled over items (:func:`scan_records`); None where there is no
+            scan, or nothing to compare with it.
     """
 
     values: dict[tuple[str, str], float]
@@ -78,6 +82,11 @@ class Scores:
     def __getitem__(self, metric: str) -> float:
         """The value of all views together."""
         return self.values["", metric]
+
+    @property
+    def scanned(self) -> bool:
+        """Whether the scan's distance was asked for, be it that it could not be measured."""
+        return ("", "scan_median") in self.values
 
     def records(
         self,
@@ -97,6 +106,21 @@ class Scores:
         ]  # fmt: skip
 
 
+def scan_records(
+    distances: Mapping[str, Tensor | None], variant: str, split: str = "test", seed: int = 0
+) -> list[Record]:
+    """NoW's numbers: the scores of all points of all items together, as item "all", and how many items are missing.
+
+    Args:
+        distances: of the items with a scan, by name: :attr:`Scores.distances`. None are no records.
+    """
+    values = pooled([distances[item] for item in sorted(distances)]) if distances else {}
+    return [
+        Record(PROTOCOL, VERSION, split, "all", "", seed, variant, "", metric, value)
+        for metric, value in values.items()
+    ]
+
+
 def _stem(metric: str) -> str:
     """The metric without what it is measured on: lpips_nv@hidden -> lpips."""
     return metric.partition("@")[0].removesuffix("_nv")
@@ -111,11 +135,6 @@ def trajectory(rig: Rig, frames: int = FRAMES, spread: float = SPREAD) -> Camera
     yaw = rig.yaw_mean + spread * rig.yaw_std * phase.cos()
     pitch = rig.pitch_mean + spread * rig.pitch_std * phase.sin()
     return rig.camera(*rig.within(yaw, pitch))
-
-
-def source_frame(name: str, frames: int = FRAMES, seed: int = 0) -> int:
-    """Which frame of an item's trajectory is its input, the others being what it is compared with (Sec. 5.1.1)."""
-    return int(torch.randint(frames, (), generator=draws(seed, name, "frame")))
 
 
 def picture(rendering: Rendering) -> Tensor:
@@ -141,7 +160,41 @@ def exactly(image: Tensor) -> torch.autocast:
     return torch.autocast(image.device.type, enabled=False)
 
 
-class E3DGEProtocol:
+class PortraitNetworks:
+    """The networks that a protocol compares portraits by.
+
+    Args:
+        perceptual: of LPIPS.
+        identity: embedding of who is shown.
+        second_identity: one that no method was trained with, measured as ``id2``.
+    """
+
+    def __init__(
+        self, perceptual: torch.nn.Module, identity: torch.nn.Module, second_identity: torch.nn.Module | None = None
+    ) -> None:
+        self.perceptual, self.identity = Frozen(perceptual), Frozen(identity)
+        self.second_identity = None if second_identity is None else Frozen(second_identity)
+
+    @property
+    def networks(self) -> dict[str, str]:
+        """Names of the networks, by metric."""
+        held = {"lpips": self.perceptual}
+        for name, network in self._identities().items():
+            held |= {name: network, f"{name}_input": network}
+        return {metric: type(network.module).__name__ for metric, network in held.items()}
+
+    def alike(self, found: Tensor, image: Tensor, suffix: str = "") -> dict[str, Tensor]:
+        """Identity similarities (B,) by each network: ``id``, and ``id2`` where there is a second one."""
+        return {
+            name + suffix: identity_similarity(network, found, image) for name, network in self._identities().items()
+        }
+
+    def _identities(self) -> dict[str, Frozen[torch.nn.Module]]:
+        held = {"id": self.identity, "id2": self.second_identity}
+        return {name: network for name, network in held.items() if network is not None}
+
+
+class E3DGEProtocol(PortraitNetworks):
     """Measures inverted portraits one by one.
 
     Args:
@@ -170,20 +223,11 @@ class E3DGEProtocol:
         scan_scale: bool = True,
         pictures: int = 6,
     ) -> None:
-        self.perceptual, self.identity = Frozen(perceptual), Frozen(identity)
-        self.second_identity = None if second_identity is None else Frozen(second_identity)
+        super().__init__(perceptual, identity, second_identity)
         self.frames, self.spread, self.chunk, self.per_frame = frames, spread, chunk, per_frame
         self.scan, self.scan_scale, self.pictures = scan, scan_scale, pictures
         check_positive(self, "frames", "spread", "chunk", where="protocol.")
         check_not_negative(self, "pictures", where="protocol.")
-
-    @property
-    def networks(self) -> dict[str, str]:
-        """Names of the networks, by metric."""
-        held = {"lpips": self.perceptual, "id": self.identity, "id_input": self.identity}
-        if self.second_identity is not None:
-            held |= {"id2": self.second_identity, "id2_input": self.second_identity}
-        return {metric: type(network.module).__name__ for metric, network in held.items()}
 
     @torch.no_grad()
     def __call__(
@@ -206,7 +250,7 @@ class E3DGEProtocol:
             invert: the method.
             truth: the true head, where it is known.
             surface: not used: the views are compared with the truth, not with a fitted surface.
-            scan: the true surface, where it is known.
+            scan: the true surface, where it is known. The distances to a head that shows no surface are NaN.
 
         Raises:
             UserError: when renderings and pictures are of different sizes, or all frames are the input's view.
@@ -231,7 +275,7 @@ class E3DGEProtocol:
             seen = head(cameras)
             pictures = picture(seen)
             with exactly(image):
-                scores = self._alike(pictures, image.expand_as(pictures), "_input")
+                scores = self.alike(pictures, image.expand_as(pictures), "_input")
                 if truth is not None and source is not None:
                     true = truth(cameras)
                     scores |= self._against(seen, true, own, source)
@@ -244,7 +288,10 @@ class E3DGEProtocol:
             shown["trajectory"] = torch.cat([torch.cat(row, 2) for row in rows if row], 1)
         distances = None
         if scan is not None and self.scan and found.depth is not None and found.alpha is not None:
-            distances = self.scan_distances(scan, head, rig, image.device)
+            try:
+                distances = self.scan_distances(scan, head, rig, image.device)
+            except Unmeasurable as error:
+                log.warning("warning: %s has no scan distance: %s", name, error)
             values |= {("", metric): value for metric, value in scan_scores(distances).items()}
         return Scores(values, shown, distances)
 
@@ -253,6 +300,9 @@ class E3DGEProtocol:
 
         The reconstruction's keypoints are the points of its surface where the frontal view has the true ones, in place
         of a detector's: what is measured is how far the surface is from being right there.
+
+        Raises:
+            Unmeasurable: when the frontal view shows no surface.
         """
         camera = rig.camera(rig.yaw_mean, rig.pitch_mean, device)
         front = head(camera)
@@ -270,22 +320,13 @@ class E3DGEProtocol:
             raise UserError("the trajectory has no frame but the input: protocol.frames must be larger")
         return frames.tolist(), views[frames]
 
-    def _alike(self, found: Tensor, image: Tensor, suffix: str = "") -> dict[str, Tensor]:
-        """Identity similarities (B,) by each network."""
-        networks = {"id": self.identity, "id2": self.second_identity}
-        return {
-            name + suffix: identity_similarity(network, found, image)
-            for name, network in networks.items()
-            if network is not None
-        }
-
     def _compared(self, found: Tensor, image: Tensor) -> dict[str, Tensor]:
         """All that two pictures tell: (B,) each."""
         return {
             **{name: metric(found, image) for name, metric in _PIXELS.items()},
             "lpips": self.perceptual(found, image),
             "detail": high_frequency(found) / high_frequency(image),
-            **self._alike(found, image),
+            **self.alike(found, image),
         }
 
     def _against(self, seen: Rendering, true: ViewTruth, own: Tensor, source: ViewTruth) -> dict[str, Tensor]:

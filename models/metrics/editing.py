@@ -12,13 +12,12 @@ from torch.nn import functional as F
 
 from models.camera import Camera, Rig
 from models.checks import check_not_negative, check_positive
-from models.features.base import Frozen, move_frozen
-from models.metrics.e3dge import SPREAD, Scores, check_sizes, exactly, mae, picture, trajectory
+from models.features.base import move_frozen
+from models.metrics.e3dge import SPREAD, PortraitNetworks, Scores, check_sizes, exactly, mae, picture, trajectory
 from models.metrics.image import (
     change_correlation,
     high_frequency,
     high_pass,
-    identity_similarity,
     masked_distance,
     masked_mean,
     psnr,
@@ -62,7 +61,7 @@ def ghosts(
     return (fo * nn - fn * on) / determinant, (fn * oo - fo * on) / determinant
 
 
-class EditProtocol:
+class EditProtocol(PortraitNetworks):
     """Measures edited portraits one by one.
 
     Args:
@@ -82,19 +81,10 @@ class EditProtocol:
         still: float = 0.04,
         margin: int = 2,
     ) -> None:
-        self.perceptual, self.identity = Frozen(perceptual), Frozen(identity)
-        self.second_identity = None if second_identity is None else Frozen(second_identity)
+        super().__init__(perceptual, identity, second_identity)
         self.frames, self.spread, self.still, self.margin = frames, spread, still, margin
         check_positive(self, "frames", "spread", where="protocol.")
         check_not_negative(self, "still", "margin", where="protocol.")
-
-    @property
-    def networks(self) -> dict[str, str]:
-        """Names of the networks, by metric."""
-        held = {"lpips": self.perceptual, "id": self.identity, "id_input": self.identity}
-        if self.second_identity is not None:
-            held |= {"id2": self.second_identity, "id2_input": self.second_identity}
-        return {metric: type(network.module).__name__ for metric, network in held.items()}
 
     @torch.no_grad()
     def __call__(
@@ -134,10 +124,8 @@ class EditProtocol:
             with exactly(image):
                 head = (old.mask > 0.5) & (new.mask > 0.5)
                 scores = self._scores(before, after, old.image, new.image, head)
-                for kind, network in (("id", self.identity), ("id2", self.second_identity)):
-                    if network is not None:
-                        scores[kind] = identity_similarity(network, after, new.image)
-                        scores[f"{kind}_input"] = identity_similarity(network, after, image.expand_as(after))
+                scores |= self.alike(after, new.image)
+                scores |= self.alike(after, image.expand_as(after), "_input")
             for metric, value in scores.items():
                 metric, at, place = metric.partition("@")
                 values["", f"{metric}{suffix}{at}{place}"] = float(value.double().nanmean())

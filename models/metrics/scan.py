@@ -6,6 +6,7 @@ distance of each point of the scan's face to the nearest point of the aligned su
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -26,6 +27,10 @@ _EVEN = 1.5  # triangles are cut that are this much larger than half of all are
 _MOST_CUTS = 12  # each halves the sides of those triangles
 _MOST_CORNERS = 4_000_000  # of the cut triangles together
 _PAIRS = 1 << 20  # of points and triangles that are considered at once
+
+
+class Unmeasurable(UserError):
+    """A reconstruction without a surface that could be aligned: a method's failure, no fault of the data."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +87,8 @@ class Surface:
         vertices: (V, 3). faces: (F, 3) indices.
 
     Raises:
-        UserError: without triangles, or when vertices are not finite or not there.
+        Unmeasurable: without triangles, or when vertices are not finite.
+        UserError: when vertices are not there.
     """
 
     def __init__(self, vertices: Tensor, faces: Tensor) -> None:
@@ -90,12 +96,12 @@ class Surface:
 
         vertices, faces = vertices.detach().double().cpu(), faces.long().cpu()
         if not len(faces):
-            raise UserError("a surface without triangles cannot be measured")
+            raise Unmeasurable("a surface without triangles cannot be measured")
         if int(faces.min()) < 0 or int(faces.max()) >= len(vertices):
             raise UserError(f"a surface of {len(vertices)} vertices has triangles with vertex {int(faces.max())}")
         corners = vertices[faces]
         if not bool(corners.isfinite().all()):
-            raise UserError("a surface has vertices that are not finite numbers")
+            raise Unmeasurable("a surface has vertices that are not finite numbers")
         self.corners = _evened(corners)  # (T, 3, 3)
         middle = self.corners.mean(1)
         self._radius = (self.corners - middle[:, None]).norm(dim=-1).amax(1)  # (T,) of balls around the triangles
@@ -300,12 +306,17 @@ def scan_distances(
         refined: whether the alignment by keypoints is refined by the distance itself.
 
     Raises:
-        UserError: when no point of the scan lies in its face, or a surface or keypoints are not usable.
+        Unmeasurable: when the surface or its keypoints are not usable.
+        UserError: when the scan is not: no point of it lies in its face, or its keypoints are on one line.
     """
     face = scan.face().double().cpu()
     if not len(face):
         raise UserError("no point of the scan lies near its keypoints: they are of another scan, or in other units")
-    first = align(keypoints.cpu(), scan.keypoints.cpu(), scale)
+    align(scan.keypoints.cpu(), scan.keypoints.cpu())  # what fails here, is the scan's
+    try:
+        first = align(keypoints.cpu(), scan.keypoints.cpu(), scale)
+    except UserError as error:
+        raise Unmeasurable(f"of a reconstruction: {error}") from error
     surface = Surface(first(vertices.cpu()), faces)
     if refined:
         motion = refine(face, surface, scale)
@@ -314,8 +325,13 @@ def scan_distances(
     return surface.nearest(face)[1]
 
 
-def scan_scores(distances: Tensor) -> dict[str, float]:
-    """Median, mean and standard deviation, as NoW's tables have them. Pool the distances of all pictures for those."""
+def scan_scores(distances: Tensor | None) -> dict[str, float]:
+    """Median, mean and standard deviation, as NoW's tables have them: NaN of what could not be measured (None).
+
+    Pool the distances of all pictures for those tables.
+    """
+    if distances is None:
+        return dict.fromkeys(("scan_median", "scan_mean", "scan_sd"), math.nan)
     distances = distances.double().cpu()
     return {  # not torch's median, which is the lower of the two in the middle
         "scan_median": float(np.median(distances.numpy())),
@@ -328,7 +344,8 @@ def depth_surface(depth: Tensor, alpha: Tensor, camera: Camera, steepest: float 
     """The surface that a depth map shows: two triangles between each four neighbours.
 
     Args:
-        depth: (1, 1, H, W) camera-z, world units. alpha: (1, 1, H, W); pixels below 0.5 show nothing.
+        depth: (1, 1, H, W) camera-z, world units; pixels where it is no finite number show nothing.
+        alpha: (1, 1, H, W); nor do those below 0.5.
         camera: its own.
         steepest: triangles with a side that leaves the picture's plane by more than so many of its pixels' widths are
             left out: they would join what lies before to what lies behind.
@@ -342,7 +359,7 @@ def depth_surface(depth: Tensor, alpha: Tensor, camera: Camera, steepest: float 
     index = torch.arange(height * width, device=depth.device).reshape(height, width)
     a, b, c, d = index[:-1, :-1], index[:-1, 1:], index[1:, :-1], index[1:, 1:]
     faces = torch.cat([torch.stack(corners, -1).reshape(-1, 3) for corners in ((a, c, b), (b, c, d))])
-    shown = (alpha.flatten() > 0.5)[faces].all(1)
+    shown = _covered(depth, alpha).flatten()[faces].all(1)
     z = depth.flatten()[faces]
     pixel = z.mean(1) / (camera.intrinsics[0, 0, 0] * width)
     level = (z.amax(1) - z.amin(1)) <= steepest * pixel
@@ -355,15 +372,15 @@ def lifted(keypoints: Tensor, depth: Tensor, alpha: Tensor, camera: Camera) -> T
     Depth is bilinear over the covered neighbours; a place without any takes the nearest covered pixel's.
 
     Raises:
-        UserError: when the map shows nothing at all.
+        Unmeasurable: when the map shows nothing at all.
     """
     height, width = depth.shape[-2:]
-    covered = (alpha[0, 0] > 0.5).nonzero().double() + 0.5
+    solid = _covered(depth, alpha)
+    covered = solid[0, 0].nonzero().double() + 0.5
     if not len(covered):
-        raise UserError("a reconstruction whose depth map shows nothing has no surface")
+        raise Unmeasurable("a reconstruction whose depth map shows nothing has no surface")
     uv, _ = camera.project(keypoints.to(camera.cam2world)[None])
-    solid = (alpha > 0.5).double()
-    maps = torch.cat([depth.double() * solid, solid], 1)
+    maps = torch.cat([torch.where(solid, depth, 0.0), solid], 1).double()
     grid = (2 * uv - 1)[:, :, None].double()
     found = torch.nn.functional.grid_sample(maps, grid, align_corners=False)[0, :, :, 0]
     away = torch.cdist(uv[0].double() * uv.new_tensor([width, height]).double(), covered.flip(1))
@@ -373,12 +390,25 @@ def lifted(keypoints: Tensor, depth: Tensor, alpha: Tensor, camera: Camera) -> T
     return (origins.double() + z[None, :, None] * directions.double())[0]
 
 
-def pooled(distances: Sequence[Tensor]) -> dict[str, float]:
+def _covered(depth: Tensor, alpha: Tensor) -> Tensor:
+    """Which pixels (1, 1, H, W) show a surface."""
+    return (alpha > 0.5) & depth.isfinite()
+
+
+def pooled(distances: Sequence[Tensor | None]) -> dict[str, float]:
     """The scores of many pictures together: every point of every scan counts once.
+
+    Args:
+        distances: (M,) of each picture; None where nothing could be measured.
+
+    Returns:
+        ``scan_median_pooled`` and so on, NaN where there are none, and ``scan_missing``, how many pictures are None.
 
     Raises:
         UserError: without pictures.
     """
     if not distances:
         raise UserError("there is no picture to tell scan distances of")
-    return scan_scores(torch.cat(list(distances)))
+    there = [found for found in distances if found is not None]
+    scores = scan_scores(torch.cat(there) if there else None)
+    return {f"{name}_pooled": value for name, value in scores.items()} | {"scan_missing": len(distances) - len(there)}

@@ -24,7 +24,7 @@ from models.artifact import Export
 from models.batches import PortraitBatch, some_views, subject
 from models.camera import Camera
 from models.checks import check_not_negative, check_positive
-from models.encoders.base import Encoder
+from models.encoders.base import Encoder, inverted
 from models.errors import UserError, one_line
 from models.features.base import Frozen
 from models.features.identity import ArcFaceIdentity
@@ -34,7 +34,7 @@ from models.heads.index import Entry, subject_index
 from models.image import resized, write_image
 from models.latents import Latents
 from models.losses.inversion import ReconstructionLoss
-from models.metrics.e3dge import E3DGEProtocol
+from models.metrics.e3dge import E3DGEProtocol, scan_records
 from models.metrics.image import identity_similarity, psnr, ssim
 from models.metrics.inversion import PROTOCOL, VERSION, InversionProtocol, InversionScores
 from models.metrics.records import Record
@@ -171,9 +171,7 @@ class InversionStage(Stage):
 
     def invert(self, image: Tensor) -> tuple[Latents, Tensor | None]:
         """Codes of pictures (B, 3, H, W), and expressions (B, E) where the encoder tells them."""
-        mean = self.encoder.mean_latents or self.generator.mean_latents
-        codes, expression = self.encoder.invert(resized(image, self.encoder.resolution), mean)
-        return self.generator.complete(codes), expression
+        return inverted(image, self.encoder, self.generator)
 
     def on_fit_start(self) -> None:
         """Refuse cameras that the generator cannot have, before anything is computed."""
@@ -273,7 +271,9 @@ class InversionStage(Stage):
     def on_test_epoch_start(self) -> None:
         if self.protocol is None:
             raise UserError("test needs what it measures, model.protocol: see configs/stages/invert_test.yaml")
-        self._scores: InversionScores | None = None  # of what has values of the whole set
+        # Of what has values of the whole set:
+        self._scores: InversionScores | None = None
+        self._distances: list[tuple[str, Tensor | None]] = []  # of scans, by item
         if isinstance(self.protocol, InversionProtocol):
             features = self.protocol.distribution.module.num_features
             self._scores = InversionScores(self.protocol.networks, features, self.seed).to(self.device)
@@ -302,6 +302,8 @@ class InversionStage(Stage):
             scan = data.scan_truth(sample) if isinstance(data, KnowsScan) else None
             scores = self.protocol(item, image, camera, rig, self.reconstruct, truth, scan=scan)
             self.records.add(scores.records(item, self.variant, self.protocol.networks, seed=self.seed))
+            if scores.scanned:
+                self._distances.append((item, scores.distances))
             return scores.pictures
         assert self.protocol is not None and self._scores is not None
         place = len(self._scores.names) * self.world_size + self.global_rank  # among the items of all ranks
@@ -328,7 +330,9 @@ class InversionStage(Stage):
         ]  # fmt: skip
 
     def summary(self) -> list[Record]:
-        return [] if self._scores is None else self._scores.records(self.variant, seed=self.seed)
+        if self._scores is None:
+            return scan_records(dict(collect(self._distances)), self.variant, seed=self.seed)
+        return self._scores.records(self.variant, seed=self.seed)
 
     # -- predict and export -----------------------------------------------------------------------
 

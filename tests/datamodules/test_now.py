@@ -5,8 +5,9 @@ import pytest
 import torch
 import trimesh
 
-from datamodules.now import NoWScans, measure, read_keypoints, read_obj, read_picked_points, read_ply, records
+from datamodules.now import NoWScans, pairs, read_keypoints, read_obj, read_picked_points, read_ply
 from models.errors import UserError
+from models.metrics.now import measure, records
 from models.metrics.records import read_records, write_records
 from models.metrics.scan import Scan, scan_distances, scan_scores
 
@@ -62,7 +63,7 @@ def test_a_data_set_is_measured(now):
     assert [picture.item for picture in scans.pictures] == [
         "S1/multiview_neutral/IMG_1", "S1/selfie/IMG.2", "S2/selfie/IMG_3",
     ]  # fmt: skip
-    found = list(measure(scans, str(now / "found")))
+    found = list(measure(pairs(scans, str(now / "found"))))
     (_, same), (_, egg), (_, missing) = found
     assert same is not None and float(same.max()) < 1e-3
     assert missing is None and egg is not None
@@ -79,7 +80,7 @@ def test_a_data_set_is_measured(now):
     every = np.concatenate([same, egg])
     assert values["all", "scan_median_pooled"] == pytest.approx(np.median(every))
     assert values["all", "scan_sd_pooled"] == pytest.approx(every.std())
-    assert values["all", "missing"] == 1
+    assert values["all", "scan_missing"] == 1
     assert {row.subject for row in rows} == {"S1", ""}
     assert read_records(write_records(now / "metrics.csv", rows)) == rows
     assert scan_scores(egg)["scan_mean"] > 0.05
@@ -104,6 +105,9 @@ def test_wavefront_files(tmp_path):
         ("v 0 0 0\nv 1 0 0\nf 1 2\n", "line 3"),
         ("v 0 0 0\nv 1 0 0\nf 1 2 3\n", "2 vertices and a triangle with vertex 3"),
         ("v 0 0 0\nf 1 -9 1\n", "line 2"),
+        ("v 0 0 0\nf 0 1 1\n", "line 2: 'f 0 1 1' is no vertex or face"),
+        ("v 0 0 0\nf 99999999999999999999 1 2\n", "line 2"),
+        ("v 0 0 0\nf -99999999999999999999 1 2\n", "line 2"),
     ],
 )
 def test_damaged_wavefront_files(tmp_path, content, message):
@@ -129,6 +133,18 @@ def test_damaged_keypoints(tmp_path):
     np.save(tmp_path / "e.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
     with pytest.raises(UserError, match=r"e\.npy holds no points"):  # never unpickled
         read_keypoints(tmp_path / "e.npy")
+    np.savez(tmp_path / "g.npz", KEYPOINTS)
+    (tmp_path / "g.npz").rename(tmp_path / "g.npy")
+    np.save(tmp_path / "h.npy", np.zeros((1, 3)))
+    header = (tmp_path / "h.npy").read_bytes()
+    claim = header.replace(b"(1, 3), }" + 16 * b" ", b"(%d, 3), }" % (1 << 55))
+    assert len(claim) == len(header) and claim != header
+    (tmp_path / "h.npy").write_bytes(claim)
+    np.save(tmp_path / "i.npy", KEYPOINTS.astype(complex))
+    (tmp_path / "j.txt").write_bytes(b"\xff\xfe")
+    for name in ("g.npy", "h.npy", "i.npy", "j.txt"):
+        with pytest.raises(UserError, match=rf"{name} holds no points: [^\n]+$"):
+            read_keypoints(tmp_path / name)
     (tmp_path / "f.ply").write_text("ply\nnonsense")
     with pytest.raises(UserError, match=r"f\.ply is not a PLY file"):
         read_ply(tmp_path / "f.ply")
@@ -142,15 +158,22 @@ def test_incomplete_folders(now):
     (now / "data/bad.txt").write_text("IMG_1.jpg\n")
     with pytest.raises(UserError, match=r"bad\.txt, line 1: 'IMG_1\.jpg' is no SUBJECT/CHALLENGE/PICTURE"):
         NoWScans(str(now / "data"), "bad.txt")
+    for bad in ("/etc/passwd.jpg", "a/../b/c.jpg", "a/b/..jpg", "a/b/IMG", "S1/sel\x07fie/IMG_1.jpg", r"a/C:\b/c.jpg"):
+        (now / "data/bad.txt").write_text(f"{bad}\n")
+        with pytest.raises(UserError, match=r"line 1: .* is no SUBJECT/CHALLENGE/PICTURE"):
+            NoWScans(str(now / "data"), "bad.txt")
     (now / "data/none.txt").write_text("\n")
     with pytest.raises(UserError, match="lists no pictures"):
         NoWScans(str(now / "data"), "none.txt")
     scans = NoWScans(str(now / "data"))
     with pytest.raises(UserError, match=r"reconstructions .* there is no such folder"):
-        next(measure(scans, str(now / "nowhere")))
+        next(pairs(scans, str(now / "nowhere")))
+    np.save(now / "found/S1/multiview_neutral/IMG_1.npy", KEYPOINTS * [1, 0, 0])
+    with pytest.raises(UserError, match=r"^S1/multiview_neutral/IMG_1: of a reconstruction: keypoints .* on one line"):
+        list(measure(pairs(scans, str(now / "found"))))
     (now / "found/S1/selfie/IMG.2.txt").unlink()
     with pytest.raises(UserError, match=r"IMG\.2 has no keypoints"):
-        list(measure(scans, str(now / "found")))
+        list(pairs(scans, str(now / "found")))
     (now / "data/scans/S1/scan.obj").rename(now / "data/scans/S1/scan.stl")
     with pytest.raises(UserError, match=r"must hold one \*\.obj: it has no file"):
         NoWScans(str(now / "data")).scan("S1")

@@ -43,6 +43,15 @@ class Colours(nn.Module):
         return torch.stack([mean.mean(1), mean[:, 0] - mean[:, 2]], 1)
 
 
+class Same(nn.Module):
+    """The same of every picture, but for what rounding does."""
+
+    names = ("brow", "chin")
+
+    def forward(self, image):
+        return torch.tensor([0.1, 0.7]).expand(len(image), -1)
+
+
 class Difference(nn.Module):
     """Between pictures, root mean square."""
 
@@ -162,6 +171,18 @@ def test_ranges_are_of_the_perceptual_change(work, tmp_path):
     assert reach == pytest.approx(wanted, rel=1e-4)
 
 
+def test_heads_as_they_are_are_drawn_once(work, tmp_path, monkeypatch):
+    """When ranges are measured, whatever the number of directions."""
+    drawn, render = [], DirectionsStage.render
+    monkeypatch.setattr(
+        DirectionsStage, "render", lambda self, ws, camera: drawn.append(ws) or render(self, ws, camera)
+    )
+    run(line(work, names=["tall", "red"]), tmp_path)
+    directions, ws = found(tmp_path), drawn[0].groups
+    unmoved = [d for d in drawn if all(torch.equal(d.groups[g], ws[g]) for g in directions.groups)]
+    assert len(unmoved) == 1 and len(drawn) > 4 and len(drawn[0]) == 3
+
+
 def test_held_attributes(work, tmp_path):
     method = {
         "class_path": "models.heads.boundaries.LinearBoundaries",
@@ -269,6 +290,39 @@ class TestUse:
         assert {r.feature_network for r in records} == {"GlobalEncoder"}
         assert {r.metric for r in records} == {*(f"change/{n}" for n in ("tall", "red", "reddish")), "leakage"}
         assert all(math.isfinite(r.value) for r in records) and any(r.value for r in records)
+        directions, generator = found(work / "directions"), artifact.load(work / "sdf").module("generator")
+        ws = generator.mapping(torch.cat([CodeBlock(i, 1, 0).z(6) for i in range(44, 54)]))
+        read = {}
+        with torch.no_grad():
+            for s in (-1.0, 0.0, 1.0):
+                camera = generator.rig.camera(0.0).repeat_interleave(10)
+                image = generator.synthesis(directions.apply(ws, {"red": s}), camera).image
+                codes = encoder.codes(torch.nn.functional.interpolate(image, 32, mode="area"), generator.mean_latents)
+                assert set(codes.groups) == {"renderer"}
+                whole = generator.complete(codes).groups  # a decoder's codes, too, are the head's
+                places = [
+                    whole[g].mean(1).double()
+                    @ directions.direction(g)[0, 0].double()
+                    / directions.spread(g)[0].double()
+                    for g in ("renderer", "decoder")
+                ]
+                read[s] = (places[0] + places[1]) / 2
+        wanted = (read[1.0] - read[-1.0]) / 2 / read[0.0].std(correction=0)
+        rows = [r.value for r in records if (r.variant, r.metric) == ("red", "change/tall")]
+        assert rows == pytest.approx(wanted.tolist(), rel=0.02, abs=1e-3)
+
+    def test_attributes_in_which_heads_do_not_differ_are_left_out(self, work, tmp_path, caplog):
+        words = [*line(work)[2:], f"--model.tested.path={work / 'directions'}"]
+        run(["directions", "test", *words], tmp_path / "own")
+        scorers = [{"class_path": f"tests.stages.test_directions.{name}"} for name in ("Same", "Colours")]
+        words = [*line(work, attributes=scorers)[2:], f"--model.tested.path={work / 'directions'}"]
+        run(["directions", "test", *words], tmp_path / "both")
+        assert (tmp_path / "both/metrics.csv").read_bytes() == (tmp_path / "own/metrics.csv").read_bytes()
+        assert "no two heads differ in brow, chin: it is left out" in caplog.text
+        assert all(math.isfinite(r.value) for r in read_records(tmp_path / "own"))
+        words = [*line(work, attributes=scorers[:1])[2:], f"--model.tested.path={work / 'directions'}"]
+        with pytest.raises(UserError, match="no two of the test's 10 heads differ in brow, chin: take more"):
+            run(["directions", "test", *words], tmp_path / "none")
 
     @pytest.mark.parametrize("ranks", [2, 3])
     def test_tables_do_not_depend_on_the_number_of_processes(self, work, tmp_path, ranks):
@@ -322,6 +376,9 @@ class TestData:
         ({"attributes": [{"class_path": "torch.nn.Identity"}]}, "Identity scores no attributes"),
         ({"attributes": [{"class_path": "tests.stages.test_directions.Colours"}] * 2, "names": None}, "called bright"),
         ({"boundaries": {"smile": "nowhere.npy"}}, "cannot read nowhere.npy: there is no such file"),
+        ({"boundaries": {"smile": {}}}, r"boundaries\.smile is \{\}: give a file, or for each group of codes one"),
+        ({"boundaries": {"smile": None}}, "boundaries"),
+        ({"boundaries": {"smile": {"renderer": None}}}, "boundaries"),
         ({"boundaries": {"tall": "FILE"}}, "two attributes or boundaries called tall"),
         ({"boundaries": {"smile": "WRONG"}}, r"boundary of codes \(1, 4\): StyleSDF of .* has renderer \(3, 12\)"),
         (
@@ -334,7 +391,10 @@ def test_mistakes(work, tmp_path, changes, words):
     np.save(tmp_path / "file.npy", np.ones((1, 12)))
     np.save(tmp_path / "wrong.npy", np.ones((1, 4)))
     names = {"FILE": f"{tmp_path}/file.npy", "WRONG": f"{tmp_path}/wrong.npy"}
-    changes = {k: {n: names.get(f, f) for n, f in v.items()} if k == "boundaries" else v for k, v in changes.items()}
+    changes = {
+        k: {n: names.get(f, f) if isinstance(f, str) else f for n, f in v.items()} if k == "boundaries" else v
+        for k, v in changes.items()
+    }
     with pytest.raises(UserError, match=words) as caught:
         run(line(work, **changes), tmp_path / "out")
     assert "\n" not in str(caught.value) and not (tmp_path / "out" / "artifact").exists()
@@ -346,6 +406,8 @@ def test_commands_that_lack_their_input(work, tmp_path):
     given = f"--model.tested.path={work / 'directions'}"
     with pytest.raises(UserError, match="test scores heads that are edited: give networks"):
         run(["directions", "test", *line(work, attributes=None)[2:]], tmp_path, given)
+    with pytest.raises(UserError, match=r"test_samples must be at least 2"):
+        run(["directions", "test", *line(work)[2:]], tmp_path, given, "--data.init_args.test_samples=1")
     with pytest.raises(UserError, match="has no module 'directions'"):
         run(["directions", "test", *line(work)[2:]], tmp_path, f"--model.tested.path={work / 'sdf'}")
     with pytest.raises(UserError, match=r"--model\.prior\.path, and not --model\.tested"):

@@ -231,6 +231,10 @@ class TestEdits:
         with pytest.raises(UserError, match=words):
             present(result.path, tmp_path, **given)
 
+    def test_layers_of_no_edits(self, result, tmp_path):
+        with pytest.raises(UserError, match=r"--model\.layers needs --model\.edits and --model\.directions"):
+            present(result.path, tmp_path, layers={"ws": 2})
+
     def test_a_strength_that_is_no_number(self, result, directions, tmp_path):
         line = ["predict", f"--model.result.path={result.path}", f"--model.directions={directions.path}"]
         with pytest.raises(UserError, match="edits") as caught:

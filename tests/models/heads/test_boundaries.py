@@ -12,6 +12,7 @@ from models.heads.boundaries import (
     Calibration,
     LinearBoundaries,
     Samples,
+    compact,
     ends,
     imported,
     linear_svm,
@@ -41,7 +42,7 @@ def world(count=2000, held_out=600, noise=0.0):
     scores = z @ axes.T
     codes = {name: (z @ mix)[:, None].expand(-1, GROUPS[name][0], -1) for name, mix in mixes.items()}
     scores = scores + noise * torch.randn(scores.shape, generator=draws(2), dtype=torch.float64)
-    return z, mixes, axes, Samples.collect(Latents(codes), ("smile", "age"), scores, held_out)
+    return z, mixes, axes, Samples.collect([compact(Latents(codes))], ("smile", "age"), scores, held_out)
 
 
 def orthogonal(count=3000, width=12):
@@ -51,7 +52,7 @@ def orthogonal(count=3000, width=12):
     axes = axes / axes.norm(dim=1, keepdim=True)
     oblique = torch.stack([axes[0], 0.6 * axes[0] + 0.8 * axes[1], axes[2]])
     names = ("smile", "age", "glasses")
-    return oblique, Samples.collect(Latents({"ws": codes[:, None]}), names, codes @ oblique.T, count // 3)
+    return oblique, Samples.collect([Latents({"ws": codes[:, None]})], names, codes @ oblique.T, count // 3)
 
 
 class TestMachine:
@@ -84,7 +85,7 @@ class TestMachine:
 
     def test_the_known_direction_is_found(self):
         axes, samples = orthogonal()
-        for axis, found in zip(axes, LinearBoundaries(share=0.1).find(samples, None, 0), strict=True):
+        for axis, found in zip(axes, LinearBoundaries(share=0.1).find(samples, 0), strict=True):
             normal = found.normals["ws"]
             assert normal.shape == (1, 12) and float(normal.norm()) == pytest.approx(1, abs=1e-12)
             assert float(normal.flatten() @ axis) > 0.99
@@ -94,7 +95,7 @@ class TestMachine:
         """Of separate boundaries each parts its own codes; both say the same of a head."""
         z, mixes, axes, samples = world()
         assert {name: codes.shape[1] for name, codes in samples.codes.items()} == {"renderer": 1, "decoder": 1}
-        found = LinearBoundaries(share=0.1).find(samples, None, 0)[0]
+        found = LinearBoundaries(share=0.1).find(samples, 0)[0]
         assert found.normals.keys() == {"renderer", "decoder"}
         assert found.normals["renderer"].shape == (1, 8) and found.normals["decoder"].shape == (1, 5)
         assert found.scores["renderer/accuracy"] > 0.98 and found.scores["renderer/correlation"] > 0.95
@@ -105,22 +106,35 @@ class TestMachine:
         _, samples = orthogonal()
         noise = torch.randn(len(samples), 3, generator=draws(8), dtype=torch.float64)
         blind = Samples(samples.codes, samples.names, noise, samples.held_out)
-        for found in LinearBoundaries(share=0.1).find(blind, None, 0):
+        for found in LinearBoundaries(share=0.1).find(blind, 0):
             assert 0.3 < found.scores["ws/accuracy"] < 0.7 and abs(found.scores["ws/correlation"]) < 0.15
 
     def test_heads_that_cannot_be_scored_are_left_out(self):
         axes, samples = orthogonal()
         scores = samples.scores.clone()
         scores[::3, 0] = math.nan
-        found = LinearBoundaries(share=0.1).find(Samples(samples.codes, samples.names, scores, 1000), None, 0)
+        found = LinearBoundaries(share=0.1).find(Samples(samples.codes, samples.names, scores, 1000), 0)
         assert float(found[0].normals["ws"].flatten() @ axes[0]) > 0.98
         assert found[0].scores["ws/correlation"] > 0.98
 
     def test_layers_with_codes_of_their_own_have_directions_of_their_own(self):
         codes = torch.randn(1500, 2, 3, generator=draws(9), dtype=torch.float64)
-        samples = Samples.collect(Latents({"ws": codes}), ("a",), codes[:, 1, 2:3], 500)
-        normal = LinearBoundaries(share=0.2).find(samples, None, 0)[0].normals["ws"]
+        samples = Samples.collect([Latents({"ws": codes})], ("a",), codes[:, 1, 2:3], 500)
+        normal = LinearBoundaries(share=0.2).find(samples, 0)[0].normals["ws"]
         assert normal.shape == (2, 3) and float(normal[1, 2]) > 0.98
+
+
+class TestSamples:
+    def test_blocks_are_joined(self):
+        """As if all codes were one block: of one row where no block needs more."""
+        codes = torch.randn(6, 3, 4, generator=draws(20))
+        same = codes[:, :1].expand(-1, 3, -1)
+        blocks = [compact(Latents({"a": same[:2], "b": same[:2]})), compact(Latents({"a": same[2:], "b": codes[2:]}))]
+        assert [block.groups["b"].shape[1] for block in blocks] == [1, 3]
+        found = Samples.collect(blocks, ("x",), torch.zeros(6, 1), 2)
+        assert torch.equal(found.codes["a"], same[:, :1].double())
+        assert torch.equal(found.codes["b"], torch.cat([same[:2], codes[2:]]).double())
+        assert found.scores.dtype == torch.float64 and len(found) == 6
 
 
 class TestPattern:
@@ -138,18 +152,18 @@ class TestPattern:
         z = torch.randn(6000, 4, generator=draws(13), dtype=torch.float64)
         widths = torch.tensor([5.0, 1, 1, 0.2], dtype=torch.float64)
         mix = torch.randn(4, 4, generator=draws(14), dtype=torch.float64) * widths
-        samples = Samples.collect(Latents({"ws": (z @ mix)[:, None]}), ("a", "b"), z[:, :2], 1000)
+        samples = Samples.collect([Latents({"ws": (z @ mix)[:, None]})], ("a", "b"), z[:, :2], 1000)
         true = mix[0] / mix[0].norm()
         cosines = {}
         for along in ("normal", "pattern"):
-            found = LinearBoundaries(share=0.3, along=along).find(samples, None, 0)[0]
+            found = LinearBoundaries(share=0.3, along=along).find(samples, 0)[0]
             cosines[along] = float(found.normals["ws"].flatten() @ true)
         assert cosines["pattern"] > 0.99 > 0.9 > cosines["normal"]
 
     def test_what_is_held_stays(self):
         _, samples = orthogonal()
-        plain = LinearBoundaries(share=0.1).find(samples, None, 0)
-        held = LinearBoundaries(share=0.1, hold="all", along="pattern").find(samples, None, 0)
+        plain = LinearBoundaries(share=0.1).find(samples, 0)
+        held = LinearBoundaries(share=0.1, hold="all", along="pattern").find(samples, 0)
         for k, found in enumerate(held):
             others = [plain[j].normals["ws"].flatten() for j in range(3) if j != k]
             assert max(abs(float(found.normals["ws"].flatten() @ other)) for other in others) < 1e-12
@@ -198,8 +212,8 @@ class TestHold:
     @pytest.mark.parametrize("hold", ["all", {"age": ["smile"]}])
     def test_held_attributes_stay(self, hold):
         axes, samples = orthogonal()
-        plain = LinearBoundaries(share=0.1).find(samples, None, 0)
-        held = LinearBoundaries(share=0.1, hold=hold).find(samples, None, 0)
+        plain = LinearBoundaries(share=0.1).find(samples, 0)
+        held = LinearBoundaries(share=0.1, hold=hold).find(samples, 0)
         smile, age = (found.normals["ws"].flatten() for found in plain[:2])
         assert float(smile @ age) > 0.5
         assert abs(float(smile @ held[1].normals["ws"].flatten())) < 1e-12
@@ -256,6 +270,11 @@ class TestFiles:
         (normal,) = found.normals.values()
         assert found.normals.keys() == {group} and normal.dtype == torch.float64
         torch.testing.assert_close(normal.flatten(), (values / values.norm()).double().flatten(), atol=1e-7, rtol=0)
+
+    @pytest.mark.parametrize("given", [{}, None, "", {"renderer": None}, {"renderer": ""}, 3, ["a.npy"]])
+    def test_names_without_files(self, given):
+        with pytest.raises(UserError, match=r"^boundaries\.smile is .*: give a file, or for each group of codes one$"):
+            imported({"smile": given}, GROUPS, "it")
 
     def test_both_groups(self, tmp_path):
         for name, width in (("a", 8), ("b", 5)):

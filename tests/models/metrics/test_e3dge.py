@@ -13,7 +13,7 @@ from models.metrics.e3dge import (
     E3DGEProtocol,
     mae,
     mae_e3dge,
-    source_frame,
+    scan_records,
     ssim_e3dge,
     trajectory,
 )
@@ -96,9 +96,6 @@ def test_the_trajectory_is_the_papers_ellipse():
     np.testing.assert_allclose(views.yaw.numpy(), 1.5 * 0.3 * np.cos(phase), atol=1e-5)
     np.testing.assert_allclose(views.pitch.numpy(), 1.5 * 0.15 * np.sin(phase), atol=1e-5)
     assert float(trajectory(rig.replace(yaw_max=0.2), 8).yaw.abs().max()) == pytest.approx(0.2)
-    chosen = {source_frame(str(i)) for i in range(100)}
-    assert len(chosen) > 60 and chosen <= set(range(250))
-    assert source_frame("a") == source_frame("a") and source_frame("a", seed=1) != source_frame("a")
 
 
 def test_the_truth_is_a_perfect_score(protocol):
@@ -238,7 +235,52 @@ def test_the_scan_of_a_ball(protocol, networks):
     egg = protocol("a", image, camera, RIG, ball(1.5), scan=scan)
     assert egg["scan_median"] > 5 * own["scan_median"]
     off = E3DGEProtocol(*networks, frames=2, scan=False)("a", image, camera, RIG, ball(1.0), scan=scan)
-    assert ("", "scan_median") not in off.values
+    assert ("", "scan_median") not in off.values and not off.scanned
+    rows = scan_records({"b": egg.distances, "a": own.distances, "c": None}, "mine", seed=2)
+    assert {(r.protocol, r.item, r.variant, r.seed, r.split) for r in rows} == {("e3dge", "all", "mine", 2, "test")}
+    every = np.concatenate([own.distances.numpy(), egg.distances.numpy()])
+    assert {r.metric: r.value for r in rows} == pytest.approx({
+        "scan_median_pooled": np.median(every), "scan_mean_pooled": every.mean(), "scan_sd_pooled": every.std(),
+        "scan_missing": 1,
+    })  # fmt: skip
+    assert scan_records({}, "mine") == []
+
+
+@pytest.mark.parametrize("kind", ["foggy", "without depth", "one pixel", "speck", "not a number"])
+def test_a_head_without_a_surface_is_missing(networks, kind):
+    """It has no scan distances, all else is measured, and the others' test goes on."""
+    camera = RIG.camera(0.1)
+    points = torch.nn.functional.normalize(torch.randn(300, 3, generator=torch.Generator().manual_seed(0)), dim=1)
+    keypoints = torch.tensor([[x, y, 0.8] for x, y in [(-0.4, 0), (-0.1, 0), (0.1, 0.1), (0.4, 0), (0, -0.3)]])
+    scan = Scan(points, torch.cat([keypoints, torch.tensor([[-0.2, -0.5, 0.8], [0.2, -0.5, 0.8]])]))
+
+    def head(views):
+        view = look(views)
+        depth, alpha, image = view.depth, view.mask.clone(), view.image
+        if kind == "foggy":
+            alpha = 0.4 * alpha
+        elif kind == "without depth":
+            depth = torch.full_like(depth, math.nan)
+        elif kind in ("one pixel", "speck"):
+            side = 1 if kind == "one pixel" else 2
+            alpha = torch.zeros_like(alpha)
+            alpha[..., 15 : 15 + side, 15 : 15 + side] = 1
+        else:
+            depth, image = depth + math.nan, image + math.nan
+        return Rendering(image, depth=depth, alpha=alpha)
+
+    protocol = E3DGEProtocol(*networks, frames=2)
+    found = protocol("a", look(camera).image, camera, RIG, lambda image, camera: head, look, scan=scan)
+    assert found.scanned and {"mae", "mae_nv", "id_input_nv"} <= {metric for _, metric in found.values}
+    if kind == "speck":  # of two triangles: it is measured, however bad it is
+        assert found.distances is not None and found["scan_mean"] > 0.1
+    else:
+        assert found.distances is None
+        assert all(math.isnan(found[f"scan_{name}"]) for name in ("median", "mean", "sd"))
+    broken = Scan(points, scan.keypoints * torch.tensor([1.0, 0, 0]))
+    if kind == "speck":
+        with pytest.raises(UserError, match="no point of the scan lies near"):  # of the data: no method's failure
+            protocol("a", look(camera).image, camera, RIG, lambda image, camera: head, scan=broken)
 
 
 def test_half_precision_does_not_reach_the_scores(protocol):

@@ -1,6 +1,7 @@
 """Edits of mannequins against true edited renders: the truth, no edit, half an edit, and a double exposure."""
 
 import math
+import re
 from functools import partial
 
 import numpy as np
@@ -10,8 +11,10 @@ import torch
 from datamodules.mannequins import EXPRESSIONS, RIG, Scene, render, subject_z
 from models.errors import UserError
 from models.features.embedded import EmbeddedIdentity, EmbeddedLPIPS
+from models.files import ROOT
 from models.metrics.editing import PROTOCOL, EditProtocol, change_size, ghosts
 from models.metrics.image import high_pass
+from models.metrics.records import read_records
 from models.rendering.output import Rendering
 
 
@@ -125,3 +128,14 @@ def test_records(measure, protocol):
 def test_settings(protocol):
     with pytest.raises(UserError, match=r"protocol\.frames is 0"):
         EditProtocol(protocol.perceptual.module, protocol.identity.module, frames=0)
+
+
+def test_the_example_of_the_documentation(tmp_path, monkeypatch):
+    """An inverted mannequin opens its mouth where it should."""
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs/e3dge_protocol.md").read_text("utf-8"), re.DOTALL)
+    (code,) = (block for block in blocks if "EditProtocol(" in block)
+    exec(code.replace("frames=8", "frames=2"), {})
+    found = {record.metric: record.value for record in read_records("metrics.csv")}
+    assert found["expression"] > 0.5 and found["expression_size"] > 0.3
+    assert found["drift@kept"] < 0.3 * found["mae@changed"]

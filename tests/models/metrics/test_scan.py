@@ -16,6 +16,7 @@ from models.metrics.scan import (
     Scan,
     Similarity,
     Surface,
+    Unmeasurable,
     align,
     closest_on_triangles,
     depth_surface,
@@ -245,9 +246,13 @@ def test_the_region_of_the_face():
 def test_scores_against_numpy():
     distances = [normal(100, seed=s).abs() for s in (1, 2)] + [normal(31, seed=3).abs()]
     every = np.concatenate([d.numpy() for d in distances])
-    assert pooled(distances) == pytest.approx(
-        {"scan_median": np.median(every), "scan_mean": every.mean(), "scan_sd": every.std()}
-    )
+    wanted = {"scan_median": np.median(every), "scan_mean": every.mean(), "scan_sd": every.std()}
+    assert scan_scores(torch.cat(distances)) == pytest.approx(wanted)
+    together = {f"{name}_pooled": value for name, value in wanted.items()}
+    assert pooled([None, *distances, None]) == pytest.approx({**together, "scan_missing": 2})
+    nothing = pooled([None])
+    assert nothing.pop("scan_missing") == 1 and nothing.keys() == together.keys()
+    assert all(math.isnan(value) for value in nothing.values())
     with pytest.raises(UserError, match="no picture"):
         pooled([])
 
@@ -292,5 +297,31 @@ class TestDepthSurface:
         beside = lifted(torch.tensor([[1.3, 0.0, 0.0]]), view.depth, view.mask, camera)
         edge = view.depth[0, 0, 32][view.mask[0, 0, 32] > 0.5][-1]
         assert float(camera.project(beside.float()[None])[1]) == pytest.approx(float(edge), abs=0.2)
-        with pytest.raises(UserError, match="shows nothing"):
+        with pytest.raises(Unmeasurable, match="shows nothing"):
             lifted(KEYPOINTS, view.depth, 0 * view.mask, camera)
+
+    def test_depths_that_are_no_numbers_show_nothing(self):
+        camera = RIG.camera(0.0)
+        view = look(camera, 32)
+        holes = torch.zeros(1, 1, 32, 32, dtype=torch.bool)
+        holes[..., 14:17, 14:16], holes[..., 20, 20] = True, True
+        left_out = depth_surface(view.depth, torch.where(holes, 0, view.mask), camera)[1]
+        for value in (math.nan, math.inf, -math.inf):
+            depth = torch.where(holes, value, view.depth)
+            vertices, faces = depth_surface(depth, view.mask, camera)
+            assert torch.equal(faces, left_out) and bool(vertices[faces].isfinite().all())
+            points = torch.nn.functional.normalize(KEYPOINTS, dim=1)
+            wanted = lifted(points, view.depth, torch.where(holes, 0, view.mask), camera)
+            assert torch.equal(lifted(points, depth, view.mask, camera), wanted)
+
+    def test_a_fault_of_the_scan_is_told_from_one_of_the_reconstruction(self):
+        ball = look(RIG.camera(0.0), 32)
+        vertices, faces = depth_surface(ball.depth, ball.mask, RIG.camera(0.0))
+        flat = KEYPOINTS * torch.tensor([1.0, 0, 0])
+        with pytest.raises(Unmeasurable, match="of a reconstruction: keypoints that lie on one line"):
+            scan_distances(Scan(KEYPOINTS, KEYPOINTS), vertices, faces, flat)
+        with pytest.raises(Unmeasurable, match="without triangles"):
+            scan_distances(Scan(KEYPOINTS, KEYPOINTS), vertices, faces[:0], KEYPOINTS)
+        with pytest.raises(UserError, match=r"^keypoints that lie on one line") as caught:
+            scan_distances(Scan(flat, flat), vertices, faces, KEYPOINTS)
+        assert not isinstance(caught.value, Unmeasurable)

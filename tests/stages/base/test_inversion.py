@@ -1,15 +1,20 @@
 """The protocol by real command lines: any number of processes, surfaces, and tables beside the paper's numbers."""
 
 import json
+import math
 
+import numpy as np
 import pytest
 import torch
 
+from datamodules.portraits import PortraitDataModule
 from models import artifact
 from models.encoders.pyramid import Encoder4Editing
 from models.files import ROOT
 from models.image import read_image
+from models.metrics.e3dge import E3DGEProtocol
 from models.metrics.records import read_records
+from models.metrics.scan import Scan, Unmeasurable
 from stages.commands import table as results
 from tests.stages import inversions
 from tests.stages.processes import galatea
@@ -86,3 +91,47 @@ def test_another_protocol_by_any_number_of_processes(work, tmp_path):
     assert len({record.item for record in records}) == 3
     assert {"mae", "ssim_e3dge", "id_input_nv@far"} <= {record.metric for record in records}
     assert len(list((tmp_path / "one" / "trajectory").glob("*.png"))) == 3
+
+
+def distances(name):
+    """Of a portrait's scan, as many as its name says."""
+    return torch.rand(5 + int(name[:2]), generator=torch.Generator().manual_seed(int(name[:2])), dtype=torch.float64)
+
+
+class ScannedPortraits(PortraitDataModule):
+    """Portraits with scans, whose points are the distances that :class:`ToldDistances` tells."""
+
+    def scan_truth(self, sample):
+        return Scan(distances(sample["name"])[:, None].expand(-1, 3), torch.zeros(7, 3))
+
+
+class ToldDistances(E3DGEProtocol):
+    """One portrait's head has no surface."""
+
+    def scan_distances(self, scan, head, rig, device):
+        if len(scan.points) == self.frames + 5:
+            raise Unmeasurable("nothing is there")
+        return scan.points[:, 0]
+
+
+def test_scan_distances_of_all_portraits_are_pooled(work, tmp_path):
+    """As NoW's tables have them, whatever the number of processes; a head without a surface is counted as missing."""
+    names = sorted({record.item for record in read_records(work / "alone") if record.item != "all"})
+    line = e3dge(work)
+    (index,) = (i for i, word in enumerate(line) if word.startswith("--model.protocol="))
+    protocol = json.loads(line[index].partition("=")[2])
+    protocol["class_path"] = "tests.stages.base.test_inversion.ToldDistances"
+    protocol["init_args"]["frames"] = int(names[1][:2])  # tells the second one
+    line[index] = f"--model.protocol={json.dumps(protocol)}"
+    line.append("--data.class_path=tests.stages.base.test_inversion.ScannedPortraits")
+    for name, given in (("one", []), ("two", ["--trainer.strategy=ddp"])):
+        galatea(*line, *given, f"--out={tmp_path / name}", ranks=len(given) + 1)
+    assert (tmp_path / "one" / "metrics.csv").read_bytes() == (tmp_path / "two" / "metrics.csv").read_bytes()
+    records = read_records(tmp_path / "one")
+    every = np.concatenate([distances(name).numpy() for name in (names[0], names[2])])
+    assert {record.metric: record.value for record in records if record.item == "all"} == pytest.approx({
+        "scan_median_pooled": np.median(every), "scan_mean_pooled": every.mean(), "scan_sd_pooled": every.std(),
+        "scan_missing": 1,
+    })  # fmt: skip
+    own = {record.item: record.value for record in records if record.metric == "scan_mean"}
+    assert own[names[0]] == pytest.approx(float(distances(names[0]).mean())) and math.isnan(own[names[1]])
