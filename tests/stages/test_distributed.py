@@ -70,7 +70,7 @@ def compare(results, name, ranks):
         if tolerance is not None:
             assert (there - end).norm() < tolerance * (end - start).norm()
             expected, metrics = (artifact.load(out).manifest["metrics"] for out in (alone, found))
-            assert metrics == pytest.approx(expected, rel=1e-3)
+            assert metrics == pytest.approx(expected, rel=max(1e-3, tolerance / 10))
 
 
 @pytest.mark.parametrize("name", CASES)
