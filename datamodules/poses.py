@@ -71,13 +71,13 @@ def check_dataset(data: object, rig: Rig) -> None:
     """
     if not isinstance(data, SplitDataModule):
         return
-    own = {"the generator's rig": rig.camera(rig.yaw_mean, rig.pitch_mean).label()[0]}
-    check_labels(own, rig, "give all of it, radius and focal length too: what is left out is the generator's default")
     train = data.datasets["train"]
     labels = getattr(train, "labels", None)
     if labels is None:
         labels = {f"training picture {row}": label for row, label in enumerate(train[0].get("label", ()))}
     check_labels(labels, rig, "the generator's rig must be that of the cameras, or the pictures be aligned for it")
+    own = {"the generator's rig": rig.camera(rig.yaw_mean, rig.pitch_mean).label()[0]}
+    check_labels(own, rig, "give all of it, radius and focal length too: what is left out is the generator's default")
 
 
 def find_camera(

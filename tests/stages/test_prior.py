@@ -89,7 +89,8 @@ _SDF = {
         "class_path": "models.generators.stylesdf.StyleSDF",
         "init_args": {
             "z_dim": 51, "width": 8, "depth": 1, "mapping_layers": 1, "raw_resolution": 8, "samples": 6,
-            "decoder": {"channels": [8, 8], "w_dim": 8, "mapping_layers": 1}, "rig": {"near": 5.8, "far": 7.8},
+            "decoder": {"channels": [8, 8], "w_dim": 8, "mapping_layers": 1},
+            "rig": {"radius": 7.0, "focal": 2.4038, "near": 5.8, "far": 7.8},
         },
     },
     "model.field": {"alone": 12, "pixels": 8, "near": 8, "uniform": 8},
