@@ -164,4 +164,5 @@ class FieldLoss:
             "eikonal": (slope - 1).square().mean(),
             "minimal_surface": (torch.exp(-100 * value.abs()) * away).mean(),
         }
-        return losses | {"field": sum(getattr(self, name) * term for name, term in losses.items())}  # type: ignore
+        total = torch.stack([getattr(self, name) * term for name, term in losses.items()]).sum()
+        return losses | {"field": total}

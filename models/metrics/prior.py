@@ -15,6 +15,7 @@ from models.generators.base import Generator, RadianceGenerator
 from models.generators.geometry import field_geometry, form_of
 from models.generators.views import render_views
 from models.heads.projector import fit_latents
+from models.heads.subjects import TRUNCATION
 from models.latents import Latents
 from models.metrics.distribution import Distribution, kid
 from models.metrics.geometry import at_size, depth_mae, normal_error
@@ -25,7 +26,6 @@ from models.rendering.mesh import fuse, mesh_cameras
 _VIEWS_DEG = (-60, -36, -24, -12, 0, 12, 24, 36, 60)  # yaws at which fitted heads are compared with the truth
 _NEAR_DEG = 36  # larger yaws are reported apart
 _VOXELS = 96  # along a side of meshes
-TYPICAL = 0.7  # truncation of samples that are heads one expects
 _PITCH_DEG = 12  # of the view that is fitted
 
 
@@ -121,7 +121,7 @@ def closed_meshes(generator: Generator, count: int, seed: int) -> list[Record]:
     camera = mesh_cameras(rig).to(device)
     for number in range(count):
         z = generator.sample_z(1, torch.Generator().manual_seed(number)).to(device)
-        views = render_views(generator, generator.mapping(z, truncation=TYPICAL), camera)
+        views = render_views(generator, generator.mapping(z, truncation=TRUNCATION), camera)
         closed = float(fuse(views, camera, rig, size=_VOXELS).closed)
         records.append(Record("prior", "1", "test", str(number), "", seed, "samples", "", "mesh_closed", closed))
     return records
