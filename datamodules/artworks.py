@@ -76,7 +76,7 @@ class ArtworkDataModule(ItemsDataModule[Artwork]):
     Args:
         path: an image file or a folder.
         yaw_deg, pitch_deg: pose of every artwork that has none of its own; null for both: estimate it.
-        size: side of the framed image, pixels.
+        size: side of the framed image, pixels; null for the recipe's.
         crop: "auto" looks for a face in images that are larger than ``size`` or not square, and takes the centred
             square where there is none; "face" looks in all, and refuses images without one or with several of a size;
             "centre" takes the largest centred square; "none" expects a square image that is framed already.
@@ -92,14 +92,14 @@ class ArtworkDataModule(ItemsDataModule[Artwork]):
         path: str,
         yaw_deg: float | None = None,
         pitch_deg: float | None = None,
-        size: int = 128,
+        size: int | None = 128,
         crop: Crop = "auto",
         recipe: str = "embedded",
         face: int | None = None,
         points: str | None = None,
     ) -> None:
         super().__init__()
-        if size < MIN_SIDE:
+        if size is not None and size < MIN_SIDE:
             raise UserError(f"data.size is {size}: artworks are framed with at least {MIN_SIDE} pixels a side")
         self.path = path
         self.yaw_deg = yaw_deg
@@ -116,7 +116,7 @@ class ArtworkDataModule(ItemsDataModule[Artwork]):
 def read_artworks(
     path: str,
     given: Edits | None = None,
-    size: int = 128,
+    size: int | None = 128,
     crop: Crop = "auto",
     recipe: str = "embedded",
 ) -> list[Artwork]:
@@ -128,7 +128,8 @@ def read_artworks(
     Raises:
         UserError: one sentence naming the file and what is wrong with it.
     """
-    framing = Framing(recipe_of(recipe), size, crop)
+    known = recipe_of(recipe)
+    framing = Framing(known, size or known.size, crop)
     artworks: dict[str, Artwork] = {}
     place, entries = list_artworks(path, framing.recipe.name)
     if given is not None and given.points is not None and len(entries) != 1:

@@ -159,7 +159,9 @@ EXTRA = {
     "galatea zoo import checkpoints/stylegan2-ffhq-config-f.pt --out runs/stylegan2": None,
     "galatea zoo import checkpoints/psp_ffhq_encode.pt --out runs/psp": None,
     "galatea zoo import checkpoints/e4e_ffhq_encode.pt --out runs/e4e": None,
-    "galatea zoo import checkpoints/E3DGE_Full_Runner.pt --out runs/e3dge": None,
+    # Small files of the same layout: tests/stages/test_selftrain.py.
+    "galatea zoo import checkpoints/E3DGE_Full_Runner.pt checkpoints/ffhq1024x1024.pt --out runs/e3dge": None,
+    "galatea run configs/pipelines/e3dge.yaml --model runs/e3dge --image me.jpg --out runs/me": None,
     "galatea zoo import checkpoints/model_ir_se50.pth --out runs/identity": None,
     "galatea align my_photos --for eg3d --out data/portraits.zip": None,
     "galatea prior fit --config configs/stages/prior_portraits.yaml --data.init_args.path data/portraits.zip"

@@ -30,6 +30,8 @@ def recognise(official: Official) -> Family:
         ZooError: when none or several claim it.
     """
     claims = [found for found in map(family, FAMILIES) if found.matches(official)]
+    parts = {name for found in claims for name in found.includes}
+    claims = [found for found in claims if found.name not in parts]
     if len(claims) == 1:
         return claims[0]
     if claims:

@@ -3,7 +3,7 @@
 
 Left out: the discriminator and optimisers; and what the official networks own but never read: ``bn4`` of every block
 of E1 (where it is read it is the same parameter as ``downsample.0``) and ``downsample_channel_conv``. The generator is
-StyleSDF's, from its own file.
+StyleSDF's, from its own file: given together, they are what turns photos into heads.
 """
 
 from __future__ import annotations
@@ -29,8 +29,9 @@ from models.encoders.e3dge import (
     pixel_features,
     within,
 )
-from models.generators.stylesdf import SDFField
-from models.zoo import irse50
+from models.generators.stylesdf import SDFField, StyleSDF
+from models.heads.pixel_aligned import LocalNetworks
+from models.zoo import irse50, stylesdf
 from models.zoo.family import Converted, Family, Official, State, ZooError, refuse_settings, shape_of
 from models.zoo.parity import Fixture
 from models.zoo.stylesdf import Layout, Place, count, field_key, load
@@ -39,6 +40,8 @@ E0, E1, SFT = "styles_pigan.0.linear.weight", "image_filter.conv1.weight", "enco
 ADA = "dconv_layer1.0.res_layer.1.weight"
 TEXTURE, UNREAD = "local_feat_to_tex_modulations_linear.", "downsample_channel_conv."
 GEOMETRY_CODES = 6  # of the renderer's, before those of texture
+RESOLUTION = 256  # of the pictures that E1 and ADA see
+PARTS = ("local_encoder", "texture_fusion", "aligner", "alignment_fusion")
 
 
 # -- layout ------------------------------------------------------------------------------------------------------------
@@ -194,8 +197,10 @@ def matches(official: Official) -> bool:
 
 
 def convert(official: Official, settings: Mapping[str, Any]) -> Converted:
-    """Those of E0, E1, texture fusion, alignment fusion and ADA that the file has. See :class:`Family`."""
-    refuse_settings(settings, "e3dge")
+    """Those of E0, E1, texture fusion, alignment fusion and ADA that the file has. See :class:`Family`.
+
+    With StyleSDF's file also its generator, and the networks of details as one, ``local``. Settings are StyleSDF's.
+    """
     states = states_of(official)
     modules: dict[str, Configurable] = {}
     if E0 in states:
@@ -208,12 +213,43 @@ def convert(official: Official, settings: Mapping[str, Any]) -> Converted:
         modules["aligner"] = build_aligner(states[ADA])
     if not modules:
         raise ZooError(f"E3DGE: there is neither a key {E0!r} nor {E1!r}")
-    return Converted(modules, f"E3DGE: {', '.join(name.replace('_', ' ') for name in modules)}")
+    found = f"E3DGE: {', '.join(name.replace('_', ' ') for name in modules)}"
+    if not stylesdf.matches(official):
+        refuse_settings(settings, "e3dge")
+        return Converted(modules, found)
+    own = stylesdf.convert(official, settings)
+    generator = cast(StyleSDF, own.modules["generator"])
+    if E1 in states:
+        modules = {name: module for name, module in modules.items() if name not in PARTS} | {
+            "local": joined({name: modules[name] for name in PARTS if name in modules}, generator)
+        }
+    # The discriminator may be E3DGE's own, of other pictures: left out.
+    licences = [{"name": f.name, "licence": f.licence, "origin": f.origin} for f in (FAMILY, stylesdf.FAMILY)]
+    return Converted({"generator": generator, **modules}, f"{found}; {own.found}", own.extra, licences)
+
+
+def joined(parts: Mapping[str, Any], generator: StyleSDF) -> LocalNetworks:
+    """The networks of details, aligned as far as they allow it.
+
+    Raises:
+        ZooError: when they are not those of the generator, or do not fit each other.
+    """
+    alignment = "3d" if "aligner" not in parts else "hybrid" if "alignment_fusion" in parts else "2d"
+    chosen = {name: part for name, part in parts.items() if alignment == "hybrid" or name != "alignment_fusion"}
+    width, own = generator.init_args["width"], parts["texture_fusion"].width
+    if width != own:
+        raise ZooError(f"E3DGE's details are of {own} features, StyleSDF's field has {width}: not files of one model")
+    try:
+        return LocalNetworks(**chosen, alignment=alignment, resolution=RESOLUTION).eval()
+    except ValueError as error:
+        raise ZooError(f"E3DGE: {error}") from error
 
 
 def export(modules: Mapping[str, Configurable]) -> dict[str, Any]:
-    """``encoder``, ``netLocal`` without what it never reads, ``Fuse_sft_block`` and ``grid_align``, as far as there are
-    modules."""
+    """``encoder``, ``netLocal`` without what it never reads, ``Fuse_sft_block`` and ``grid_align``, and what StyleSDF's
+    file holds, as far as there are modules."""
+    if isinstance(together := modules.get("local"), LocalNetworks):
+        modules = {**modules, **cast(dict[str, Configurable], dict(together.named_children()))}
     layouts: dict[str, Layout] = {}
     if isinstance(encoder := modules.get("encoder"), GlobalEncoder):
         layouts["encoder"] = renamed(encoder, "trunk.", "")
@@ -224,7 +260,7 @@ def export(modules: Mapping[str, Configurable]) -> dict[str, Any]:
     if isinstance(aligner := modules.get("aligner"), ResidualAligner):
         layouts["grid_align"] = renamed(aligner, "", "")
     states = {name: {key: p.official.clone() for key, p in layout.items()} for name, layout in layouts.items()}
-    return {"iter": 0, **states}
+    return {"iter": 0, **states, **(stylesdf.export(modules) if "generator" in modules else {})}
 
 
 # -- parity ------------------------------------------------------------------------------------------------------------
@@ -364,7 +400,7 @@ def fuse(network: SDFField, fusion: TextureFusion, modulate: bool, given: Callab
 
 FAMILY = Family(
     name="e3dge",
-    files="E3DGE_Full_Runner.pt",
+    files="E3DGE_Full_Runner.pt, with ffhq1024x1024.pt",
     origin="NIRVANALAN/CVPR23-E3DGE",
     licence="S-Lab License 1.0 (non-commercial)",
     matches=matches,
@@ -372,4 +408,6 @@ FAMILY = Family(
     replays=replays,
     replay=replay,
     export=export,
+    settings=stylesdf.SETTINGS,
+    includes=("stylesdf",),
 )

@@ -93,6 +93,8 @@ class Family:
     """What ``convert`` takes in its mapping: name -> one line of explanation."""
     export: Callable[[Mapping[str, Configurable]], dict[str, Any]] | None = None
     """Our modules back to the official file's layout (nested dict of tensors and plain values)."""
+    includes: Sequence[str] = ()
+    """Families whose files may be given beside this one's own, or are part of them."""
     read: Callable[..., Official] | None = None
     """How files are read that are neither torch files nor safetensors, from their paths."""
 

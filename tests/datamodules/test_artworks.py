@@ -15,6 +15,8 @@ from datamodules.labels import camera_labels
 from datamodules.mannequin_artworks import MannequinArtworks
 from models.camera import Camera, Rig
 from models.errors import UserError
+from models.faces.recipes import RECIPES
+from models.image import write_image
 from models.names import is_id, item_id
 
 
@@ -242,6 +244,13 @@ def test_cameras_of_another_kind(folder, change, message):
 def test_size_that_is_none(size):
     with pytest.raises(UserError, match=f"data.size is {size}"):
         ArtworkDataModule("x.png", size=size)
+
+
+@pytest.mark.parametrize("recipe", ["embedded", "eg3d"])
+def test_size_of_the_recipe(tmp_path, recipe):
+    write_image(tmp_path / "a.png", torch.zeros(3, 40, 40))
+    (item,) = ArtworkDataModule(str(tmp_path / "a.png"), size=None, crop="none", recipe=recipe).items
+    assert item.image.shape[-1] == RECIPES[recipe].size
 
 
 @pytest.mark.parametrize("name", ["subjects", "size", "views", "supersample"])

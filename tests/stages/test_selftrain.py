@@ -2,10 +2,12 @@
 
 import csv
 import json
+import math
 
 import pytest
 import torch
 import yaml
+from torch.nn import functional as F
 from torch.utils.data import default_collate
 
 from datamodules.samples import PointRecipe, SampleDataModule
@@ -15,17 +17,23 @@ from models.configurable import class_named
 from models.encoders.e3dge import GlobalEncoder
 from models.encoders.pyramid import Encoder4Editing
 from models.errors import UserError
+from models.files import ROOT
 from models.generators.geometry import field_geometry
 from models.generators.manifold import ManifoldGenerator
 from models.generators.stylegan2 import ToImage
 from models.heads.subjects import Subjects
+from models.image import write_image
 from models.losses.geometry import GeometryLoss
 from models.losses.inversion import ReconstructionLoss
 from models.metrics.records import read_records
 from stages import cli
+from stages.commands import zoo
+from stages.pipeline import run as pipeline
 from stages.selftrain import SelftrainStage
-from tests.models.generators.protocol import awaken
+from tests.models.generators.protocol import awaken, seeded
 from tests.models.generators.test_stylesdf import ball, small
+from tests.models.heads.test_pixel_aligned import Reference
+from tests.models.zoo import test_e3dge, test_stylesdf
 from tests.stages import inversions, tiny
 from tests.stages import small as lines
 from tests.stages.cases import Command, StageCase
@@ -381,3 +389,42 @@ def test_views_of_a_subject_are_pictures_of_their_own(work):
     first = some_views(batch, slice(1))
     alone = made.losses(*made.pictures(first), first)
     torch.testing.assert_close(both["loss"][::2], alone["loss"], atol=1e-4, rtol=1e-3)
+
+
+# -- official files ----------------------------------------------------------------------------------------------------
+
+
+def test_official_files_make_heads_by_the_users_command(tmp_path):
+    """Imported, then photo -> head: the picture is what float64 loops make of parts that have fixtures."""
+    files = {
+        "e3dge": test_e3dge.official(
+            encoder={"geometry": 3, "texture": 0, "w_dim": 8, "decoder_heads": 0}, fusion={"width": 8}
+        ),
+        "stylesdf": test_stylesdf.official(decoder=None),
+    }
+    for name, file in files.items():
+        torch.save(dict(file.states), tmp_path / f"{name}.pt")
+    photo = F.interpolate(torch.rand(1, 3, 12, 12, generator=seeded(3)) - 0.5, (256, 256), mode="bicubic")
+    write_image(tmp_path / "photo.png", photo[0])
+    words = [str(tmp_path / f"{name}.pt") for name in files]
+    zoo.main(["import", *words, "--set", "raw_resolution=8", "samples=5", "--out", str(tmp_path / "model")])
+    camera = ["--yaw_deg=10", "--pitch_deg=-5", "--crop=none"]
+    given = [f"--image={tmp_path / 'photo.png'}", f"--model={tmp_path / 'model'}", f"--out={tmp_path / 'out'}"]
+    pipeline.main([str(ROOT / "configs" / "pipelines" / "e3dge.yaml"), *given, *camera, "--device=cpu"])
+    assert (tmp_path / "out" / "present" / "artifact").is_dir()
+
+    subject = Subjects(artifact.load(tmp_path / "out" / "invert"))["photo"]
+    seen = subject.artwork[None]
+    torch.testing.assert_close(seen, photo, atol=0.02, rtol=0)
+    query = subject.generator.rig.camera(torch.tensor([math.radians(-20)]), 0.1)
+    with torch.no_grad():
+        found = subject.generator.synthesis(subject.latents, query).image
+        model = artifact.load(tmp_path / "model")
+        generator, local, encoder = (model.module(name).double() for name in ("generator", "local", "encoder"))
+        code = (generator.mean_latents + encoder(seen.double())).groups["renderer"]
+        expected, _ = Reference(generator, local)(
+            seen.double(), code[0], subject.camera.to(code), code[0], query.to(code)
+        )
+    torch.testing.assert_close(subject.latents.groups["renderer"].double(), code, atol=1e-4, rtol=1e-4)
+    assert found.std() > 0.05
+    torch.testing.assert_close(found[0].double(), expected, atol=1e-3, rtol=1e-3)

@@ -135,7 +135,7 @@ class Reference:
 
         def enlarged(flat):
             image = flat.T.reshape(1, -1, self.side, self.side)
-            scale = SIDE // self.side
+            scale = self.local.resolution // self.side
             return image.repeat_interleave(scale, 2).repeat_interleave(scale, 3)
 
         return enlarged(colour), enlarged(full[:, None]), full, depth, alpha

@@ -7,11 +7,13 @@ from torch.testing import assert_close
 from models.camera import Rig
 from models.encoders.alignment import ResidualAligner
 from models.encoders.e3dge import AlignmentFusion, GlobalEncoder, LocalEncoder, TextureFusion
+from models.heads.pixel_aligned import LocalNetworks
 from models.zoo import family, recognise
 from models.zoo.e3dge import official_camera
 from models.zoo.family import Official, ZooError
 from models.zoo.parity import Fixture, replay
 from tests.models.generators.protocol import awaken
+from tests.models.zoo import test_stylesdf
 from tests.models.zoo.fixtures import fixture_folder
 
 FAMILY = family("e3dge")
@@ -90,6 +92,53 @@ def test_parts_and_prefixes():
     only = Official({"encoder": file.states["encoder"]})
     assert FAMILY.matches(only) and list(FAMILY.convert(only, {}).modules) == ["encoder"]
     assert not FAMILY.matches(Official({"": {"a": torch.zeros(1)}}))
+
+
+def with_generator(*, drop=(), **changes):
+    """Both files of one model, as they are read together."""
+    own, other = (
+        official(fusion={"width": 8} | (changes.pop("fusion", None) or {}), **changes),
+        test_stylesdf.official(),
+    )
+    named = {f"runner/{name}": state for name, state in own.states.items() if name not in drop}
+    return Official(named | {f"ffhq/{name}": state for name, state in other.states.items()}, {})
+
+
+@pytest.mark.parametrize(
+    ("drop", "alignment"),
+    [((), "hybrid"), (("Fuse_sft_block",), "2d"), (("grid_align",), "3d"), (("Fuse_sft_block", "grid_align"), "3d")],
+)
+def test_together_with_its_generator(drop, alignment):
+    file = with_generator(drop=drop)
+    assert recognise(file) is FAMILY
+    found = FAMILY.convert(file, {"samples": 5})
+    assert list(found.modules) == ["generator", "encoder", "local"] and found.modules["generator"].samples == 5
+    assert found.extra == {"recipe": "stylesdf"} and len(found.licences) == 2
+    local = found.modules["local"]
+    assert isinstance(local, LocalNetworks) and local.alignment == alignment and local.resolution == 256
+    assert not any(part.training for part in local.modules())
+    back = FAMILY.export(found.modules)
+    unused = {"Fuse_sft_block"} if alignment == "3d" else set()  # says nothing without an aligner
+    assert back.keys() == {"iter", "encoder", "netLocal", "Fuse_sft_block", "grid_align", "g_ema"} - {*drop, *unused}
+    states = {name.rpartition("/")[2]: state for name, state in file.states.items()}
+    for name in back.keys() - {"iter"}:
+        assert all(torch.equal(back[name][key], value) for key, value in states[name].items())
+    again = FAMILY.convert(Official({name: back[name] for name in back.keys() - {"iter"}}), {})
+    assert list(again.modules) == list(found.modules)
+
+
+def test_the_encoder_alone_with_its_generator():
+    found = FAMILY.convert(with_generator(drop=("netLocal", "Fuse_sft_block", "grid_align")), {})
+    assert list(found.modules) == ["generator", "encoder"]
+
+
+def test_of_another_generator():
+    with pytest.raises(ZooError, match="are of 9 features, StyleSDF's field has 8: not files of one model"):
+        FAMILY.convert(with_generator(fusion={"width": 9}), {})
+    with pytest.raises(ZooError, match="StyleSDF has no setting 'sample'"):
+        FAMILY.convert(with_generator(), {"sample": 5})
+    with pytest.raises(ZooError, match="e3dge has no setting 'samples'"):
+        FAMILY.convert(official(), {"samples": 5})
 
 
 @pytest.mark.parametrize(
