@@ -79,6 +79,7 @@ class Optimization:
         discriminator_lr: constant.
         betas: of the generator's Adam.
         schedule: "cosine" lets the learning rate fall to 1 % of itself.
+        hold: share of the run before it begins to fall.
         warmup_images: over which it rises.
         clip: largest gradient norm of the generator.
         ema_images: half-life of the averaged generator.
@@ -89,6 +90,7 @@ class Optimization:
     discriminator_lr: float = 2e-3
     betas: tuple[float, float] = (0.0, 0.99)
     schedule: Literal["cosine", "constant"] = "constant"
+    hold: float = 0.0
     warmup_images: int = 500
     clip: float = 1.0
     ema_images: float = 1500.0
@@ -96,6 +98,8 @@ class Optimization:
     def __post_init__(self) -> None:
         check_positive(self, "learning_rate", "discriminator_lr", "warmup_images", "clip", where="optimization.")
         check_not_negative(self, "ema_images", where="optimization.")
+        if not 0 <= self.hold < 1:
+            raise UserError(f"optimization.hold is {self.hold}: it must be at least 0 and less than 1")
         check_positive(SimpleNamespace(**self.lr_scales), *self.lr_scales, where="optimization.lr_scales.")
 
 
@@ -417,7 +421,8 @@ class AdversarialStage(Stage):
 
     def _schedule(self) -> float:
         seen, options = float(self.images_seen), self.optimization
-        progress = min(seen / self.total_images, 1.0) if options.schedule == "cosine" else 0.0
+        falls = options.schedule == "cosine"
+        progress = min(max(seen / self.total_images - options.hold, 0.0) / (1 - options.hold), 1.0) if falls else 0.0
         return min(1.0, (seen + 1) / options.warmup_images) * (0.01 + 0.99 * (0.5 + 0.5 * math.cos(math.pi * progress)))
 
     # -- pictures ------------------------------------------------------------------------------------------------

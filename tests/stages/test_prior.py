@@ -369,6 +369,14 @@ def test_schedules(schedule, end):
     assert rates[0] == pytest.approx(0.1) and rates[1] > 0.95 and rates[2] == pytest.approx(end)
 
 
+def test_a_rate_that_is_held_falls_afterwards():
+    module = stage(optimization={"schedule": "cosine", "hold": 0.6, "warmup_images": 1}, total_images=100)
+    rates = [(module.images_seen.fill_(seen), module._schedule())[1] for seen in (10, 60, 80, 100, 120)]
+    assert rates == pytest.approx([1.0, 1.0, 0.505, 0.01, 0.01])
+    with pytest.raises(UserError, match="optimization.hold is 1: it must be at least 0 and less than 1"):
+        stage(optimization={"hold": 1})
+
+
 def test_parts_learn_at_their_own_rates():
     generator = ManifoldGenerator(4, resolution=SIZE, channels=[8, 8, 8], start=4, bake_predictor=False)
     optimizer, *_ = PriorStage(generator, optimization=Optimization(2.5e-3)).configure_optimizers()
