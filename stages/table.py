@@ -9,6 +9,7 @@ STAGES = {
     "tune": ("stages.tune:TuneStage", "tune the generator to all pictures that its encoder inverts"),
     "detail": ("stages.detail:DetailStage", "train details on manifolds; predict: photos to heads in one pass"),
     "selftrain": ("stages.selftrain:SelftrainStage", "train an encoder on samples of its generator, shapes included"),
+    "optimise": ("stages.optimise:OptimiseStage", "invert pictures one by one, by optimisation: codes, or weights too"),
     "directions": ("stages.directions:DirectionsStage", "find directions of a latent space, by which heads are edited"),
     "present": ("stages.present:PresentStage", "render turntables, views and meshes of the result"),
 }

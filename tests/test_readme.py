@@ -92,6 +92,14 @@ EXTRA = {
     " --image assets/artworks/toon-1100003.png --out runs/person": QUICK_PRESENT,
     "galatea selftrain test --config configs/stages/selftrain_test.yaml --model.tested.path runs/e3dge_train/hybrid"
     " --out runs/hybrid_test": [*TOY_WORLD, "--model.protocol.init_args.frames", "2"],
+    "galatea optimise test --config configs/stages/optimise_test.yaml --model.prior.path runs/prior_sdf"
+    " --out runs/sg2_test": [*TOY_WORLD, "--model.protocol.init_args.frames", "2", "--model.search.steps", "2"],
+    "galatea optimise test --config configs/stages/optimise_test_pti.yaml --model.prior.path runs/prior_sdf"
+    " --out runs/pti_test": [
+        *TOY_WORLD, "--model.protocol.init_args.frames", "2", "--model.search.steps", "2", "--model.tuning.steps", "2",
+    ],
+    "galatea table runs/sg2_test runs/pti_test runs/hybrid_test": [],
+    "galatea table runs/sg2_test/seconds.csv runs/pti_test/seconds.csv runs/hybrid_test/seconds.csv": [],
     "galatea zoo import ffhq1024x1024.pt --out runs/stylesdf": None,  # as other official files
     "galatea run configs/pipelines/paper_e3dge.yaml --model runs/stylesdf --out runs/paper_e3dge": None,  # two days
     # tests/stages/test_graminverter.py trains a few steps of the paper's settings on a few portraits.

@@ -8,6 +8,7 @@ Trained is what requires a gradient.
 from __future__ import annotations
 
 import math
+import time
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -34,19 +35,23 @@ from models.heads.index import Entry, subject_index
 from models.image import resized, write_image
 from models.latents import Latents
 from models.losses.inversion import ReconstructionLoss
+from models.metrics.e3dge import PROTOCOL as E3DGE
+from models.metrics.e3dge import VERSION as E3DGE_VERSION
 from models.metrics.e3dge import E3DGEProtocol, scan_records
 from models.metrics.image import identity_similarity, psnr, ssim
 from models.metrics.inversion import PROTOCOL, VERSION, InversionProtocol, InversionScores
-from models.metrics.records import Record
+from models.metrics.records import Record, write_records
 from models.names import item_id
 from models.rendering.output import Rendering
 from stages.base.ranks import collect, means
+from stages.base.records import Records, averages
 from stages.base.seeds import step_generator
 from stages.base.stage import ArtifactRef, Stage
 
 Renderer = Callable[[Camera | None], Rendering]
 """B heads, seen by B * V cameras, V in a row of each head; by None in a 2D generator."""
 
+SECONDS = "seconds.csv"  # beside the scores, as tidy as these: how long each inversion took
 _SHOWN = 6  # heads on a panel
 
 
@@ -137,6 +142,10 @@ class InversionStage(Stage):
         """The heads that pictures (B, 3, H, W) show, seen by B cameras (None in 2D)."""
         ws, expression = self.invert(image)
         return partial(self.generator.synthesis, ws, expression=expression)
+
+    def reconstruct_item(self, item: str, image: Tensor, camera: Camera | None) -> Renderer:
+        """As :meth:`reconstruct`, of the one picture that is measured; for methods that draw numbers for each item."""
+        return self.reconstruct(image, camera)
 
     def parameter_groups(self, learning: list[nn.Parameter]) -> list[dict[str, Any]]:
         """What learns, for the optimiser: ``lr`` of a group is relative to the schedule's, 1 by default."""
@@ -271,6 +280,7 @@ class InversionStage(Stage):
     def on_test_epoch_start(self) -> None:
         if self.protocol is None:
             raise UserError("test needs what it measures, model.protocol: see configs/stages/invert_test.yaml")
+        self.seconds = Records()
         # Of what has values of the whole set:
         self._scores: InversionScores | None = None
         self._distances: list[tuple[str, Tensor | None]] = []  # of scans, by item
@@ -285,7 +295,7 @@ class InversionStage(Stage):
         for row, item in enumerate(items_of(batch)):
             own = image[row : row + 1]
             if camera is None:
-                found = self.reconstruct(own, None)(None).image
+                found = self.timed(item, own, None)(None).image
                 self.records.add(self.flat_records(item, found, own))
                 continue
             pictures = self.measure(item, own, camera[row], subject(batch, row))
@@ -297,10 +307,10 @@ class InversionStage(Stage):
         data, truth = self.trainer.datamodule, None  # type: ignore[attr-defined]
         if isinstance(data, KnowsViewTruth):
             truth = partial(self.true_views, data.view_truth, sample)
-        rig = self.generator.rig
+        rig, invert = self.generator.rig, partial(self.timed, item)
         if isinstance(self.protocol, E3DGEProtocol):
             scan = data.scan_truth(sample) if isinstance(data, KnowsScan) else None
-            scores = self.protocol(item, image, camera, rig, self.reconstruct, truth, scan=scan)
+            scores = self.protocol(item, image, camera, rig, invert, truth, scan=scan)
             self.records.add(scores.records(item, self.variant, self.protocol.networks, seed=self.seed))
             if scores.scanned:
                 self._distances.append((item, scores.distances))
@@ -308,9 +318,36 @@ class InversionStage(Stage):
         assert self.protocol is not None and self._scores is not None
         place = len(self._scores.names) * self.world_size + self.global_rank  # among the items of all ranks
         surface = place < self.protocol.surfaces
-        measured = self.protocol(item, image, camera, rig, self.reconstruct, truth, surface)
+        measured = self.protocol(item, image, camera, rig, invert, truth, surface)
         self._scores.update(item, measured)
         return measured.pictures
+
+    def timed(self, item: str, image: Tensor, camera: Camera | None) -> Renderer:
+        """As :meth:`reconstruct_item`, with its wall clock kept apart from the scores, which equal runs have equal.
+
+        What is left to do for each view, such as rendering, does not count.
+        """
+        begin = self._clock()
+        head = self.reconstruct_item(item, image, camera)
+        protocol = (E3DGE, E3DGE_VERSION) if isinstance(self.protocol, E3DGEProtocol) else (PROTOCOL, VERSION)
+        took = self._clock() - begin
+        self.seconds.add([Record(*protocol, "test", item, "", self.seed, self.variant, "", "seconds", took)])
+        return head
+
+    def _clock(self) -> float:
+        """Seconds, when the device has done what it was asked."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+    def on_test_epoch_end(self) -> None:
+        """As of the base, and the seconds of all ranks in ``OUT/seconds.csv``."""
+        super().on_test_epoch_end()
+        found = self.seconds.collect()
+        if self.trainer.is_global_zero:
+            write_records(self.out / SECONDS, found)
+        for name, value in averages(found).items():
+            self.log(f"test/{name}", value, rank_zero_only=True)
 
     @staticmethod
     def true_views(truth: Callable[[dict[str, Any], Camera], Any], sample: dict[str, Any], camera: Camera) -> Any:

@@ -207,7 +207,30 @@ E3DGE_ADVERSARIAL = {
     "model.adversarial.r1_weight": (10 / 2, "B.3: 10, halved as in Mescheder et al."),
 }
 PER_GPU = 24 // GPUS, 16 // GPUS  # Sec. 5; B.1 and E3DGE's scripts
+E3DGE_OPTIMISE = {
+    "model.search.space": ("w", "C: the W space"),
+    "model.search.start": ("mean", "StyleGAN2's projector"),
+    "model.search.steps": (450, "C"),
+    "model.search.learning_rate": (5e-3, "C"),
+    "model.search.betas": ([0.9, 0.999], "PTI's code: Adam"),
+    "model.search.perceptual": (1.0, "StyleGAN2's projector"),
+    "model.search.optimize_pose": (False, "C names codes alone"),
+    "model.search.restarts": (1, "StyleGAN2's projector"),
+    "model.search.refine": (0.0, "C: W alone"),
+    "model.perceptual.init_args.net": ("alex", "E3DGE's and PTI's code"),
+    "model.protocol.init_args.frames": (250, "B.2"),
+    "data.init_args.size": (256, "Sec. 5"),
+    "data.init_args.mirror": (False, "each picture once"),
+}
 TABLE |= {
+    "e3dge/optimise": {**E3DGE_OPTIMISE, "model.tuning": (None, "C: SG2")},
+    "e3dge/optimise_pti": {
+        **E3DGE_OPTIMISE,
+        "model.tuning.steps": (100, "C"),
+        "model.tuning.learning_rate": (5e-5, "C"),
+        "model.tuning.perceptual": (1.0, "PTI's code"),
+        "model.tuning.pixel": (1.0, "PTI's code"),
+    },
     "e3dge/selftrain": {
         **E3DGE_GLOBAL,
         "model.encoder.init_args.decoder_heads": (1, "B.2, and E3DGE's code reads one"),
@@ -308,7 +331,7 @@ NESTED = {"predictor": ManifoldPredictor, "triplane": TriPlaneField, "rig": Rig}
 def case(name: str) -> tuple[str, str, list[str]]:
     """Stage, command and options of a paper's configuration."""
     stage = name.rpartition("/")[2].partition("_")[0]  # selftrain_local.yaml is of a phase
-    stage, command = ("tune", "test") if stage == "test" else (stage, "fit")
+    stage, command = ("tune", "test") if stage == "test" else (stage, "test" if stage == "optimise" else "fit")
     return stage, command, [f"--config={PAPER / name}.yaml"]
 
 
