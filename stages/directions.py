@@ -176,11 +176,13 @@ class DirectionsStage(PerItemStage[CodeBlock, GroupState[CodeBlock]]):
         """Names of the directions, in order, each with its attribute's.
 
         Raises:
-            UserError: for a wanted attribute that there is not.
+            UserError: for a wanted attribute that there is not, or two of one name.
         """
-        known = self._known()
-        split = [name.partition("=") for name in (known if self.names is None else self.names)]
-        wanted = {name: attribute or name for name, _, attribute in split}
+        known, wanted = self._known(), dict[str, str]()
+        for text in known if self.names is None else self.names:
+            name, _, attribute = text.partition("=")
+            if wanted.setdefault(name, attribute or name) != (attribute or name):
+                raise UserError(f"names calls both {wanted[name]} and {attribute or name} {shown(name)}")
         if unknown := [name for name in wanted.values() if name not in known]:
             raise UserError(f"there is no attribute {shown(unknown[0])}, there are: {', '.join(known) or 'none'}")
         return wanted

@@ -217,6 +217,8 @@ def test_names_of_ones_own(work, tmp_path):
     assert torch.equal(own.limits, plain.limits)
     with pytest.raises(UserError, match="no attribute 'smile', there are: tall, wide"):
         run(line(work, names=["joy=smile"]), tmp_path / "wrong")
+    with pytest.raises(UserError, match="names calls both red and tall 'joy'"):
+        run(line(work, names=["joy=red", "joy=tall"]), tmp_path / "wrong")
 
 
 def test_drawn_poses(work, tmp_path):
