@@ -92,14 +92,14 @@ EXTRA = {
     " --image assets/artworks/toon-1100003.png --out runs/person": QUICK_PRESENT,
     "galatea selftrain test --config configs/stages/selftrain_test.yaml --model.tested.path runs/e3dge_train/hybrid"
     " --out runs/hybrid_test": [*TOY_WORLD, "--model.protocol.init_args.frames", "2"],
-    "galatea directions fit --config configs/stages/directions.yaml --out runs/directions": [
+    "galatea directions fit --config configs/stages/directions.yaml --out runs/e3dge_directions": [
         "--data.init_args.samples", "200", "--model.calibration.steps", "1",
     ],
     "galatea run configs/pipelines/e3dge.yaml --model runs/e3dge_train/hybrid"
-    " --image assets/artworks/toon-1100003.png --directions runs/directions --edit smile=1.0 --edit glasses=-0.5"
+    " --image assets/artworks/toon-1100003.png --directions runs/e3dge_directions --edit smile=1.0 --edit glasses=-0.5"
     " --out runs/smiling": QUICK_PRESENT,
     "galatea selftrain test --config configs/stages/selftrain_edits_test.yaml"
-    " --model.tested.path runs/e3dge_train/hybrid --model.directions runs/directions --out runs/edits_test": [
+    " --model.tested.path runs/e3dge_train/hybrid --model.directions runs/e3dge_directions --out runs/edits_test": [
         "--data.test_subjects", "1", "--data.compiled", "false", "--data.draw_workers", "0",
         "--model.protocol.init_args.frames", "2",
     ],
