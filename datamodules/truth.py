@@ -46,6 +46,19 @@ class KnowsViewTruth(Protocol):
 
 
 @runtime_checkable
+class KnowsTraits(KnowsViewTruth, Protocol):
+    """Samples whose heads can be drawn with a trait changed."""
+
+    traits: tuple[str, ...]
+    """Names of the numbers of a sample's code, N(0, 1) each."""
+
+    def changed(self, sample: dict[str, Any], trait: str, deviations: float) -> dict[str, Any]:
+        """A sample whose heads have more of a trait, or less, by so many standard deviations of its number in the
+        code; all else is the same. Its picture is not drawn: ask :meth:`view_truth`."""
+        ...
+
+
+@runtime_checkable
 class KnowsScan(Protocol):
     """Samples whose faces' surfaces are known."""
 

@@ -24,6 +24,7 @@ from models.latents import Latents
 from models.losses.detail import depth_loss, layer_normals, novel_view_loss, unseen
 from models.rendering.output import Rendering
 from models.rendering.visibility import seen_from
+from stages.base.edits import Editable
 from stages.base.inversion import RateSchedule, Renderer
 from stages.base.photos import PhotoStage
 from stages.base.stage import ArtifactRef
@@ -222,11 +223,15 @@ class DetailStage(PhotoStage):
     # -- from photos to heads ---------------------------------------------------------------------
 
     def reconstruct(self, image: Tensor, camera: Camera | None) -> Renderer:
+        return self.editable(image, camera)(lambda ws: ws)
+
+    def editable(self, image: Tensor, camera: Camera | None) -> Editable:
+        """As of the base; details stay on the surfaces that they were found on."""
         assert camera is not None
         ws, expression = self.invert(image)
         coarse = self.generator.synthesis(ws, camera, expression=expression).image
-        details = self.detail(resized(image, self.detail.resolution), coarse, camera, self.generator)
-        return partial(self.generator.synthesis, ws, expression=expression, edit=details.edit)
+        edit = self.detail(resized(image, self.detail.resolution), coarse, camera, self.generator).edit
+        return lambda move: partial(self.generator.synthesis, move(ws), expression=expression, edit=edit)
 
     def details(self) -> dict[str, Details]:
         return {"detail": self.detail}

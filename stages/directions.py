@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal, cast
 
 import safetensors.torch
@@ -60,7 +60,8 @@ class DirectionsStage(PerItemStage[CodeBlock, GroupState[CodeBlock]]):
     Args:
         prior: artifact and module of the generator.
         attributes: networks that score pictures (:class:`models.features.base.AttributeScorer`).
-        names: of the attributes that get directions, in this order; all when null.
+        names: of the attributes that get directions, in this order; ``smile=mouth_corners`` calls one by another name.
+            All when null.
         method: how directions are found.
         boundaries: directions found elsewhere, by name: a .npy or .pt file, or one for each latent group.
         perceptual: the distance by which useful ranges are calibrated.
@@ -138,7 +139,8 @@ class DirectionsStage(PerItemStage[CodeBlock, GroupState[CodeBlock]]):
             raise UserError(f"directions fit needs {what}")
         self._owner = f"{type(self.generator).__name__} of {self.inputs['prior'].path}"
         self._imported = imported(self.boundaries, self._groups(), self._owner)
-        names = [*self._attribute_names(), *self.boundaries]
+        wanted = self._wanted()
+        names = [*(self._known() if self.names is None else wanted), *self.boundaries]
         if not names:
             raise UserError(
                 "there is nothing to find directions of: give networks that score pictures (--model.attributes), data "
@@ -170,16 +172,20 @@ class DirectionsStage(PerItemStage[CodeBlock, GroupState[CodeBlock]]):
         truth = self._truth()
         return [*(truth.names if truth else ()), *(name for _, name in self._told())]
 
-    def _attribute_names(self) -> list[str]:
-        """Of the attributes that get directions, in order.
+    def _wanted(self) -> dict[str, str]:
+        """Names of the directions, in order, each with its attribute's.
 
         Raises:
-            UserError: for a wanted one that there is not.
+            UserError: for a wanted attribute that there is not, or two of one name.
         """
-        known = self._known()
-        if unknown := [name for name in self.names or () if name not in known]:
+        known, wanted = self._known(), dict[str, str]()
+        for text in known if self.names is None else self.names:
+            name, _, attribute = text.partition("=")
+            if wanted.setdefault(name, attribute or name) != (attribute or name):
+                raise UserError(f"names calls both {wanted[name]} and {attribute or name} {shown(name)}")
+        if unknown := [name for name in wanted.values() if name not in known]:
             raise UserError(f"there is no attribute {shown(unknown[0])}, there are: {', '.join(known) or 'none'}")
-        return known if self.names is None else list(dict.fromkeys(self.names))
+        return wanted
 
     def _heads_of_fit(self) -> range:
         return range(sum(item.count for item in self.items))
@@ -199,7 +205,7 @@ class DirectionsStage(PerItemStage[CodeBlock, GroupState[CodeBlock]]):
             z, ws = self.codes(block)
             scores = [] if (truth := self._truth()) is None else [truth(z)]
             told = {name for _, name in self._told()}
-            if told & set(self._attribute_names()):
+            if told & set(self._wanted().values()):
                 scores += self.scores(self.render(ws, self.cameras(block)))
             elif told:  # what test scores by: nobody asks for it now, and nothing is rendered
                 scores.append(torch.full((block.count, len(self._told())), math.nan))
@@ -262,8 +268,8 @@ class DirectionsStage(PerItemStage[CodeBlock, GroupState[CodeBlock]]):
         read = [safetensors.torch.load_file(file) for file in files]
         blocks = [Latents({name: part[f"latents_{name}"] for name in self._groups()}) for part in read]
         scores = torch.cat([part["scores"] for part in read])
-        names, known = self._attribute_names(), self._known()
-        scores = scores[:, [known.index(name) for name in names]]
+        wanted, known = self._wanted(), self._known()
+        names, scores = list(wanted), scores[:, [known.index(name) for name in wanted.values()]]
         held_out = min(max(round(self.held_out * len(scores)), 1), len(scores) - 1)
         return Samples.collect(blocks, names, scores, held_out)
 
@@ -316,7 +322,7 @@ class DirectionsStage(PerItemStage[CodeBlock, GroupState[CodeBlock]]):
         camera = self.front(len(heads))
 
         def distance(strength: float) -> float:
-            moved = _moved(heads, directions, name, strength)
+            moved = directions.moved(heads, name, strength)
             return float(self.perceptual(self.render(moved, camera), before).double().mean())  # type: ignore[misc]
 
         return useful_end(distance, reach, self.calibration.distance, self.calibration.steps)
@@ -427,8 +433,3 @@ class DirectionsStage(PerItemStage[CodeBlock, GroupState[CodeBlock]]):
             images = self.render(edited, self.front(len(STRENGTHS))).float().clamp(-1, 1).cpu()
             rows.append([(f"{strength:+.1f}", image) for strength, image in zip(STRENGTHS, images, strict=True)])
         return sheet(rows, self.tile, [name.replace("_", " ") for name in self.directions.names])
-
-
-def _moved(ws: Latents, directions: Directions, name: str, deviations: float) -> Latents:
-    added: Mapping[str, Tensor] = directions.shift(name, deviations)
-    return Latents({group: codes + added[group].to(codes) for group, codes in ws.groups.items()})

@@ -212,12 +212,14 @@ class PresentStage(Stage):
         if show.edited is not None:
             edited = enlarge(show.edited(show.rig.turntable(self.frames, *self.sway)).image, video.shape[-1])
             text = f"As it is, and with {in_words(self.edits)}."
-            exhibit.video("edited", "Edited", text, torch.cat([video, edited], -1), self.fps)
+            exhibit.video("edited", "Edits, turning", text, torch.cat([video, edited], -1), self.fps)
 
     def _picture(self, show: _Show, exhibit: Exhibit) -> None:
         """All there is to see of a 2D generator's subject."""
         exhibit.card.notes.append("This generator is 2D: it has no camera, so that there is no turntable and no mesh.")
         row = self._beside(show, exhibit)
+        if show.edited is not None:
+            row.append((f"edited: {in_words(self.edits)}", show.edited(None).image[0]))
         write_image(exhibit.folder / exhibit.name("poster", ".png"), show(None).image[0])
         exhibit.card.poster = exhibit.name("poster", ".png")
         contact = sheet([row], self.tile)
@@ -233,8 +235,7 @@ class PresentStage(Stage):
             row.append(("input", subject.artwork))
         if subject.original is not None:
             row.append(("anchor", show(subject.camera, subject.original).image[0]))
-        row.append((subject.caption, show(subject.camera).image[0]))
-        return [*row, ("edited", show.edited(subject.camera).image[0])] if show.edited is not None else row
+        return [*row, (subject.caption, show(subject.camera).image[0])]
 
     def _views(self, show: _Show, exhibit: Exhibit) -> None:
         subject, rig = show.subject, show.rig
@@ -251,12 +252,11 @@ class PresentStage(Stage):
         if subject.original is not None:
             rows.append(list(zip(captions, show(camera, subject.original).image, strict=True)))
             labels[1:] = ["Stylised, turned", "Before stylisation"]
-        if show.edited is not None:
-            rows.append(list(zip(captions, show.edited(camera).image, strict=True)))
-            labels.append(f"Edited: {in_words(self.edits)}")
         contact = sheet(rows, self.tile, labels)
         exhibit.picture("views", "Views", f"The head turned by up to {math.degrees(reach):.0f}° to each side.", contact)
         exhibit.panels["views"] = contact
+        if show.edited is not None:
+            self._edits(show, exhibit, list(zip(captions, seen.image, strict=True)), camera)
         if seen.depth is not None and seen.alpha is not None:
             maps: list[Row] = [list(zip(captions, depth_colours(seen.depth, seen.alpha), strict=True))]
             if seen.normals is not None:
@@ -264,6 +264,25 @@ class PresentStage(Stage):
                 maps.append(list(zip(captions, normals, strict=True)))
             text = "What the generator knows of the shape: near is warm, far is cool; normals as seen by the camera."
             exhibit.picture("depth", "Depth and normals", text, sheet(maps, self.tile, ["Depth", "Normals"]))
+
+    def _edits(self, show: _Show, exhibit: Exhibit, turned: Row, camera: Camera) -> None:
+        """The head as it is and edited, one below the other: from the input's view, where there is one, and turned.
+
+        Args:
+            turned: the head as it is, seen by ``camera``.
+        """
+        assert show.edited is not None
+        subject, captions = show.subject, [caption for caption, _ in turned]
+        rows: list[Row] = [turned, list(zip(captions, show.edited(camera).image, strict=True))]
+        if subject.camera is not None:
+            for row, head in zip(rows, (show, show.edited), strict=True):
+                row.insert(0, ("the input's view", head(subject.camera).image[0]))
+        if subject.artwork is not None:
+            for row, picture in zip(rows, (subject.artwork, None), strict=True):
+                row.insert(0, ("input", picture))
+        text = f"As it is, and with {in_words(self.edits)}, from the same cameras."
+        picture = sheet(rows, self.tile, ["As it is", f"Edited: {in_words(self.edits)}"])
+        exhibit.picture("edits", "Edits", text, picture)
 
     def _styles(self, show: _Show, exhibit: Exhibit) -> None:
         if not show.subject.blends:

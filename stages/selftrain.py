@@ -6,7 +6,7 @@ The method has phases, one after the other, each a fit of its own. A phase is tw
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, cast
@@ -35,6 +35,7 @@ from models.losses.geometry import GeometryLoss
 from models.losses.inversion import latent_error
 from models.rendering.output import Rendering
 from stages.base.critic import AdversarialTerm, Critic
+from stages.base.edits import Editable
 from stages.base.inversion import Renderer, check_fit, start_trunk
 from stages.base.photos import PhotoStage
 from stages.base.stage import ArtifactRef, GeneratorRef
@@ -145,6 +146,8 @@ class SelftrainStage(PhotoStage):
             of the generator (B.3; the released scripts take photos as real). null leaves it out.
         silent: whether fusions begin by changing nothing, so that training begins at what came before; beyond the
             paper.
+        realign: whether the details of heads that a test edits are moved to where the edited heads have them
+            (Sec. 4.3), in both branches. Otherwise they stay where they are on the heads as they were: for comparison.
         options: of :class:`PhotoStage`.
     """
 
@@ -169,6 +172,7 @@ class SelftrainStage(PhotoStage):
         curriculum: Curriculum = Curriculum(),
         adversarial: AdversarialTerm | None = None,
         silent: bool = True,
+        realign: bool = True,
         **options: Any,
     ) -> None:
         super().__init__(**options)
@@ -183,6 +187,7 @@ class SelftrainStage(PhotoStage):
         check_not_negative(self, "code_weight", "full_weight", "thumb_weight")
         check_positive(self, "loss_side")
         self.novel_views, self.aligner, self.curriculum, self.silent = novel_views, aligner, curriculum, silent
+        self.realign = realign
         self.adversarial, self.critic = adversarial, cast(Critic | None, None)
         if adversarial is not None and phase not in ("local", "hybrid"):
             raise UserError(f"phase {phase!r} has no adversarial term: leave --model.adversarial out")
@@ -468,10 +473,28 @@ class SelftrainStage(PhotoStage):
         assert camera is not None
         return partial(self.show, self.read(image, camera))
 
-    def show(self, source: Source, camera: Camera | None) -> Rendering:
-        """Heads with their details, seen by V cameras each."""
+    def editable(self, image: Tensor, camera: Camera | None) -> Editable:
+        """As of the base; with details where there are networks of them, which follow an edit as ``realign`` says."""
+        if self.local is None:
+            return super().editable(image, camera)
+        assert camera is not None
+        source, local = self.read(image, camera), self.local
+
+        def moved(move: Callable[[Latents], Latents]) -> Renderer:
+            ws = move(source.ws)
+            if self.realign:
+                return partial(self.show, local.edited(self.generator, source, ws, source.expression))
+            return partial(self.show, source, ws=ws)
+
+        return moved
+
+    def show(self, source: Source, camera: Camera | None, ws: Latents | None = None) -> Rendering:
+        """Heads with their details, seen by V cameras each; of codes ``ws`` with the details of ``source``'s own."""
         assert self.local is not None and camera is not None
-        return self.local.edit(self.generator, source, camera).synthesis(self.generator, camera)
+        aligned = self.local.edit(self.generator, source, camera)
+        if ws is not None:
+            aligned = replace(aligned, source=replace(source, ws=ws))
+        return aligned.synthesis(self.generator, camera)
 
     @torch.no_grad()
     def validation_step(self, batch: PortraitBatch, batch_idx: int) -> None:

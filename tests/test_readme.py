@@ -100,6 +100,19 @@ EXTRA = {
     ],
     "galatea table runs/sg2_test runs/pti_test runs/hybrid_test": [],
     "galatea table runs/sg2_test/seconds.csv runs/pti_test/seconds.csv runs/hybrid_test/seconds.csv": [],
+    "galatea directions fit --config configs/stages/directions.yaml --out runs/e3dge_directions": [
+        "--data.init_args.samples", "200", "--model.calibration.steps", "1",
+    ],
+    "galatea run configs/pipelines/e3dge.yaml --model runs/e3dge_train/hybrid"
+    " --image assets/artworks/toon-1100003.png --directions runs/e3dge_directions --edit smile=1.0 --edit glasses=-0.5"
+    " --out runs/smiling": QUICK_PRESENT,
+    "galatea selftrain test --config configs/stages/selftrain_edits_test.yaml"
+    " --model.tested.path runs/e3dge_train/hybrid --model.directions runs/e3dge_directions --out runs/edits_test": [
+        "--data.test_subjects", "1", "--data.compiled", "false", "--data.draw_workers", "0",
+        "--model.protocol.init_args.frames", "2",
+    ],
+    "galatea run configs/pipelines/e3dge_edits_test.yaml --out runs/e3dge_edits_test": ["--dry_run"],
+    "galatea table runs/e3dge_edits_test --baseline hybrid": None,  # after a quarter of an hour
     "galatea zoo import ffhq1024x1024.pt --out runs/stylesdf": None,  # as other official files
     "galatea run configs/pipelines/paper_e3dge.yaml --model runs/stylesdf --out runs/paper_e3dge": None,  # two days
     # tests/stages/test_graminverter.py trains a few steps of the paper's settings on a few portraits.

@@ -11,7 +11,7 @@ from datamodules.mannequins.dataset import CacheConfig, MannequinImages, Sample,
 from datamodules.mannequins.envelope import envelope_field
 from datamodules.mannequins.render import Truth, render
 from datamodules.mannequins.scan import face_scan
-from datamodules.mannequins.scene import Scene
+from datamodules.mannequins.scene import CODE_NAMES, Z_DIM, Z_NAMES, Scene, face_expression
 from datamodules.mannequins.shapes import distance, named
 from datamodules.mannequins.styles import PLAIN, STYLES
 from datamodules.resumable import SplitDataModule
@@ -85,6 +85,7 @@ class MannequinDataModule(SplitDataModule):
         self.draw_workers = draw_workers
         self.compiled = compiled
         self.cache_dir = cache_dir
+        self.traits = CODE_NAMES if coded else Z_NAMES
 
     def prepare_data(self) -> None:
         """Draw what is missing."""
@@ -108,6 +109,15 @@ class MannequinDataModule(SplitDataModule):
         scene = self._scene(sample).repeat_interleave(len(camera))
         style = STYLES[int(sample["style"][0])]
         return render(scene, camera.to("cpu"), config.size, style, config.supersample, self.compiled)
+
+    def changed(self, sample: Sample, trait: str, deviations: float) -> Sample:
+        """A sample whose z has another number; its faces are of its code where that holds them."""
+        z = sample["z"].clone()
+        z[self.traits.index(trait)] += deviations
+        if len(z) == Z_DIM:
+            return {**sample, "z": z}
+        face = face_expression(z[None, Z_DIM:].cpu()).to(sample["expression"])
+        return {**sample, "z": z, "expression": face.expand_as(sample["expression"])}
 
     def scan_truth(self, sample: Sample) -> Scan:
         """The surface and the keypoints of the first view of one test subject, with its expression."""

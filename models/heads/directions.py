@@ -115,14 +115,18 @@ class Directions(Configurable):
         """
         self.check(edits, layers)
         self.check_size(ws)
-        edited = dict(ws.groups)
         for name, strength in edits.items():
-            for group, added in self.shift(name, self.deviations(name, strength)).items():
-                codes = edited[group]
-                count = codes.shape[1] if layers is None else layers.get(group, 0)
-                kept = (torch.arange(codes.shape[1], device=codes.device) < count)[:, None]
-                edited[group] = codes + kept * added.to(codes)
-        return Latents(edited)
+            ws = self.moved(ws, name, self.deviations(name, strength), layers)
+        return ws
+
+    def moved(self, ws: Latents, name: str, deviations: float, layers: Mapping[str, int] | None = None) -> Latents:
+        """Codes moved along one direction by so many standard deviations; ``layers`` as of :meth:`apply`."""
+        added, moved = self.shift(name, deviations), {}
+        for group, codes in ws.groups.items():
+            count = codes.shape[1] if layers is None else layers.get(group, 0)
+            kept = (torch.arange(codes.shape[1], device=codes.device) < count)[:, None]
+            moved[group] = codes + kept * added[group].to(codes)
+        return Latents(moved)
 
     def check_size(self, ws: Latents) -> None:
         """Refuse codes that are not of the directions' groups and sizes.

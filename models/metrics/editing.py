@@ -6,12 +6,17 @@ edit must bring about the true change where there is one, and change nothing els
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from models.camera import Camera, Rig
 from models.checks import check_not_negative, check_positive
+from models.errors import UserError, shown
 from models.features.base import move_frozen
 from models.metrics.e3dge import SPREAD, PortraitNetworks, Scores, check_sizes, exactly, mae, picture, trajectory
 from models.metrics.image import (
@@ -61,6 +66,24 @@ def ghosts(
     return (fo * nn - fn * on) / determinant, (fn * oo - fo * on) / determinant
 
 
+@dataclass(frozen=True)
+class TraitEdit:
+    """One edit that a test makes, of heads along a direction and of the truth along a trait's number in the code.
+
+    Attributes:
+        deviations: how far, in standard deviations: of sampled codes along the direction, and of the trait's number.
+        trait: its name in the data; null where it is the direction's own.
+    """
+
+    deviations: float
+    trait: str | None = None
+
+    def __post_init__(self) -> None:
+        number = isinstance(self.deviations, int | float) and not isinstance(self.deviations, bool)
+        if not number or not math.isfinite(self.deviations) or self.deviations == 0:
+            raise UserError(f"protocol.edits: deviations is {shown(self.deviations)}, it must be a number other than 0")
+
+
 class EditProtocol(PortraitNetworks):
     """Measures edited portraits one by one.
 
@@ -69,6 +92,7 @@ class EditProtocol(PortraitNetworks):
         frames: novel views, of E3DGE's trajectory; spread: how far it goes, in standard deviations.
         still: the largest difference of the true pictures, on the scale [-1, 1], where nothing changed.
         margin: pixels around the true change that belong to neither part.
+        edits: what a test of a stage edits, by the names of its directions; all of them are made of every head.
     """
 
     def __init__(
@@ -80,8 +104,10 @@ class EditProtocol(PortraitNetworks):
         spread: float = SPREAD,
         still: float = 0.04,
         margin: int = 2,
+        edits: Mapping[str, TraitEdit] | None = None,
     ) -> None:
         super().__init__(perceptual, identity, second_identity)
+        self.edits = dict(edits or {})
         self.frames, self.spread, self.still, self.margin = frames, spread, still, margin
         check_positive(self, "frames", "spread", where="protocol.")
         check_not_negative(self, "still", "margin", where="protocol.")
@@ -139,6 +165,7 @@ class EditProtocol(PortraitNetworks):
         kept = (head & (near < 0.5)).float()
         ghost, fresh = ghosts(after, old, new, near)
         scores = {
+            "changed": masked_mean(changed, head.float()),
             "expression": change_correlation(before, after, old, new),
             "expression_size": change_size(before, after, old, new),
             # What the edit itself does where it should do nothing, whatever the inversion missed.

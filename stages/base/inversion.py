@@ -38,11 +38,14 @@ from models.losses.inversion import ReconstructionLoss
 from models.metrics.e3dge import PROTOCOL as E3DGE
 from models.metrics.e3dge import VERSION as E3DGE_VERSION
 from models.metrics.e3dge import E3DGEProtocol, scan_records
+from models.metrics.editing import PROTOCOL as EDITING
+from models.metrics.editing import EditProtocol
 from models.metrics.image import identity_similarity, psnr, ssim
 from models.metrics.inversion import PROTOCOL, VERSION, InversionProtocol, InversionScores
 from models.metrics.records import Record, write_records
 from models.names import item_id
 from models.rendering.output import Rendering
+from stages.base.edits import Editable, EditTest
 from stages.base.ranks import collect, means
 from stages.base.records import Records, averages
 from stages.base.seeds import step_generator
@@ -95,6 +98,7 @@ class InversionStage(Stage):
         perceptual: the perceptual distance of L_r.
         identity: the identity embedding of L_r; null leaves its term out.
         protocol: what ``test`` measures, and with which networks.
+        directions: artifact of the stage ``directions``, along which an EditProtocol edits heads.
         reconstruction: weights of L_r.
         schedule: of the optimiser.
         tested: artifact of this stage that validate, test and predict take the networks from; by default a checkpoint.
@@ -111,17 +115,18 @@ class InversionStage(Stage):
         self,
         perceptual: nn.Module,
         identity: nn.Module | None = None,
-        protocol: InversionProtocol | E3DGEProtocol | None = None,
+        protocol: InversionProtocol | E3DGEProtocol | EditProtocol | None = None,
         reconstruction: ReconstructionLoss = ReconstructionLoss(),  # noqa: B008 - frozen
         schedule: RateSchedule = RateSchedule(),
         tested: ArtifactRef | None = None,
         variant: str | None = None,
+        directions: str | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
         self.perceptual = Frozen(perceptual)
         self.identity = None if identity is None else Frozen(identity)
-        self.protocol = protocol
+        self.protocol, self.directions_from = protocol, directions
         self.reconstruction, self.schedule, self.tested = reconstruction, schedule, tested
         self.variant, self.seed = variant or self.name, seed
         self._scored: list[dict[str, Tensor]] = []  # of the running validation
@@ -146,6 +151,11 @@ class InversionStage(Stage):
     def reconstruct_item(self, item: str, image: Tensor, camera: Camera | None) -> Renderer:
         """As :meth:`reconstruct`, of the one picture that is measured; for methods that draw numbers for each item."""
         return self.reconstruct(image, camera)
+
+    def editable(self, image: Tensor, camera: Camera | None) -> Editable:
+        """The heads of :meth:`reconstruct`, to be shown with other codes than the pictures' own."""
+        ws, expression = self.invert(image)
+        return lambda move: partial(self.generator.synthesis, move(ws), expression=expression)
 
     def parameter_groups(self, learning: list[nn.Parameter]) -> list[dict[str, Any]]:
         """What learns, for the optimiser: ``lr`` of a group is relative to the schedule's, 1 by default."""
@@ -287,6 +297,9 @@ class InversionStage(Stage):
         if isinstance(self.protocol, InversionProtocol):
             features = self.protocol.distribution.module.num_features
             self._scores = InversionScores(self.protocol.networks, features, self.seed).to(self.device)
+        if isinstance(self.protocol, EditProtocol):
+            data = self.trainer.datamodule  # type: ignore[attr-defined]
+            self._edits = EditTest(self.protocol, self.directions_from, self.inputs.get("tested"), data, self.device)
 
     @torch.no_grad()
     def test_step(self, batch: PortraitBatch, batch_idx: int) -> None:
@@ -307,7 +320,15 @@ class InversionStage(Stage):
         data, truth = self.trainer.datamodule, None  # type: ignore[attr-defined]
         if isinstance(data, KnowsViewTruth):
             truth = partial(self.true_views, data.view_truth, sample)
-        rig, invert = self.generator.rig, partial(self.timed, item)
+        rig = self.generator.rig
+        if isinstance(self.protocol, EditProtocol):
+            pictures: dict[str, Tensor] = {}
+            for name, found in self._edits(self.editable(image, camera), item, image, camera, rig, sample):
+                own = {"seed": self.seed, "subject": item}
+                self.records.add(found.records(f"{name}-{item}", self.variant, self.protocol.networks, EDITING, **own))
+                pictures |= {f"{kind}_{name}": picture for kind, picture in found.pictures.items()}
+            return pictures
+        invert = partial(self.timed, item)
         if isinstance(self.protocol, E3DGEProtocol):
             scan = data.scan_truth(sample) if isinstance(data, KnowsScan) else None
             scores = self.protocol(item, image, camera, rig, invert, truth, scan=scan)
@@ -344,7 +365,7 @@ class InversionStage(Stage):
         """As of the base, and the seconds of all ranks in ``OUT/seconds.csv``."""
         super().on_test_epoch_end()
         found = self.seconds.collect()
-        if self.trainer.is_global_zero:
+        if found and self.trainer.is_global_zero:  # an EditProtocol inverts for several edits, and has none
             write_records(self.out / SECONDS, found)
         for name, value in averages(found).items():
             self.log(f"test/{name}", value, rank_zero_only=True)

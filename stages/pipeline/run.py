@@ -9,6 +9,7 @@ A pipeline file declares ``params``, which become options of the command, and ``
       - {name: turn, stage: present, command: predict, inputs: {model.result.path: anchor}}
 
 ``preset: PARAMETER`` puts below each step what suits the generator of that artifact (``stages.pipeline.presets``).
+``edits: {strengths: PARAMETER, directions: PARAMETER, generator: PARAMETER}`` checks edits before the first step runs.
 ``inputs`` sets an option of the step to the artifact of an earlier step. A step works in ``OUT/NAME`` (see
 ``stages.pipeline.steps``). It is skipped when it is done and its hash (``stages.pipeline.hashing``) is the same; a
 changed step starts afresh, as do all after it; a killed one resumes. ``--launcher slurm`` submits the same steps
@@ -17,7 +18,9 @@ changed step starts afresh, as do all after it; a killed one resumes. ``--launch
 
 from __future__ import annotations
 
+import argparse
 import json
+import math
 import os
 import re
 import shlex
@@ -49,7 +52,23 @@ def _boolean(text: str) -> bool:
     return text.lower() == "true"
 
 
-TYPES: dict[str, Any] = {"str": str, "path": str, "int": int, "float": float, "bool": _boolean}
+def _named(text: str) -> tuple[str, float]:
+    """``NAME=NUMBER``."""
+    name, equals, number = text.partition("=")
+    if not name or not equals:
+        raise argparse.ArgumentTypeError(f"{shown(text)} is not NAME=NUMBER, as in smile=1.0")
+    try:
+        value = float(number)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"{shown(number)} is no number: write {one_line(name)[:80]}=1.0")
+    return name, value
+
+
+NUMBERS = "numbers"  # a mapping, of which an option gives one NAME=NUMBER and may be repeated
+TYPES: dict[str, Any] = {"str": str, "path": str, "int": int, "float": float, "bool": _boolean, NUMBERS: _named}
+EDITS = {"strengths": NUMBERS, "directions": "path", "generator": "path"}  # what edits are checked by, and its type
 
 
 @dataclass(frozen=True)
@@ -78,11 +97,17 @@ class Step:
 
 @dataclass(frozen=True)
 class Pipeline:
-    """A parsed pipeline file; ``preset`` is the parameter that gives the artifact of the generator, or None."""
+    """A parsed pipeline file.
+
+    Attributes:
+        preset: the parameter that gives the artifact of the generator, or None.
+        edits: by the keys of ``EDITS`` the parameters that say how heads are edited; empty where they are not.
+    """
 
     params: list[Param]
     steps: list[Step]
     preset: str | None = None
+    edits: Mapping[str, str] = field(default_factory=dict)
 
 
 # -- the file --------------------------------------------------------------------------------------
@@ -96,7 +121,7 @@ def read_pipeline(path: str | os.PathLike[str]) -> Pipeline:
     """
     file = resolve(path)
     content = read_yaml(file)
-    _check_keys(content, {"params", "steps", "preset"}, {"steps"}, str(file))
+    _check_keys(content, {"params", "steps", "preset", "edits"}, {"steps"}, str(file))
     steps: list[Step] = []
     for entry in _typed(content["steps"], list, f"{file}: steps"):
         _typed(entry, dict, f"{file}: a step")
@@ -114,7 +139,13 @@ def read_pipeline(path: str | os.PathLike[str]) -> Pipeline:
     preset = content.get("preset")
     if preset is not None and preset not in [param.name for param in params if param.type == "path"]:
         raise UserError(f"{file}: preset is {shown(preset)}, which is not a parameter of the type path")
-    return Pipeline(params, steps, preset)
+    edits = _typed(content.get("edits") or {}, dict, f"{file}: edits")
+    if edits:
+        _check_keys(edits, set(EDITS), set(EDITS), f"{file}: edits")
+    for key, name in edits.items():
+        if name not in [param.name for param in params if param.type == EDITS[key]]:
+            raise UserError(f"{file}: edits.{key} is {shown(name)}, which is not a parameter of the type {EDITS[key]}")
+    return Pipeline(params, steps, preset, edits)
 
 
 def _typed(value: Any, kind: type, where: str) -> Any:
@@ -165,6 +196,8 @@ def _param(name: str, entry: Any, steps: Sequence[str], file: Path) -> Param:
     kind = entry.get("type", "str")
     if not isinstance(kind, str) or kind not in TYPES:
         raise UserError(f"{where}: unknown type {shown(kind)}, there are: {', '.join(TYPES)}")
+    if kind == NUMBERS and entry.get("default") is not None:
+        _typed(entry["default"], dict, f"{where}: default")
     sets: list[tuple[str, str]] = []
     for key in _typed(entry["sets"], list, f"{where}: sets"):
         step, _, option = str(key).partition(".")
@@ -188,12 +221,14 @@ def _parser(pipeline: Pipeline | None, file: str) -> Parser:
     parser = Parser(f"galatea run {file}")
     for param in pipeline.params if pipeline else ():
         text = param.help if param.required or param.default is None else f"{param.help} (default: {param.default})"
+        numbers = param.type == NUMBERS
         parser.add_argument(
             f"--{param.name}",
             type=TYPES[param.type],
-            default=param.default,
+            action="append" if numbers else "store",
+            default=list(param.default.items()) if numbers and param.default else param.default,
             required=param.required,
-            metavar=param.type.upper(),
+            metavar="NAME=NUMBER" if numbers else param.type.upper(),
             help=text.replace("%", "%%"),
         )
     parser.add_argument("--out", default=None, metavar="DIR", help="output folder (default: runs/PIPELINE)")
@@ -231,12 +266,16 @@ def main(arguments: Sequence[str]) -> None:
     common = {"wandb": options.wandb, "trainer.accelerator": None if options.cluster else options.device}
     common = {key: value for key, value in common.items() if value is not None}
     settings: dict[str, dict[str, Any]] = {name: dict(common) for name in names}
+    given: dict[str, Any] = {param.name: getattr(options, param.name) for param in pipeline.params}
+    given |= {param.name: dict(given[param.name] or ()) or None for param in pipeline.params if param.type == NUMBERS}
     for param in pipeline.params:
-        value = getattr(options, param.name)
+        value = given[param.name]
         if param.type == "path" and value is not None and not resolve(value).exists():
             raise UserError(f"--{param.name} {value}: there is no such file or folder")
         for step, key in param.sets if value is not None else ():
             settings[step][key] = value
+    if pipeline.edits:
+        _check_edits(pipeline, given, settings)
     for text in options.set:
         match = re.fullmatch(r"([\w-]+)\.([^=]+)=(.*)", text, re.DOTALL)
         if match is None or match[1] not in settings:
@@ -248,6 +287,34 @@ def main(arguments: Sequence[str]) -> None:
     out = Path(options.out or f"runs/{Path(arguments[0]).stem}")
     cluster = read_cluster(options.cluster, options.device) if options.cluster else None
     run(pipeline, settings, out, start=options.start, dry_run=options.dry_run, cluster=cluster)
+
+
+def _check_edits(pipeline: Pipeline, given: Mapping[str, Any], settings: Mapping[str, dict[str, Any]]) -> None:
+    """Refuse edits that cannot be made; directions that nothing is edited along are left out of the settings.
+
+    Raises:
+        UserError: saying why, before anything is computed.
+    """
+    strengths, directions, generator = (given[pipeline.edits[key]] for key in EDITS)
+    names = {key: f"--{name}" for key, name in pipeline.edits.items()}
+    (param,) = (param for param in pipeline.params if param.name == pipeline.edits["directions"])
+    if not strengths:
+        if directions != param.default:
+            raise UserError(f"{names['directions']} is what heads are edited along: give {names['strengths']} NAME=1.0")
+        for step, key in param.sets:
+            settings[step].pop(key, None)
+        return
+    if directions is None:
+        raise UserError(
+            f"{names['strengths']} needs {names['directions']}, an artifact of the stage directions that has "
+            f"{', '.join(strengths)}: galatea directions fit finds them"
+        )
+    # Here: heavy, and for edits alone.
+    from models.artifact import load
+    from models.heads.directions import directions_for
+    from models.heads.subjects import Subjects
+
+    directions_for(load(directions), Subjects(load(generator))).check(strengths)
 
 
 def _suited(steps: Sequence[Step], settings: Mapping[str, Mapping[str, Any]], model: str) -> list[Step]:

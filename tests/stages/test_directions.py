@@ -203,6 +203,24 @@ def test_the_order_is_the_users(work, tmp_path):
     assert torch.equal(made.direction("renderer").flip(0), own.direction("renderer")[1:])
 
 
+def test_names_of_ones_own(work, tmp_path):
+    """Directions by what users ask for, of attributes by what the world calls them; what is held goes by the former."""
+    method = {"class_path": "models.heads.boundaries.LinearBoundaries",
+              "init_args": {"share": 0.2, "hold": {"height": ["colour"]}}}  # fmt: skip
+    run(line(work, names=["colour=red", "height=tall"], method=method), tmp_path / "own")
+    method["init_args"]["hold"] = {"tall": ["red"]}
+    run(line(work, names=["red", "tall"], method=method), tmp_path / "plain")
+    own, plain = found(tmp_path / "own"), found(tmp_path / "plain")
+    assert own.names == ("colour", "height") and plain.names == ("red", "tall")
+    for group in own.groups:
+        assert torch.equal(own.direction(group), plain.direction(group))
+    assert torch.equal(own.limits, plain.limits)
+    with pytest.raises(UserError, match="no attribute 'smile', there are: tall, wide"):
+        run(line(work, names=["joy=smile"]), tmp_path / "wrong")
+    with pytest.raises(UserError, match="names calls both red and tall 'joy'"):
+        run(line(work, names=["joy=red", "joy=tall"]), tmp_path / "wrong")
+
+
 def test_drawn_poses(work, tmp_path):
     run(line(work, views="drawn"), tmp_path)
     assert not torch.equal(

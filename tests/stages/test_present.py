@@ -1,6 +1,7 @@
 """Stage present: every file is there, complete and named by the page, and mistakes are one sentence."""
 
 import json
+import math
 import re
 import resource
 import shutil
@@ -195,16 +196,19 @@ class TestEdits:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("stages.present.sheet", sheet)
             found = present(result.path, tmp_path, **options)
-        rows, labels = drawn[0]
-        assert labels == ["Same view", "Stylised, turned", "Before stylisation", "Edited: smile +1"]
-        assert [caption for caption, _ in rows[0]] == ["input", "anchor", "stylised", "edited"]
+        rows, labels = next((rows, labels) for rows, labels in drawn if "Edited: smile +1" in labels)
+        assert labels == ["As it is", "Edited: smile +1"]
+        turned = ["-36°", "-24°", "-12°", "front", "+12°", "+24°", "+36°"]
+        assert [[caption for caption, _ in row] for row in rows] == [["input", "the input's view", *turned]] * 2
+        assert rows[0][0][1] is not None and rows[1][0][1] is None
         subject = Subjects(result)["ann"]
         moved = subject.edited(directions.module("directions"), {"smile": 1.0})
-        for shown, head in ((rows[0][2][1], subject), (rows[0][3][1], moved)):
-            image = head.generator.synthesis(head.latents, head.camera).image[0]
-            torch.testing.assert_close(shown, image, atol=1e-5, rtol=0)
-        assert (rows[0][2][1] - rows[0][3][1]).abs().mean() > 1e-3
-        assert not torch.equal(rows[3][0][1], rows[1][0][1]) and len(rows[3]) == len(rows[1])
+        for (_, own, *_, last), head in zip(rows, (subject, moved), strict=True):
+            for (_, shown), camera in ((own, head.camera), (last, head.generator.rig.camera(math.radians(36)))):
+                image = head.generator.synthesis(head.latents, camera).image[0]
+                torch.testing.assert_close(shown, image, atol=1e-5, rtol=0)
+        assert all((a - b).abs().mean() > 1e-3 for (_, a), (_, b) in zip(rows[0][1:], rows[1][1:], strict=True))
+        assert found.media("edits_ann.png").exists()
         video = found.media("edited_ann.mp4")
         assert imageio_ffmpeg.count_frames_and_secs(str(video))[0] == 4
         assert "As it is, and with smile +1." in found.media("index.html").read_text("utf-8")

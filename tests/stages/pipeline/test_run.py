@@ -162,6 +162,26 @@ def test_help_shows_the_parameters(place, capfd):
     assert "--image PATH" in text and "100 % of them (default: 2)" in text
 
 
+def test_numbers_by_name(place, capfd):
+    """One NAME=NUMBER an option: together they are a mapping, which adds to the default's."""
+    text = PIPELINE.replace("    steps:", "      mix: {type: numbers, default: {red: 1}, sets: [two.mix]}\n    steps:")
+    (place / "mixed.yaml").write_text(textwrap.dedent(text))
+    words = [str(place / "mixed.yaml"), "--image", str(place / "image.png"), "--out", str(place / "mixed"), "--dry_run"]
+    main([*words, "--mix", "blue=-0.5", "--mix", "odd name=1e-3"])
+    assert """--mix={"red": 1, "blue": -0.5, "odd name": 0.001}""" in capfd.readouterr().out
+    main(words)
+    assert """--mix={"red": 1}""" in capfd.readouterr().out
+    for given, message in {
+        "blue": "'blue' is not NAME=NUMBER, as in smile=1.0",
+        "=1": "'=1' is not NAME=NUMBER",
+        "blue=much": "'much' is no number: write blue=1.0",
+        "blue=nan": "'nan' is no number",
+        "blue=": "'' is no number",
+    }.items():
+        with pytest.raises(UserError, match=f"argument --mix: {message}"):
+            main([*words, "--mix", given])
+
+
 def test_foreign_folder_and_lock(place, galatea):
     (place / "out" / "one").mkdir(parents=True)
     (place / "out" / "one" / "thesis.txt").write_text("x")
@@ -200,6 +220,16 @@ def test_bad_options(galatea, options, match):
         ("steps: [{name: ../a, stage: dummy, command: fit}]", "a name has letters"),
         ("steps: [{name: a, stage: dummy, command: fit, inputs: {x: b}}]", "not an earlier step"),
         ("{steps: [{name: a, stage: dummy, command: fit}], params: {x: {sets: [b.y]}}}", "'b' is not a step"),
+        (
+            "{steps: [{name: a, stage: dummy, command: fit}], params: {x: {type: numbers, default: 1, sets: []}}}",
+            "a dict",
+        ),
+        ("{steps: [{name: a, stage: dummy, command: fit}], edits: {strengths: x}}", "edits: directions is missing"),
+        (
+            "{steps: [{name: a, stage: dummy, command: fit}], params: {x: {sets: []}}, "
+            "edits: {strengths: x, directions: x, generator: x}}",
+            r"edits\.strengths is 'x', which is not a parameter of the type numbers",
+        ),
         ("{steps: [{name: a, stage: dummy, command: fit}], params: {out: {sets: [a.y]}}}", "cannot be an option"),
         ("{steps: [{name: a, stage: dummy, command: fit}], params: {x: {type: z, sets: [a.y]}}}", "unknown type"),
     ],
