@@ -29,6 +29,7 @@ from models.rendering.pointwise import IMAGES, affine
 GAMMA, GAMMA_SCALE, BETA_SCALE = 30.0, 15.0, 0.25  # frequencies near 30, as SIREN's first layer
 PORTION = {"cpu": 2**13}  # points shaded at once: activations that stay in the cache; elsewhere 2^20
 OPAQUE = 1e10  # length of the last interval of a ray, so that any density at its end is seen
+THINNEST = 1e-5  # of surfaces, world units
 
 RIG = Rig(
     radius=1.0, focal=0.5 / math.tan(math.radians(6)), pivot=(0, 0, 0), near=0.88, far=1.12, yaw_std=0.3, pitch_std=0.15
@@ -310,11 +311,14 @@ class StyleSDF(RadianceGenerator):
             self.decoder_mean.copy_(self.decoder.map_network(renderer).mean(0))
 
     def parameter_groups(self) -> dict[str, ParameterGroup]:
-        """The field with its mapping, and the decoder with its own."""
-        decoder = [] if self.decoder is None else list(self.decoder.parameters())
-        own = {id(parameter) for parameter in decoder}
-        groups = {"renderer": ParameterGroup([p for p in self.parameters() if id(p) not in own])}
-        return groups | ({"decoder": ParameterGroup(decoder)} if decoder else {})
+        """The field with its mapping, the decoder with its own, and the surface's width beta."""
+        groups = {
+            "decoder": [] if self.decoder is None else list(self.decoder.parameters()),
+            "beta": [] if self.beta is None else [self.beta],
+        }
+        apart = {id(parameter) for group in groups.values() for parameter in group}
+        groups = {"renderer": [p for p in self.parameters() if id(p) not in apart], **groups}
+        return {name: ParameterGroup(group) for name, group in groups.items() if group}
 
     def affine_weights(self, layers: Sequence[int] | None = None) -> Tensor:
         """As :meth:`Generator.affine_weights`, of the field's layers and the decoder's convolutions: layer i reads
@@ -370,8 +374,14 @@ class StyleSDF(RadianceGenerator):
         return FieldSample(colour, density=self.density(raw), sdf=raw if self.beta is not None else None)
 
     def density(self, raw: Tensor) -> Tensor:
-        """Volume density, 1 / world unit, of what the field says: sigmoid(-d / beta) / beta (Sec. 3.2)."""
-        return F.softplus(raw) if self.beta is None else torch.sigmoid(-raw / self.beta) / self.beta
+        """Volume density, 1 / world unit, of what the field says: sigmoid(-d / beta) / beta (Sec. 3.2).
+
+        Learning may drive beta below 0, where a density means nothing: from ``THINNEST`` on it has no effect.
+        """
+        if self.beta is None:
+            return F.softplus(raw)
+        beta = self.beta.clamp_min(THINNEST)
+        return torch.sigmoid(-raw / beta) / beta
 
     def surface(self, ws: Latents, points: Tensor) -> Tensor:
         """The field at world points (B, P, 3): signed distance (B, P, 1), world units; its gradient by autograd gives

@@ -373,7 +373,7 @@ def test_a_rate_that_is_held_falls_afterwards():
     module = stage(optimization={"schedule": "cosine", "hold": 0.6, "warmup_images": 1}, total_images=100)
     rates = [(module.images_seen.fill_(seen), module._schedule())[1] for seen in (10, 60, 80, 100, 120)]
     assert rates == pytest.approx([1.0, 1.0, 0.505, 0.01, 0.01])
-    with pytest.raises(UserError, match="optimization.hold is 1: it must be at least 0 and less than 1"):
+    with pytest.raises(UserError, match=r"optimization\.hold is 1: it must be at least 0 and less than 1"):
         stage(optimization={"hold": 1})
 
 

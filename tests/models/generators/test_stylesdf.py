@@ -1,6 +1,7 @@
 """StyleSDF and its discriminator against the protocol, and their gradients."""
 
 import functools
+import math
 
 import pytest
 import torch
@@ -148,6 +149,27 @@ def test_a_ball_is_seen_where_it_is():
 
 
 @torch.no_grad()
+@torch.enable_grad()
+def test_a_surface_is_never_inside_out():
+    """What learning does to beta leaves densities those of a thin surface at worst, and their gradients finite."""
+    generator = small()
+    raw = torch.tensor([-0.1, -1e-5, 0.0, 1e-5, 0.1], requires_grad=True)
+    expected = [1e5, 1e5 / (1 + math.exp(-1)), 5e4, 1e5 / (1 + math.exp(1)), 0]
+    for beta in (1e-5, 0.0, -0.03):
+        torch.nn.init.constant_(generator.beta, beta)
+        density = generator.density(raw)
+        assert_close(density, torch.tensor(expected))
+        assert torch.autograd.grad(density.sum(), raw)[0].isfinite().all()
+    torch.nn.init.constant_(generator.beta, 0.5)
+    assert_close(generator.density(raw), torch.sigmoid(-2 * raw) * 2)
+
+
+def test_groups_of_parameters():
+    groups = small(decoder=DECODER).parameter_groups()
+    assert list(groups) == ["renderer", "decoder", "beta"] and len(groups["beta"].parameters) == 1
+    assert list(small(signed_distance=False).parameter_groups()) == ["renderer"]
+
+
 def test_portions_change_nothing(monkeypatch):
     generator = small(decoder=DECODER)
     ws, camera = generator.mapping(generator.sample_z(2, seeded())), generator.rig.camera(torch.tensor([0.1, -0.3]))
