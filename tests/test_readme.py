@@ -85,17 +85,17 @@ EXTRA = {
         *TOY_WORLD, "--model.total_images", "8", "--model.adversarial.start", "6", "--model.field.alone", "4",
         "--data.batch_size", "2",
     ],
-    "galatea prior test --config configs/stages/prior_sdf.yaml --model.tested.path runs/prior_sdf"
+    "galatea prior test --config configs/stages/prior_sdf.yaml --model.tested.path assets/sdf_prior"
     " --out runs/prior_sdf_test": [*TOY_WORLD, "--model.fit_subjects", "0", "--model.meshes", "0"],
-    "galatea run configs/pipelines/e3dge_train.yaml --model runs/prior_sdf --out runs/e3dge_train": TOY_E3DGE,
+    "galatea run configs/pipelines/e3dge_train.yaml --out runs/e3dge_train": TOY_E3DGE,
     "galatea run configs/pipelines/e3dge.yaml --model runs/e3dge_train/hybrid"
     " --image assets/artworks/toon-1100003.png --out runs/person": QUICK_PRESENT,
     "galatea selftrain test --config configs/stages/selftrain_test.yaml --model.tested.path runs/e3dge_train/hybrid"
     " --out runs/hybrid_test": [*TOY_WORLD, "--model.protocol.init_args.frames", "2"],
-    "galatea optimise test --config configs/stages/optimise_test.yaml --model.prior.path runs/prior_sdf"
-    " --out runs/sg2_test": [*TOY_WORLD, "--model.protocol.init_args.frames", "2", "--model.search.steps", "2"],
-    "galatea optimise test --config configs/stages/optimise_test_pti.yaml --model.prior.path runs/prior_sdf"
-    " --out runs/pti_test": [
+    "galatea optimise test --config configs/stages/optimise_test.yaml --out runs/sg2_test": [
+        *TOY_WORLD, "--model.protocol.init_args.frames", "2", "--model.search.steps", "2",
+    ],
+    "galatea optimise test --config configs/stages/optimise_test_pti.yaml --out runs/pti_test": [
         *TOY_WORLD, "--model.protocol.init_args.frames", "2", "--model.search.steps", "2", "--model.tuning.steps", "2",
     ],
     "galatea table runs/sg2_test runs/pti_test runs/hybrid_test": [],
@@ -113,6 +113,11 @@ EXTRA = {
     ],
     "galatea run configs/pipelines/e3dge_edits_test.yaml --out runs/e3dge_edits_test": ["--dry_run"],
     "galatea table runs/e3dge_edits_test --baseline hybrid": None,  # after a quarter of an hour
+    "galatea run configs/pipelines/e3dge_shape_test.yaml --out runs/e3dge_shape_test": ["--dry_run"],
+    "galatea run configs/pipelines/e3dge_details_test.yaml --out runs/e3dge_details_test": ["--dry_run"],
+    "galatea run configs/pipelines/e3dge_ablations_test.yaml --out runs/e3dge_ablations_test": ["--dry_run"],
+    "galatea table runs/e3dge_shape_test --baseline psp": None,  # after an hour and more
+    "galatea table runs/e3dge_details_test runs/e3dge_ablations_test --baseline aligned_3d": None,  # the same
     "galatea zoo import ffhq1024x1024.pt --out runs/stylesdf": None,  # as other official files
     "galatea run configs/pipelines/paper_e3dge.yaml --model runs/stylesdf --out runs/paper_e3dge": None,  # two days
     # tests/stages/test_graminverter.py trains a few steps of the paper's settings on a few portraits.
