@@ -205,7 +205,7 @@ class DirectionsStage(PerItemStage[CodeBlock, GroupState[CodeBlock]]):
             z, ws = self.codes(block)
             scores = [] if (truth := self._truth()) is None else [truth(z)]
             told = {name for _, name in self._told()}
-            if told & set(self._wanted().values()):
+            if told & set(self._wanted().values()) - set(truth.names if truth else ()):  # codes tell theirs themselves
                 scores += self.scores(self.render(ws, self.cameras(block)))
             elif told:  # what test scores by: nobody asks for it now, and nothing is rendered
                 scores.append(torch.full((block.count, len(self._told())), math.nan))

@@ -52,6 +52,12 @@ class Same(nn.Module):
         return torch.tensor([0.1, 0.7]).expand(len(image), -1)
 
 
+class Red(Colours):
+    """What the codes tell too."""
+
+    names = ("red", "reddish")
+
+
 class Difference(nn.Module):
     """Between pictures, root mean square."""
 
@@ -201,6 +207,21 @@ def test_the_order_is_the_users(work, tmp_path):
     made, own = found(tmp_path), found(work / "directions")
     assert made.names == ("reddish", "red")
     assert torch.equal(made.direction("renderer").flip(0), own.direction("renderer")[1:])
+
+
+def test_what_codes_tell_is_asked_of_no_picture(work, tmp_path, monkeypatch):
+    """Networks may score by the same names, for the test."""
+    monkeypatch.delattr(DirectionsStage, "scores")
+    scorers = [{"class_path": "tests.stages.test_directions.Red"}]
+    run(line(work, names=["tall", "red"], attributes=scorers), tmp_path / "out")
+    found = artifact.load(tmp_path / "out").module("directions")
+    known = artifact.load(work / "directions").module("directions")
+    for group in ("renderer", "decoder"):
+        for name in ("tall", "red"):
+            own, other = (d.direction(group)[d.names.index(name)] for d in (found, known))
+            torch.testing.assert_close(own, other)
+    with pytest.raises(AttributeError, match="scores"):
+        run(line(work, names=["reddish"], attributes=scorers), tmp_path / "other")
 
 
 def test_names_of_ones_own(work, tmp_path):
