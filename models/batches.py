@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Required, TypedDict, cast
 
 from torch import Tensor
@@ -69,6 +70,17 @@ def some_views(batch: PortraitBatch, views: slice | Tensor) -> PortraitBatch:
     """The chosen views of each subject, all fields of them."""
     picked = {name: value if name in _OF_SUBJECTS else cast(Tensor, value)[:, views] for name, value in batch.items()}
     return cast(PortraitBatch, picked)
+
+
+def some_subjects(batch: PortraitBatch, rows: Sequence[int]) -> PortraitBatch:
+    """The chosen subjects, all fields of them."""
+
+    def picked(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: picked(part) for name, part in value.items()}
+        return value[list(rows)] if isinstance(value, Tensor) else [value[row] for row in rows]
+
+    return cast(PortraitBatch, {name: picked(value) for name, value in batch.items()})
 
 
 def subject(batch: PortraitBatch, row: int) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from datamodules.portraits import PortraitDataModule
 from datamodules.resumable import SplitDataModule
 from models.artifact import Export
-from models.batches import PortraitBatch, some_views
+from models.batches import PortraitBatch, some_subjects, some_views
 from models.camera import Camera
 from models.checks import check_not_negative, check_positive
 from models.errors import UserError
@@ -63,6 +63,8 @@ class PriorStage(AdversarialStage):
         reconstruction: see there; weight 0 trains a plain GAN.
         field: what a signed distance field is taught at points of known heads, first alone; null for nothing.
         jitter: draw where rays are sampled, in training.
+        rendered: heads of a batch, of all ranks, that are pictures; the others are for ``field`` alone, which learns
+            what codes mean from many heads at a time. All by default.
         views_per_step: views of each subject used in a step, drawn at random; all by default.
         fit_manifolds: fit the manifold predictor to the data's ``manifold_field`` before training.
         tested: the generator that ``test`` measures; the averaged one of a checkpoint by default.
@@ -86,6 +88,7 @@ class PriorStage(AdversarialStage):
         optimization: Optimization = Optimization(6e-3, betas=(0.9, 0.99), schedule="cosine"),  # noqa: B008
         field: FieldLoss | None = None,
         jitter: bool = False,
+        rendered: int | None = None,
         views_per_step: int | None = None,
         fit_manifolds: bool = True,
         channels_last: bool = True,
@@ -98,7 +101,9 @@ class PriorStage(AdversarialStage):
     ) -> None:
         super().__init__(total_images, adversarial, optimization, channels_last, seed)
         self.reconstruction, self.views_per_step, self.fit_manifolds = reconstruction, views_per_step, fit_manifolds
-        self.field, self.jitter = field, jitter
+        self.field, self.jitter, self.rendered = field, jitter, rendered
+        if rendered is not None and field is None:
+            raise UserError("model.rendered leaves heads to model.field, and there is none")
         if field is not None and not (isinstance(generator, StyleSDF) and generator.beta is not None):
             kind = "a StyleSDF of densities" if isinstance(generator, StyleSDF) else type(generator).__name__
             raise UserError(f"model.field teaches a signed distance, which {kind} is not")
@@ -111,7 +116,7 @@ class PriorStage(AdversarialStage):
         self.kid_features = None if kid_features is None else Frozen(kid_features)
         self._scored: list[dict[str, Tensor]] = []  # of the running validation
         self._tested: dict[int, dict[str, Tensor]] = {}  # by place in the split, what test has seen
-        check_positive(self, "views_per_step")
+        check_positive(self, "rendered", "views_per_step")
         check_not_negative(self, "fit_subjects", "meshes", "neighbours")
         self.adopt(generator, discriminator)
 
@@ -143,12 +148,18 @@ class PriorStage(AdversarialStage):
     # -- terms ---------------------------------------------------------------------------------------------------
 
     def prepare(self, batch: PortraitBatch, draws: torch.Generator) -> PortraitBatch:
-        """Some of each subject's views: (B, V, ...) -> (B, views_per_step, ...)."""
+        """Some of each subject's views, (B, V, ...) -> (B, views_per_step, ...), and of those some subjects."""
         views = batch["image"].shape[1]
-        if self.views_per_step is None or self.views_per_step >= views:
+        if self.views_per_step is not None and self.views_per_step < views:
+            pick = torch.randperm(views, generator=draws)[: self.views_per_step].to(batch["image"].device)
+            batch = some_views(batch, pick)
+        self._taught = batch
+        if self.rendered is None:
             return batch
-        pick = torch.randperm(views, generator=draws)[: self.views_per_step].to(batch["image"].device)
-        return some_views(batch, pick)
+        rows = (self.global_rows(len(batch["image"])) < self.rendered).nonzero()[:, 0].tolist()
+        if not rows:
+            raise UserError(f"model.rendered is {self.rendered}: each of {self.world_size} processes needs a head")
+        return some_subjects(batch, rows)
 
     def sample_fakes(self, batch: PortraitBatch, draws: torch.Generator) -> Fakes:
         if self.field is not None and "z" in batch and int(self.images_seen) < self.field.alone:
@@ -171,22 +182,25 @@ class PriorStage(AdversarialStage):
         found: list[Tensor] = []
         losses: dict[str, Tensor] = {}
         if self.field is not None:
-            losses |= self._field_terms(self.field, batch, fakes)
+            losses |= self._field_terms(self.field, fakes)
             found.append(self.field.weight * losses["field"])
         if "z" in batch and self.reconstruction.weight > 0 and len(fakes.rendering):
             losses |= self.reconstruction(fakes.rendering, batch)
             found.append(self.reconstruction.weight * losses["reconstruction"])
         return torch.stack(found).sum() if found else None, losses
 
-    def _field_terms(self, field: FieldLoss, batch: PortraitBatch, fakes: Fakes) -> dict[str, Tensor]:
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
+    def _field_terms(self, field: FieldLoss, fakes: Fakes) -> dict[str, Tensor]:
+        data, batch = self.trainer.datamodule, self._taught  # type: ignore[attr-defined]
         if not isinstance(data, KnowsDistances) or "z" not in batch:
             raise UserError("these data know no surfaces to teach a distance by: set --model.field null")
-        assert isinstance(self.generator, StyleSDF) and fakes.camera is not None
+        assert isinstance(self.generator, StyleSDF)
+        latents = fakes.latents if self.rendered is None else self.generator.mapping(batch["z"])
+        camera = self.camera(batch)
+        assert camera is not None and latents is not None
         count, views = batch["image"].shape[:2]
         draws = item_generator(self.seed, "points", self._step)
         drawn = field.draw(count * self.world_size, views, draws)[self.global_rows(count)]
-        return field(self.generator, fakes.latents, fakes.camera, batch, data.distances, drawn)
+        return field(self.generator, latents, camera, batch, data.distances, drawn)
 
     # -- validation ----------------------------------------------------------------------------------------------
 

@@ -447,6 +447,28 @@ class TestDistances:
         after = error()
         assert after[0] < 0.75 * before[0] and after[1] < 0.95 * before[1], (before, after)
 
+    def test_some_heads_are_points_alone(self, tmp_path, data, monkeypatch):
+        """Pictures of the first head of a batch, points of both."""
+        module, seen, taught = self.stage(rendered=1), [], []
+        render, learn = StyleSDF.synthesis, FieldLoss.__call__
+
+        def counted(self, ws, camera, **options):
+            if torch.is_grad_enabled():
+                seen.append((len(ws), len(camera)))
+            return render(self, ws, camera, **options)
+
+        def noted(self, generator, ws, camera, batch, *others):
+            taught.append((len(ws), len(camera)))
+            return learn(self, generator, ws, camera, batch, *others)
+
+        monkeypatch.setattr(StyleSDF, "synthesis", counted)
+        monkeypatch.setattr(FieldLoss, "__call__", noted)
+        trainer(tmp_path).fit(module, datamodule=data)
+        assert set(taught) == {(2, 4)} and set(seen) == {(1, 2)}
+        assert len(taught) * 2 == int(module.images_seen) == 160
+        with pytest.raises(UserError, match=r"model\.rendered leaves heads to model.field, and there is none"):
+            stage(rendered=2)
+
     def test_shape_is_measured(self, tmp_path, data):
         module = self.stage(fit_subjects=1, meshes=2)
         trainer(tmp_path).test(module, datamodule=data, verbose=False)
