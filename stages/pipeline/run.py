@@ -66,6 +66,7 @@ def _named(text: str) -> tuple[str, float]:
     return name, value
 
 
+FROM = "--from"  # where it is kept: no parameter's name
 NUMBERS = "numbers"  # a mapping, of which an option gives one NAME=NUMBER and may be repeated
 TYPES: dict[str, Any] = {"str": str, "path": str, "int": int, "float": float, "bool": _boolean, NUMBERS: _named}
 EDITS = {"strengths": NUMBERS, "directions": "path", "generator": "path"}  # what edits are checked by, and its type
@@ -236,7 +237,7 @@ def _parser(pipeline: Pipeline | None, file: str) -> Parser:
     parser.add_argument("--launcher", default="local", choices=("local", "slurm"), help="run here, or submit to SLURM")
     parser.add_argument("--cluster", metavar="FILE", help="with --launcher slurm: what a step asks for")
     parser.add_argument("--dry_run", action="store_true", help="print what would run, and run nothing")
-    parser.add_argument("--from", dest="start", metavar="STEP", help="run this step and all after it again")
+    parser.add_argument("--from", dest=FROM, metavar="STEP", help="run this step and all after it again")
     parser.add_argument(
         "--wandb", nargs="?", const=True, metavar="PROJECT", help="log every step to Weights & Biases, as one group"
     )
@@ -261,8 +262,8 @@ def main(arguments: Sequence[str]) -> None:
     if (options.launcher == "slurm") != (options.cluster is not None):
         raise UserError("--launcher slurm and --cluster FILE go together, as in --cluster configs/cluster/example.yaml")
     names = [step.name for step in pipeline.steps]
-    if options.start is not None and options.start not in names:
-        raise UserError(f"--from {options.start}: there is no such step, there are: {', '.join(names)}")
+    if (start := getattr(options, FROM)) is not None and start not in names:
+        raise UserError(f"--from {start}: there is no such step, there are: {', '.join(names)}")
     common = {"wandb": options.wandb, "trainer.accelerator": None if options.cluster else options.device}
     common = {key: value for key, value in common.items() if value is not None}
     settings: dict[str, dict[str, Any]] = {name: dict(common) for name in names}
@@ -286,7 +287,7 @@ def main(arguments: Sequence[str]) -> None:
         pipeline = replace(pipeline, steps=_suited(pipeline.steps, settings, model))
     out = Path(options.out or f"runs/{Path(arguments[0]).stem}")
     cluster = read_cluster(options.cluster, options.device) if options.cluster else None
-    run(pipeline, settings, out, start=options.start, dry_run=options.dry_run, cluster=cluster)
+    run(pipeline, settings, out, start=start, dry_run=options.dry_run, cluster=cluster)
 
 
 def _check_edits(pipeline: Pipeline, given: Mapping[str, Any], settings: Mapping[str, dict[str, Any]]) -> None:

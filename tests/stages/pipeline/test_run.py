@@ -121,6 +121,13 @@ def test_from(place, galatea):
         galatea("--from", "four")
 
 
+def test_a_parameter_may_be_called_start(place, galatea):
+    file = place / "pipeline.yaml"
+    file.write_text(file.read_text().replace("  work:", "  start:"))
+    assert "--work=3" in galatea("--start", "3", "--dry_run")
+    assert "one: up to date" not in galatea("--start", "3", "--from", "two", "--dry_run")
+
+
 def test_dry_run(place, galatea):
     text = galatea("--dry_run")
     assert text.count("would run") == 3 and not (place / "out").exists()
