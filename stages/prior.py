@@ -156,9 +156,9 @@ class PriorStage(AdversarialStage):
         self._taught = batch
         if self.rendered is None:
             return batch
+        if self.rendered % self.world_size:
+            raise UserError(f"model.rendered is {self.rendered}: it must be a multiple of {self.world_size} processes")
         rows = (self.global_rows(len(batch["image"])) < self.rendered).nonzero()[:, 0].tolist()
-        if not rows:
-            raise UserError(f"model.rendered is {self.rendered}: each of {self.world_size} processes needs a head")
         return some_subjects(batch, rows)
 
     def sample_fakes(self, batch: PortraitBatch, draws: torch.Generator) -> Fakes:
