@@ -138,12 +138,9 @@ class MannequinDataModule(SplitDataModule):
     def distances(self, z: Tensor, points: Tensor) -> Tensor:
         """Distances (B, P) of points (B, P, 3) to the surfaces of the plain subjects z (B, Z_DIM or CODE_DIM), world
         units, negative inside: the field's estimates over the lengths of their gradients, right near the surface."""
-        found = []
-        for head, own in zip(Scene.from_code(z.cpu()).parameters(), points.cpu(), strict=True):
-            knob = named(head.tolist())
-            value, gradient = field_gradient(lambda p, knob=knob: distance(knob, p[0].T)[None, :, None], own[None])
-            found.append((value[..., 0] / gradient.norm(dim=-1).clamp_min(0.3))[0])
-        return torch.stack(found).to(points)
+        knob = named(Scene.from_code(z.cpu()).parameters().T[..., None])
+        value, gradient = field_gradient(lambda p: distance(knob, p.movedim(-1, 0))[..., None], points.cpu())
+        return (value[..., 0] / gradient.norm(dim=-1).clamp_min(0.3)).to(points)
 
     def _folder(self, split: str) -> Path:
         return build_cache(self.configs[split], self.cache_dir, self.draw_workers, self.compiled)

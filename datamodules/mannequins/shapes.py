@@ -20,11 +20,11 @@ MOUTH_HEIGHT = -0.46
 ABSENT = 10.0  # added to the distance of a part that a head does not have
 MATERIALS = ("skin", "hair", "cloth", "glasses")
 
-Knobs = dict[str, Any]  # name -> float, or scalar tensor inside a compiled kernel
+Knobs = dict[str, Any]  # name -> float; scalar tensor in a compiled kernel, (B, 1) of many heads
 
 
 def named(parameters: Tensor | list[float]) -> Knobs:
-    """Name the len(PARAMETERS) numbers of one head, eyes already exaggerated.
+    """Name the len(PARAMETERS) numbers of one head, or of many (len(PARAMETERS), B, 1), eyes already exaggerated.
 
     Plain floats make eager evaluation twice as fast as scalar tensors do.
     """
@@ -44,7 +44,7 @@ def head_space(knob: Knobs, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _lacks(value: Any, absent: float) -> bool:
-    """Whether a part is known to be absent; inside a compiled kernel (a scalar tensor) it never is."""
+    """Whether a part is known to be absent; of tensors (a compiled kernel, many heads) it never is."""
     return not isinstance(value, Tensor) and value == absent
 
 
@@ -270,7 +270,7 @@ def distances(knob: Knobs, points: Tensor) -> Tensor:
 
 
 def distance(knob: Knobs, points: Tensor) -> Tensor:
-    """(N,) signed distance of points (3, N) to one head with all its parts."""
+    """(N,) signed distance of points (3, N) to one head with all its parts; (B, N) of (3, B, N) to B heads."""
     x, y, z = points.unbind(0)
     head_x, head_y = head_space(knob, x, y)
     body = torch.minimum(skin(knob, head_x, head_y, z), cloth(x, y, z))
