@@ -87,6 +87,13 @@ EXTRA = {
     ],
     "galatea prior test --config configs/stages/prior_sdf.yaml --model.tested.path assets/sdf_prior"
     " --out runs/prior_sdf_test": [*TOY_WORLD, "--model.fit_subjects", "0", "--model.meshes", "0"],
+    "galatea selftrain fit --config configs/stages/selftrain_manifolds.yaml --out runs/manifold_codes": [
+        "--trainer.max_steps", "2", "--trainer.limit_val_batches", "0", "--data.init_args.batch_size", "1",
+    ],
+    "galatea selftrain test --config configs/stages/selftrain_samples_test.yaml --data.init_args.path assets/prior"
+    " --model.tested.path runs/manifold_codes --out runs/samples_test": [
+        "--data.init_args.test_samples", "1", "--model.protocol.init_args.frames", "3",
+    ],
     "galatea run configs/pipelines/e3dge_train.yaml --out runs/e3dge_train": TOY_E3DGE,
     "galatea run configs/pipelines/e3dge.yaml --model runs/e3dge_train/hybrid"
     " --image assets/artworks/toon-1100003.png --out runs/person": QUICK_PRESENT,

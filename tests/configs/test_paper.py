@@ -223,6 +223,16 @@ E3DGE_OPTIMISE = {
     "data.init_args.mirror": (False, "each picture once"),
 }
 TABLE |= {
+    "e3dge/directions": {
+        "data.init_args.samples": (10_000, "B.2"),
+        "data.class_path": ("datamodules.latents.LatentDataModule", "codes are drawn"),
+        "model.method.init_args.share": (0.02, "InterFaceGAN's code"),
+        "model.method.init_args.cost": (1.0, "InterFaceGAN's code: the SVM's default"),
+        "model.method.init_args.hold": (None, "one SVM for each attribute"),
+        "model.method.init_args.along": ("normal", "InterFaceGAN, Eq. 5"),
+        "model.held_out": (0.3, "InterFaceGAN's code: 70 % are trained on"),
+        "model.perceptual.init_args.net": ("alex", "E3DGE's code"),
+    },
     "e3dge/optimise": {**E3DGE_OPTIMISE, "model.tuning": (None, "C: SG2")},
     "e3dge/optimise_pti": {
         **E3DGE_OPTIMISE,
@@ -240,6 +250,13 @@ TABLE |= {
         "model.geometry.smooth": (False, "Eq. 4"),
         "model.geometry.eikonal": (0.0, "Eq. 4-6 have none"),
         "data.init_args.batch_size": (PER_GPU[0], "Sec. 5"),
+    },
+    "e3dge/selftrain_eg3d": {
+        **{key: told for key, told in E3DGE_GLOBAL.items() if "encoder" not in key},
+        "model.prior.path": ("runs/eg3d", "EG3D's generator"),
+        "model.encoder.init_args.num_ws": (14, "EG3D: codes of its tri-planes"),
+        "model.geometry.target": ("sample", "no distance: Eq. 5 has no 0 to reach"),
+        "data.init_args.points.count": (1024, "ours: 16,384 pixels of an opacity, seven times for normals"),
     },
     "e3dge/selftrain_align": {
         **E3DGE_DETAILS,
@@ -439,8 +456,10 @@ def test_builds(name, asked, tmp_path, monkeypatch):
     monkeypatch.setattr(cli.GalateaCLI, "_run_subcommand", lambda self, _: built.append(self))
     small = {"model": {key: {"init_args": value} for key, value in SMALL.get(stage, {}).items()}}
     (tmp_path / "small.yaml").write_text(yaml.safe_dump(small))
-    given = ["--data.init_args.path=pictures", "--trainer.accelerator=cpu", "--config=small.yaml"]
-    if stage == "anchor":
+    given = ["--trainer.accelerator=cpu", "--config=small.yaml"]
+    if stage != "directions":  # which draws codes
+        given.append("--data.init_args.path=pictures")
+    if stage in ("anchor", "directions"):
         given.append("--model.prior.path=prior")
     cli.run(stage, __main__.find(STAGES[stage][0], stage), [command, *options, *given])
     (found,) = built
