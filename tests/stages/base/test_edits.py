@@ -107,6 +107,12 @@ class TestCommand:
         assert {p.name for p in measured.glob("hybrid/edit_*/*.png")} == {"1100000.png", "1100001.png"}
         assert {p.name for p in measured.glob("hybrid/edit_*")} == {"edit_smile", "edit_glasses"}
 
+    def test_two_ranks_measure_the_same(self, measured):
+        two = measured / "two"
+        words = ["selftrain", "test", f"--config={measured / 'hybrid.yaml'}", *small.TRAINER]
+        galatea(*words, "--trainer.strategy=ddp", f"--out={two}", ranks=2)
+        assert (two / "metrics.csv").read_bytes() == (measured / "hybrid" / "metrics.csv").read_bytes()
+
     def test_kinds_are_compared_edit_by_edit(self, measured):
         rows = summarise([r for name in ("codes", "3d", "hybrid", "still") for r in read_records(measured / name)],
                          baseline="hybrid")  # fmt: skip
