@@ -112,11 +112,11 @@ class AlignerTraining:
 class SelftrainStage(PhotoStage):
     """Encoders of a frozen 3D generator, taught by its samples (E3DGE, Sec. 4); each phase goes on from another.
 
-    - "global": E0, by L = L_geo + code_weight L_code + L_rec (Sec. 4.1); of Eq. 8 of the supplement without L_adv.
+    - "global": E0, by L = L_geo + code_weight L_code + L_rec (Sec. 4.1), and L_adv with ``adversarial`` (B.3, Eq. 8).
     - "align": E_ADA alone, by ``aligner``: in place of HFGI's weights, which the paper starts from.
     - "local": E1 and the fusion of its details with the field (Sec. 4.2), by L_rec of the full picture (B.3), and E_ADA
       where there is one; details are aligned as ``local.alignment`` says, in 3D or 2D. E0 is frozen. With
-      ``adversarial`` there is also L_adv of the full picture, whose discriminator learns beside (B.3, Eq. 5-7).
+      ``adversarial`` there is also L_adv (B.3, Eq. 5-7).
     - "hybrid": as "local" with both alignments, whose fusion is learnt too; E_ADA is frozen by default (Sec. 4.3).
 
     The data are samples of the generator (:class:`datamodules.samples.SampleDataModule`); validate, test and predict
@@ -135,15 +135,15 @@ class SelftrainStage(PhotoStage):
         full_weight, thumb_weight: of L_rec of the pictures, and of what was rendered before super-resolution (B.3 has
             both, the released code the second only). Of a generator with one resolution this counts once.
         loss_side: of the pictures that L_rec compares, at most; null takes the generator's own.
-        start: for the phases after "global": artifact of an earlier one. Networks of ``local`` that it has go on from
-            there.
+        start: for the phases after "global": artifact of an earlier one. Networks of ``local`` that have been trained
+            there go on from it; the others are those of this fit, and of its seed.
         local: the networks of the details, for the same phases.
         novel_views: in phases "local" and "hybrid", whether each view of a sample is reconstructed from its next one
             (B.1), or from itself.
         aligner: what E_ADA is taught.
         curriculum: of the poses of samples.
-        adversarial: for phases "local" and "hybrid": the term by which a discriminator takes the pictures for samples
-            of the generator (B.3; the released scripts take photos as real). null leaves it out.
+        adversarial: the term by which a discriminator, which learns beside, takes the full pictures for samples of the
+            generator (B.3; the released scripts take photos as real). null leaves it out; phase "align" has none.
         silent: whether fusions begin by changing nothing, so that training begins at what came before; beyond the
             paper.
         realign: whether the details of heads that a test edits are moved to where the edited heads have them
@@ -189,7 +189,8 @@ class SelftrainStage(PhotoStage):
         self.novel_views, self.aligner, self.curriculum, self.silent = novel_views, aligner, curriculum, silent
         self.realign = realign
         self.adversarial, self.critic = adversarial, cast(Critic | None, None)
-        if adversarial is not None and phase not in ("local", "hybrid"):
+        self._trained_names: set[str] = set()  # of networks of ``local``
+        if adversarial is not None and phase == "align":
             raise UserError(f"phase {phase!r} has no adversarial term: leave --model.adversarial out")
 
     def build_networks(self) -> None:
@@ -282,15 +283,32 @@ class SelftrainStage(PhotoStage):
             raise UserError("samples are neutral: an encoder with expressions learns these with galatea invert")
         # Not channels_last: in bf16 on CPUs, PyTorch's convolutions of single pixels then have arbitrary gradients.
         self.encoder.start(generator.mean_latents)
+        self.build_critic()
 
     def losses_global(self, image: Tensor, camera: Camera, batch: SampleBatch) -> dict[str, Tensor]:
-        """L = L_geo^O + L_geo^F + code_weight L_code + L_rec."""
+        """L = L_geo^O + L_geo^F + code_weight L_code + L_rec, and L_adv where there is a discriminator."""
         ws, _ = self.invert(image)
         terms = self.geometry(self.generator, ws, batch)
         terms["code"] = self.code_error(ws, batch)
-        loss = terms["geometry"] + self.code_weight * terms["code"]
-        terms |= self.recoveries(ws, camera, image, batch)
-        return {**terms, "loss": loss + terms["recovery"]}
+        found = self.generator.synthesis(ws, camera)
+        terms |= self.recoveries(found, image, batch)
+        loss = terms["geometry"] + self.code_weight * terms["code"] + terms["recovery"]
+        return self.judged(terms, loss, found.image, image, camera)
+
+    def judged(
+        self, terms: dict[str, Tensor], loss: Tensor, found: Tensor, truth: Tensor, camera: Camera
+    ) -> dict[str, Tensor]:
+        """The terms and their sum as ``loss``, with L_adv of the pictures where a discriminator is; (B * V,) each."""
+        if self.critic is None:
+            return {**terms, "loss": loss}
+        adversarial = self.critic.term(found, truth, camera)
+        return {**terms, "adversarial": adversarial, "loss": loss + self.critic.options.weight * adversarial}
+
+    def build_critic(self) -> None:
+        """The discriminator of ``adversarial``, where that is asked for and weighs something."""
+        if (term := self.adversarial) is not None and term.weight:
+            self.discriminator = self.take("discriminator", term.path, term.module, Discriminator)
+            self.critic = Critic(self.discriminator, term)
 
     def code_error(self, ws: Latents, batch: SampleBatch) -> Tensor:
         """L_code (B * V,), of the groups that the encoder tells; the true codes are those of w, as often as needed."""
@@ -298,12 +316,11 @@ class SelftrainStage(PhotoStage):
         found, truth = ({name: groups[name] for name in self.told} for groups in (ws.groups, batch["ws"]))
         return latent_error(Latents(found), Latents(truth).repeat_interleave(views))
 
-    def recoveries(self, ws: Latents, camera: Camera, image: Tensor, batch: SampleBatch) -> dict[str, Tensor]:
+    def recoveries(self, found: Rendering, image: Tensor, batch: SampleBatch) -> dict[str, Tensor]:
         """L_rec at both resolutions: its terms, and the weighted sum as ``recovery``; (B * V,) each.
 
         Terms of what was rendered before super-resolution begin with ``thumb_``.
         """
-        found = self.generator.synthesis(ws, camera)
         raw = batch.get("raw")
         if found.raw is None or raw is None:
             terms = self.recover(found.image, image)
@@ -361,22 +378,30 @@ class SelftrainStage(PhotoStage):
         if self.phase == "align" and local.aligner is None:
             raise UserError("phase 'align' trains local.aligner, which is not given")
         self.take_networks("start", path)
-        there = "local" in self.inputs["start"].manifest["modules"]
-        trained = self.take("start", path, "local", LocalNetworks) if there else None
-        if self.phase == "hybrid" and (trained is None or trained.aligner is None):
+        earlier = self._trained(path)
+        if self.phase == "hybrid" and "aligner" not in earlier:
             raise UserError(f"phase 'hybrid' goes on from details with an aligner, which {path} does not hold")
         for name, network in local.named_children():
-            if (earlier := getattr(trained, name, None)) is not None:
+            if name in earlier:
                 try:
-                    network.load_state_dict(earlier.state_dict())
+                    network.load_state_dict(earlier[name].state_dict())
                 except RuntimeError as error:
                     raise UserError(f"local.{name} is not of the sizes of {path}: {one_line(error)[:200]}") from error
             elif self.silent and isinstance(network, TextureFusion | AlignmentFusion):
                 network.silence()
-            network.requires_grad_(name in learning or (name == "aligner" and self.aligner_learns))
-        if (term := self.adversarial) is not None and term.weight and self.phase != "align":
-            self.discriminator = self.take("discriminator", term.path, term.module, Discriminator)
-            self.critic = Critic(self.discriminator, term)
+            learns = name in learning or (name == "aligner" and self.aligner_learns)
+            network.requires_grad_(learns)
+            if learns or name in earlier:
+                self._trained_names.add(name)
+        self.build_critic()
+
+    def _trained(self, path: str) -> dict[str, nn.Module]:
+        """The networks of ``local`` that the result ``start`` has trained; of a foreign one all that there are."""
+        start = self.inputs["start"]
+        if "local" not in start.manifest["modules"]:
+            return {}
+        networks = dict(self.take("start", path, "local", LocalNetworks).named_children())
+        return {name: networks[name] for name in start.extra.get("trained", networks) if name in networks}
 
     def parameter_groups(self, learning: list[nn.Parameter]) -> list[dict[str, Any]]:
         """E_ADA has a rate of its own."""
@@ -411,14 +436,11 @@ class SelftrainStage(PhotoStage):
         found = PixelAlignment(local, source, query).synthesis(self.generator, seen)
         terms = self.recover(found.image, truth)
         loss = terms["reconstruction"]
-        if self.critic is not None:
-            terms["adversarial"] = self.critic.term(found.image, truth, seen)
-            loss = loss + self.critic.options.weight * terms["adversarial"]
         if self.aligner_learns:
             taught = self.lessons(source, query if self.novel_views else None, image, camera, batch)
             loss = loss + taught.pop("loss")
             terms |= taught
-        return {**terms, "loss": loss}
+        return self.judged(terms, loss, found.image, truth, seen)
 
     losses_hybrid = losses_local
 
@@ -549,4 +571,9 @@ class SelftrainStage(PhotoStage):
 
     def export(self) -> Export:
         found = super().export()
-        return found if self._heads else replace(found, extra={**found.extra, "geometry": form_of(self.generator)})
+        if self._heads:
+            return found
+        extra = {**found.extra, "geometry": form_of(self.generator)}
+        if self.local is not None:
+            extra["trained"] = sorted(self._trained_names)
+        return replace(found, extra=extra)

@@ -43,6 +43,17 @@ TOY_E3DGE = [
     for key, value in {"trainer.max_steps": 2, "trainer.limit_val_batches": 0, "data.init_args.batch_size": 1}.items()
     for part in ("--set", f"{step}.{key}={value}")
 ]
+TOY_BASELINES = [
+    part
+    for step in ("one_pass", "sg2", "pti")
+    for key, value in {
+        "model.protocol.init_args.frames": 2, "data.init_args.train_subjects": 1, "data.init_args.val_subjects": 1,
+        "data.init_args.test_subjects": 1, "data.init_args.compiled": "false", "data.init_args.draw_workers": 0,
+        "data.init_args.supersample": 1, **({} if step == "one_pass" else {"model.search.steps": 2}),
+        **({"model.tuning.steps": 2} if step == "pti" else {}),
+    }.items()
+    for part in ("--set", f"{step}.{key}={value}")
+]  # fmt: skip
 PRESENT = ["--model.frames", "4", "--model.mesh_size", "32", "--model.scale", "1", "--model.samples", "1"]
 
 # In the order of the README: later commands use what earlier ones wrote. The value is appended to the command.
@@ -105,8 +116,11 @@ EXTRA = {
     "galatea optimise test --config configs/stages/optimise_test_pti.yaml --out runs/pti_test": [
         *TOY_WORLD, "--model.protocol.init_args.frames", "2", "--model.search.steps", "2", "--model.tuning.steps", "2",
     ],
-    "galatea table runs/sg2_test runs/pti_test runs/hybrid_test": [],
-    "galatea table runs/sg2_test/seconds.csv runs/pti_test/seconds.csv runs/hybrid_test/seconds.csv": [],
+    "galatea run configs/pipelines/e3dge_baselines_test.yaml --out runs/e3dge_baselines_test": TOY_BASELINES,
+    "galatea table runs/e3dge_baselines_test --baseline one_pass": [],
+    "galatea table runs/e3dge_baselines_test/one_pass/seconds.csv runs/e3dge_baselines_test/pti/seconds.csv": [],
+    "galatea selftrain test --config configs/paper/e3dge/selftrain_test.yaml --model.tested.path runs/e3dge"
+    " --data.init_args.path celebahq256.zip --data.init_args.test_path celebahq256.zip --out runs/celebahq_test": None,
     "galatea directions fit --config configs/stages/directions.yaml --out runs/e3dge_directions": [
         "--data.init_args.samples", "200", "--model.calibration.steps", "1",
     ],
@@ -118,7 +132,9 @@ EXTRA = {
         "--data.test_subjects", "1", "--data.compiled", "false", "--data.draw_workers", "0",
         "--model.protocol.init_args.frames", "2",
     ],
-    "galatea run configs/pipelines/e3dge_edits_test.yaml --out runs/e3dge_edits_test": ["--dry_run"],
+    "galatea run configs/pipelines/e3dge_edits_test.yaml --out runs/e3dge_edits_test": [
+        "--aligned_3d", "runs/e3dge_train/local", "--hybrid", "runs/e3dge_train/hybrid", "--dry_run",
+    ],
     "galatea table runs/e3dge_edits_test --baseline hybrid": None,  # after a quarter of an hour
     "galatea run configs/pipelines/e3dge_shape_test.yaml --out runs/e3dge_shape_test": ["--dry_run"],
     "galatea run configs/pipelines/e3dge_details_test.yaml --out runs/e3dge_details_test": ["--dry_run"],

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from datamodules.mannequins.dataset import CacheConfig, MannequinImages, Sample, build_cache

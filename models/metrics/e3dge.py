@@ -20,6 +20,7 @@ from models.camera import Camera, Rig
 from models.checks import check_not_negative, check_positive
 from models.errors import UserError
 from models.features.base import Frozen, move_frozen
+from models.image import resized
 from models.metrics.consistency import carried
 from models.metrics.geometry import shape_errors
 from models.metrics.image import high_frequency, identity_similarity, masked_distance, masked_mean, psnr, ssim
@@ -208,6 +209,7 @@ class E3DGEProtocol(PortraitNetworks):
         scan: whether the scan's distance is measured where a scan is known.
         scan_scale: whether its alignment may scale.
         pictures: frames of the trajectory that are kept to look at.
+        side: size at which pictures are compared; null is the generator's. The paper's is 256, StyleSDF's own 1024.
     """
 
     def __init__(
@@ -222,11 +224,12 @@ class E3DGEProtocol(PortraitNetworks):
         scan: bool = True,
         scan_scale: bool = True,
         pictures: int = 6,
+        side: int | None = None,
     ) -> None:
         super().__init__(perceptual, identity, second_identity)
         self.frames, self.spread, self.chunk, self.per_frame = frames, spread, chunk, per_frame
-        self.scan, self.scan_scale, self.pictures = scan, scan_scale, pictures
-        check_positive(self, "frames", "spread", "chunk", where="protocol.")
+        self.scan, self.scan_scale, self.pictures, self.side = scan, scan_scale, pictures, side
+        check_positive(self, "frames", "spread", "chunk", "side", where="protocol.")
         check_not_negative(self, "pictures", where="protocol.")
 
     @torch.no_grad()
@@ -245,7 +248,7 @@ class E3DGEProtocol(PortraitNetworks):
 
         Args:
             name: of the item; nothing is drawn here, so it changes no value.
-            image: (1, 3, H, W) in [-1, 1]; camera: its own.
+            image: (1, 3, H, W) in [-1, 1], of the size that pictures are compared at; camera: its own.
             rig: of the generator: of its trajectory.
             invert: the method.
             truth: the true head, where it is known.
@@ -258,7 +261,7 @@ class E3DGEProtocol(PortraitNetworks):
         move_frozen(self, image.device)
         head = invert(image, camera)
         found = head(camera)
-        own = picture(found)
+        own = self._picture(found)
         check_sizes(own, image)
         with exactly(image):
             values = {("", metric): float(value) for metric, value in self._compared(own, image).items()}
@@ -273,7 +276,7 @@ class E3DGEProtocol(PortraitNetworks):
         for part in torch.arange(len(views)).split(self.chunk):
             cameras = views[part]
             seen = head(cameras)
-            pictures = picture(seen)
+            pictures = self._picture(seen)
             with exactly(image):
                 scores = self.alike(pictures, image.expand_as(pictures), "_input")
                 if truth is not None and source is not None:
@@ -312,6 +315,11 @@ class E3DGEProtocol(PortraitNetworks):
         points = lifted(scan.keypoints, depth, alpha, camera)
         return scan_distances(scan, vertices, faces, points, self.scan_scale)
 
+    def _picture(self, rendering: Rendering) -> Tensor:
+        """What is measured of a rendering, at the size asked for."""
+        found = picture(rendering)
+        return found if self.side is None else resized(found, self.side)
+
     def _views(self, camera: Camera, rig: Rig) -> tuple[list[int], Camera]:
         """The trajectory without the frame that is the input, and the frames' numbers."""
         views = trajectory(rig, self.frames, self.spread).to(camera.device)
@@ -331,7 +339,7 @@ class E3DGEProtocol(PortraitNetworks):
 
     def _against(self, seen: Rendering, true: ViewTruth, own: Tensor, source: ViewTruth) -> dict[str, Tensor]:
         """Scores (B,) of frames against what they truly show."""
-        found = picture(seen)
+        found = self._picture(seen)
         check_sizes(found, true.image)
         scores = self._compared(found, true.image) | shape_errors(seen, true)
         shown = seen_from(true.camera, true.depth, true.mask, source.camera, source.depth, source.mask)

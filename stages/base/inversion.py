@@ -304,7 +304,8 @@ class InversionStage(Stage):
     @torch.no_grad()
     def test_step(self, batch: PortraitBatch, batch_idx: int) -> None:
         image, camera = self.pictures(some_views(batch, slice(1)))
-        image = resized(image, self.generator.resolution)
+        side = self.protocol.side if isinstance(self.protocol, E3DGEProtocol) else None
+        image = resized(image, side or self.generator.resolution)
         for row, item in enumerate(items_of(batch)):
             own = image[row : row + 1]
             if camera is None:

@@ -25,6 +25,7 @@ from models.heads.subjects import Details, invert
 from models.image import write_image
 from models.names import item_id
 from models.rendering.sheets import normal_colours, pose_overlay, sheet
+from stages.base.foreign import warn_of_embedded
 from stages.base.inversion import InversionStage, items_of
 from stages.base.ranks import collect
 
@@ -70,8 +71,11 @@ class PhotoStage(InversionStage):
     def on_predict_start(self) -> None:
         super().on_predict_start()
         data = self.trainer.datamodule  # type: ignore[attr-defined]
-        for item in data.items if isinstance(data, ItemsDataModule) else ():
+        items: Sequence[Artwork] = data.items if isinstance(data, ItemsDataModule) else ()
+        for item in items:
             check_camera(item, self.generator.rig)  # before anything is computed
+        if any(item.label is None and (item.angles is None or item.estimated) for item in items):
+            warn_of_embedded(self.generator, self.pose)
 
     @torch.no_grad()
     def predict_step(self, batch: PortraitBatch | Sequence[Artwork], batch_idx: int) -> None:

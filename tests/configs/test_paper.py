@@ -207,6 +207,13 @@ E3DGE_ADVERSARIAL = {
     "model.adversarial.r1_weight": (10 / 2, "B.3: 10, halved as in Mescheder et al."),
 }
 PER_GPU = 24 // GPUS, 16 // GPUS  # Sec. 5; B.1 and E3DGE's scripts
+E3DGE_TEST = {
+    "model.protocol.init_args.frames": (250, "B.2"),
+    "model.protocol.init_args.side": (256, "Sec. 5"),
+    "model.protocol.init_args.perceptual.init_args.net": ("alex", "E3DGE's code"),
+    "data.init_args.size": (256, "Sec. 5"),
+    "data.init_args.mirror": (False, "each picture once"),
+}
 E3DGE_OPTIMISE = {
     "model.search.space": ("w", "C: the W space"),
     "model.search.start": ("mean", "StyleGAN2's projector"),
@@ -218,11 +225,10 @@ E3DGE_OPTIMISE = {
     "model.search.restarts": (1, "StyleGAN2's projector"),
     "model.search.refine": (0.0, "C: W alone"),
     "model.perceptual.init_args.net": ("alex", "E3DGE's and PTI's code"),
-    "model.protocol.init_args.frames": (250, "B.2"),
-    "data.init_args.size": (256, "Sec. 5"),
-    "data.init_args.mirror": (False, "each picture once"),
+    **E3DGE_TEST,
 }
 TABLE |= {
+    "e3dge/selftrain_test": E3DGE_TEST,
     "e3dge/directions": {
         "data.init_args.samples": (10_000, "B.2"),
         "data.class_path": ("datamodules.latents.LatentDataModule", "codes are drawn"),
@@ -341,6 +347,8 @@ IGNORED_BY_TEST = {  # which takes the networks from what is tested
     "prior", "encoder", "trunk", "inverter", "detail", "train", "freeze", "joint", "rendered", "regularisation",
     "marks", "pose", "schedule", "delta_weight", "pull_weight", "delta_from", "delta_every", "code_weight",
     "expression_weight", "locality_weight", "locality_samples", "locality_distance",
+    "phase", "start", "local", "geometry", "full_weight", "thumb_weight", "loss_side", "novel_views", "aligner",
+    "curriculum", "adversarial", "silent", "reconstruction", "landmarks",
 }  # fmt: skip
 NESTED = {"predictor": ManifoldPredictor, "triplane": TriPlaneField, "rig": Rig}  # arguments that are mappings
 
@@ -348,7 +356,8 @@ NESTED = {"predictor": ManifoldPredictor, "triplane": TriPlaneField, "rig": Rig}
 def case(name: str) -> tuple[str, str, list[str]]:
     """Stage, command and options of a paper's configuration."""
     stage = name.rpartition("/")[2].partition("_")[0]  # selftrain_local.yaml is of a phase
-    stage, command = ("tune", "test") if stage == "test" else (stage, "test" if stage == "optimise" else "fit")
+    tests = stage == "optimise" or name.endswith("_test")
+    stage, command = ("tune", "test") if stage == "test" else (stage, "test" if tests else "fit")
     return stage, command, [f"--config={PAPER / name}.yaml"]
 
 

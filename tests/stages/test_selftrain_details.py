@@ -46,9 +46,9 @@ def stage(work, phase="local", alignment="3d", start="earlier", **options):
     return SelftrainStage(phase=phase, start=ArtifactRef(str(work / start)), local=local, **given)
 
 
-def samples(work, views=2, **options):
+def samples(work, views=2, path=None, **options):
     return SampleDataModule(
-        str(work / "balls"), **{"views": views, "points": PointRecipe(1), "train_samples": 8, "val_samples": 2,
+        str(path or work / "balls"), **{"views": views, "points": PointRecipe(1), "train_samples": 8, "val_samples": 2,
                                 "test_samples": 2, "batch_size": 2, **options}
     )  # fmt: skip
 
@@ -127,6 +127,36 @@ def test_the_aligner_has_a_rate_of_its_own(work, phase, alignment, rate, learns)
 def test_without_a_lesson_an_aligner_of_3d_details_stays(work):
     module = built(work, aligner=AlignerTraining(residual=0.0))
     assert not module.aligner_learns and not module.local.aligner.training
+
+
+def test_what_was_not_trained_is_not_handed_on(work, tmp_path):
+    """Phase "align" trains one network: the others are the next fit's own, of its seed and in its sizes."""
+    earlier = artifact.load(work / "earlier")
+    codes = {name: earlier.module(name) for name in ("generator", "encoder")}
+    artifact.save(tmp_path / "codes", stage="selftrain", modules=codes)
+    module = stage(work, "align", aligner=AlignerTraining(0.1), start=tmp_path / "codes")
+    tiny.fit(module, samples(work, path=tmp_path / "codes"), tmp_path, max_epochs=-1, max_steps=1, limit_val_batches=0)
+    found = artifact.load(tmp_path)
+    assert found.extra["trained"] == ["aligner"]
+    held, made = found.module("local"), []
+    for seed in (1, 2):
+        module = stage(work, "local", "3d", start=tmp_path)
+        torch.manual_seed(seed)
+        module.local = toy.instance(toy.networks("3d"))
+        module.build_model()
+        made.append(module.local)
+        for name, own in module.local.aligner.state_dict().items():
+            torch.testing.assert_close(own, held.aligner.state_dict()[name].to(own.dtype))
+    weights = [local.local_encoder.state_dict() for local in (*made, held)]
+    first = next(name for name, value in weights[0].items() if value.is_floating_point() and value.dim() > 1)
+    assert not torch.equal(weights[0][first], weights[1][first])
+    assert not torch.equal(weights[0][first], weights[2][first].float())
+    described = toy.networks("3d")
+    described["init_args"]["texture_fusion"]["init_args"]["frequencies"] = None
+    module = stage(work, "local", "3d", start=tmp_path)
+    module.local = toy.instance(described)
+    module.build_model()
+    assert module._trained_names == {"local_encoder", "texture_fusion", "aligner"}
 
 
 def test_training_goes_on_from_the_earlier_phase(work, tmp_path):
@@ -384,6 +414,30 @@ def test_the_adversarial_term(work, judge):
     assert module.critic.learn(5) == {}, "pictures are judged once"
     module.losses(image, camera, batch)
     assert "r1" not in module.critic.learn(5)
+
+
+def test_the_adversarial_term_of_codes(work, judge):
+    """Also in phase "global" (B.3, Eq. 8)."""
+    term = AdversarialTerm(str(judge), weight=0.4)
+    networks = {"perceptual": tiny.network("perceptual"), "identity": tiny.network("identity")}
+    plain, module = (
+        SelftrainStage(toy.inversions.ref(work / "balls"), toy.GlobalEncoder(**toy.GLOBAL), adversarial=a, **networks)
+        for a in (None, term)
+    )
+    for made in (plain, module):
+        made.build_model()
+    module.encoder.load_state_dict(plain.encoder.state_dict())
+    batch = batch_of(work)
+    image, camera = module.pictures(batch)
+    ws, _ = module.invert(image)
+    found = module.generator.synthesis(ws, camera).image
+    terms = module.losses(image, camera, batch)
+    expected = torch.nn.functional.softplus(-artifact.load(judge).module("discriminator")(found).logits)[:, 0]
+    torch.testing.assert_close(terms["adversarial"], expected, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(terms["loss"], plain.losses(image, camera, batch)["loss"] + 0.4 * expected)
+    terms["loss"].mean().backward()
+    assert all(p.grad is None for p in module.discriminator.parameters())
+    assert "discriminator" in module.critic.learn(0)
 
 
 def test_the_discriminator_is_handed_on(work, judge, tmp_path):

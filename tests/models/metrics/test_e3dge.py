@@ -9,6 +9,7 @@ import torch
 from models.camera import Camera
 from models.errors import UserError
 from models.features.embedded import EmbeddedIdentity, EmbeddedLPIPS
+from models.image import resized
 from models.metrics.e3dge import (
     E3DGEProtocol,
     mae,
@@ -173,6 +174,26 @@ def test_pictures_without_truth(protocol):
     assert not metrics & {"mae_nv", "depth_mae", "psnr_carried", "scan_median"}
     assert 0 < found["id_input_nv@far"] < 1
     assert found.pictures["trajectory"].shape == (3, 32, 6 * 32)
+
+
+def test_pictures_of_a_large_generator_are_compared_at_the_papers_size(networks):
+    """Heads of 64 px measured at 32: as the picture, so the frames."""
+    camera = RIG.camera(0.1)
+    measure = E3DGEProtocol(*networks, frames=4, side=32)
+    image = look(camera).image
+    seen: list[Camera] = []
+
+    def large(image, camera):
+        return lambda views: seen.append(views) or rendering(look(views, 64))
+
+    found = measure("a", image, camera, RIG, large, look)
+    own = resized(look(camera, 64).image, 32)
+    assert found["mae"] == pytest.approx(float((own - image).abs().mean()) / 2, rel=1e-5)
+    frames = torch.cat([views.cam2world for views in seen[1:3]])
+    views = Camera(frames, seen[1].intrinsics[:1].expand(len(frames), -1, -1))
+    error = (resized(look(views, 64).image, 32) - look(views).image).abs().mean((1, 2, 3)) / 2
+    assert found["mae_nv"] == pytest.approx(float(error.mean()), rel=1e-4)
+    assert found.pictures["source"].shape == (3, 32, 64)
 
 
 def test_the_input_is_no_frame_of_its_own(networks):
