@@ -141,7 +141,7 @@ EXTRA = {
     "galatea run configs/pipelines/e3dge_ablations_test.yaml --out runs/e3dge_ablations_test": ["--dry_run"],
     "galatea table runs/e3dge_shape_test --baseline psp": None,  # after an hour and more
     "galatea table runs/e3dge_details_test runs/e3dge_ablations_test --baseline aligned_3d": None,  # the same
-    "galatea zoo import ffhq1024x1024.pt --out runs/stylesdf": None,  # as other official files
+    "galatea zoo import ffhq1024x1024.pt --set samples=16 --out runs/stylesdf": None,  # as other official files
     "galatea run configs/pipelines/paper_e3dge.yaml --model runs/stylesdf --out runs/paper_e3dge": None,  # two days
     # tests/stages/test_graminverter.py trains a few steps of the paper's settings on a few portraits.
     "galatea prior fit --config configs/paper/graminverter/prior.yaml --data.path ffhq256.zip"
