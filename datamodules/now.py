@@ -1,5 +1,5 @@
 """The NoW benchmark on disk (Sanyal et al. 2019), and reconstructions laid out for it: what :mod:`models.metrics.now`
-measures.
+measures, and what stages do that invert its pictures themselves.
 
 The data set is a folder with::
 
@@ -26,11 +26,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from datamodules.portraits import PortraitDataModule
 from models.errors import UserError, one_line, shown
 from models.files import os_errors, read_bytes
 from models.metrics.now import NoWPicture, Pair, Reconstruction
 from models.metrics.scan import KEYPOINTS, Scan
-from models.names import is_plain
+from models.names import is_plain, item_id
 
 IMAGES = "imagepathsvalidation.txt"
 _MOST_BYTES = 1 << 30  # of a scan, which takes some ten million
@@ -38,6 +39,37 @@ _MOST_LIST_BYTES = 1 << 24
 _MOST_INDEX = 1 << 31  # of a vertex
 _POINT = re.compile(r"<point\b([^>]*)>")  # of MeshLab's picked points
 _PLACE = re.compile(r"""\b([xyz])\s*=\s*["']([^"']*)["']""")
+
+
+class NoWDataModule(PortraitDataModule):
+    """NoW's pictures, framed for a generator, with their subjects' scans, which test measures reconstructions by.
+
+    Args:
+        scans: folder of the data set, see above.
+        images: the list of pictures in it.
+        options: of :class:`PortraitDataModule`; the pictures of its test split are those of ``galatea align``, whose
+            names are ids of SUBJECT/CHALLENGE/NAME.jpg, or files that end so.
+    """
+
+    def __init__(self, scans: str, images: str = IMAGES, **options: Any) -> None:
+        super().__init__(**options)
+        self.scans = NoWScans(scans, images)
+        listed = self.scans.pictures
+        self._subjects = {p.item: p.subject for p in listed} | {item_id(f"{p.item}.jpg"): p.subject for p in listed}
+
+    def scan_truth(self, sample: dict[str, Any]) -> Scan:
+        """The scan of who is shown, millimetres.
+
+        Raises:
+            UserError: when the picture is none of the data set, or its scan cannot be read.
+        """
+        path = PurePosixPath(sample["name"])
+        for name in ("/".join(path.with_suffix("").parts[-3:]), path.stem):
+            if name in self._subjects:
+                return self.scans.scan(self._subjects[name])
+        raise UserError(
+            f"{sample['name']} is no picture of {self.scans.path}: its list names SUBJECT/CHALLENGE/PICTURE"
+        )
 
 
 class NoWScans:

@@ -12,6 +12,7 @@ import logging
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ from torch import Tensor
 from models.camera import Camera, Rig
 from models.checks import check_not_negative, check_positive
 from models.errors import UserError
-from models.features.base import Frozen, move_frozen
+from models.features.base import FacePoints, Frozen, move_frozen
 from models.image import resized
 from models.metrics.consistency import carried
 from models.metrics.geometry import shape_errors
@@ -27,7 +28,16 @@ from models.metrics.image import high_frequency, identity_similarity, masked_dis
 from models.metrics.inversion import NEAR, Invert, Renderer, Truth
 from models.metrics.portrait import ViewTruth
 from models.metrics.records import Record
-from models.metrics.scan import Scan, Unmeasurable, depth_surface, lifted, pooled, scan_distances, scan_scores
+from models.metrics.scan import (
+    Scan,
+    Unmeasurable,
+    depth_surface,
+    lifted,
+    lifted_at,
+    pooled,
+    scan_distances,
+    scan_scores,
+)
 from models.rendering.output import Rendering
 from models.rendering.visibility import seen_from
 
@@ -36,6 +46,7 @@ log = logging.getLogger(__name__)
 PROTOCOL, VERSION = "e3dge", "1"
 FRAMES = 250  # of a trajectory, in the paper
 SPREAD = 1.5  # standard deviations of the poses that it goes to each side
+_SEVEN = (33, 133, 362, 263, 2, 61, 291)  # of MediaPipe's points, in the order of models.metrics.scan.KEYPOINTS
 _FEW = 8  # pixels: fewer say nothing
 
 
@@ -207,6 +218,8 @@ class E3DGEProtocol(PortraitNetworks):
         chunk: frames that are rendered at once.
         per_frame: whether every frame has its own rows, by their names ("frame=017"), instead of their means.
         scan: whether the scan's distance is measured where a scan is known.
+        keypoints: finds a reconstruction's keypoints in its frontal view, as the paper (:class:`FacePoints`); null
+            takes the places of the scan's own, which must be where the generator has its heads.
         scan_scale: whether its alignment may scale.
         pictures: frames of the trajectory that are kept to look at.
         side: size at which pictures are compared; null is the generator's. The paper's is 256, StyleSDF's own 1024.
@@ -225,8 +238,10 @@ class E3DGEProtocol(PortraitNetworks):
         scan_scale: bool = True,
         pictures: int = 6,
         side: int | None = None,
+        keypoints: torch.nn.Module | None = None,
     ) -> None:
         super().__init__(perceptual, identity, second_identity)
+        self.keypoints = None if keypoints is None else Frozen(keypoints)
         self.frames, self.spread, self.chunk, self.per_frame = frames, spread, chunk, per_frame
         self.scan, self.scan_scale, self.pictures, self.side = scan, scan_scale, pictures, side
         check_positive(self, "frames", "spread", "chunk", "side", where="protocol.")
@@ -301,18 +316,24 @@ class E3DGEProtocol(PortraitNetworks):
     def scan_distances(self, scan: Scan, head: Renderer, rig: Rig, device: torch.device) -> Tensor:
         """Distances (M,) of the scan to the surface of the canonical frontal view's depth map (supplement B.2).
 
-        The reconstruction's keypoints are the points of its surface where the frontal view has the true ones, in place
-        of a detector's: what is measured is how far the surface is from being right there.
+        The reconstruction's keypoints are the points of its surface where a detector sees them, or where the frontal
+        view has the true ones: then what is measured is how far the surface is from being right there.
 
         Raises:
-            Unmeasurable: when the frontal view shows no surface.
+            Unmeasurable: when the frontal view shows no surface, or no face to the detector.
         """
         camera = rig.camera(rig.yaw_mean, rig.pitch_mean, device)
         front = head(camera)
         assert front.depth is not None and front.alpha is not None
         depth, alpha, camera = front.depth.float().cpu(), front.alpha.float().cpu(), camera.to("cpu")
         vertices, faces = depth_surface(depth, alpha, camera)
-        points = lifted(scan.keypoints, depth, alpha, camera)
+        if self.keypoints is None:
+            points = lifted(scan.keypoints, depth, alpha, camera)
+        else:
+            face = cast(FacePoints, self.keypoints.module).find(picture(front))
+            if face is None:
+                raise Unmeasurable("no face is found in its frontal view")
+            points = lifted_at(face[list(_SEVEN), :2].cpu(), depth, alpha, camera)
         return scan_distances(scan, vertices, faces, points, self.scan_scale)
 
     def _picture(self, rendering: Rendering) -> Tensor:

@@ -369,6 +369,15 @@ def depth_surface(depth: Tensor, alpha: Tensor, camera: Camera, steepest: float 
 def lifted(keypoints: Tensor, depth: Tensor, alpha: Tensor, camera: Camera) -> Tensor:
     """The points (K, 3) of a depth map that it shows where the camera sees points (K, 3): same place, its own depth.
 
+    Raises:
+        Unmeasurable: when the map shows nothing at all.
+    """
+    return lifted_at(camera.project(keypoints.to(camera.cam2world)[None])[0][0], depth, alpha, camera)
+
+
+def lifted_at(places: Tensor, depth: Tensor, alpha: Tensor, camera: Camera) -> Tensor:
+    """The points (K, 3) of a depth map at places (K, 2) of its picture, in units of the side.
+
     Depth is bilinear over the covered neighbours; a place without any takes the nearest covered pixel's.
 
     Raises:
@@ -379,7 +388,7 @@ def lifted(keypoints: Tensor, depth: Tensor, alpha: Tensor, camera: Camera) -> T
     covered = solid[0, 0].nonzero().double() + 0.5
     if not len(covered):
         raise Unmeasurable("a reconstruction whose depth map shows nothing has no surface")
-    uv, _ = camera.project(keypoints.to(camera.cam2world)[None])
+    uv = places.to(camera.cam2world)[None]
     maps = torch.cat([torch.where(solid, depth, 0.0), solid], 1).double()
     grid = (2 * uv - 1)[:, :, None].double()
     found = torch.nn.functional.grid_sample(maps, grid, align_corners=False)[0, :, :, 0]

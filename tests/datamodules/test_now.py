@@ -5,11 +5,13 @@ import pytest
 import torch
 import trimesh
 
-from datamodules.now import NoWScans, pairs, read_keypoints, read_obj, read_picked_points, read_ply
+from datamodules.now import NoWDataModule, NoWScans, pairs, read_keypoints, read_obj, read_picked_points, read_ply
+from datamodules.truth import KnowsScan
 from models.errors import UserError
 from models.metrics.now import measure, records
 from models.metrics.records import read_records, write_records
 from models.metrics.scan import Scan, scan_distances, scan_scores
+from models.names import item_id
 
 CORNERS = [[-0.47, 0.06], [-0.11, 0.06], [0.11, 0.06], [0.47, 0.06], [0.0, -0.3], [-0.22, -0.5], [0.22, -0.5]]
 KEYPOINTS = 80 * np.array([[x, y, (1 - x * x - y * y) ** 0.5] for x, y in CORNERS])
@@ -84,6 +86,20 @@ def test_a_data_set_is_measured(now):
     assert {row.subject for row in rows} == {"S1", ""}
     assert read_records(write_records(now / "metrics.csv", rows)) == rows
     assert scan_scores(egg)["scan_mean"] > 0.05
+
+
+def test_pictures_with_scans(now, tmp_path):
+    """Under the names that ``galatea align`` gives them, and in folders of their own."""
+    given = {"scans": str(now / "data"), "path": str(tmp_path)}
+    data = NoWDataModule(**given)
+    assert isinstance(data, KnowsScan)
+    for name in ("aligned/S1/selfie/IMG.2.png", f"{item_id('S1/selfie/IMG.2.jpg')}.png"):
+        scan = data.scan_truth({"name": name})
+        torch.testing.assert_close(scan.keypoints, torch.tensor(KEYPOINTS), atol=1e-4, rtol=0)
+    with pytest.raises(UserError, match=r"IMG_9\.png is no SUBJECT/CHALLENGE/PICTURE"):
+        data.scan_truth({"name": "S1/selfie/IMG_9.png"})
+    with pytest.raises(UserError, match="there is no such folder"):
+        NoWDataModule(**{**given, "scans": str(now / "nothing")})
 
 
 def test_wavefront_files(tmp_path):

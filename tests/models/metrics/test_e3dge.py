@@ -304,6 +304,38 @@ def test_a_head_without_a_surface_is_missing(networks, kind):
             protocol("a", look(camera).image, camera, RIG, lambda image, camera: head, scan=broken)
 
 
+def test_keypoints_that_a_detector_sees(networks):
+    """A scan elsewhere, in other units: the detector's points tell where it belongs. Without a face it is missing."""
+    camera, front = RIG.camera(0.1), RIG.camera(0.0)
+    seven = torch.tensor(
+        [[-0.47, 0.06], [-0.11, 0.06], [0.11, 0.06], [0.47, 0.06], [0, -0.3], [-0.22, -0.5], [0.22, -0.5]]
+    )
+    seven = torch.cat([seven, (1 - seven.square().sum(1, keepdim=True)).sqrt()], 1)
+    view = look(front, 64)
+    origins, directions = front.rays(64)
+    points = (origins + view.depth.flatten(2).mT * directions)[0][view.mask.flatten() > 0.5]
+    turn = torch.tensor([[0.0, 0, 1], [1, 0, 0], [0, 1, 0]])
+
+    class Detector(torch.nn.Module):
+        def __init__(self, sees=True):
+            super().__init__()
+            self.sees = sees
+
+        def find(self, image):
+            assert image.shape == (1, 3, 32, 32)
+            face = torch.rand(468, 3, generator=torch.Generator().manual_seed(0))
+            face[[33, 133, 362, 263, 2, 61, 291], :2] = front.project(seven[None])[0][0]
+            return face if self.sees else None
+
+    scan = Scan(100 * points @ turn.T + 7, 100 * seven @ turn.T + 7)
+    measured = {}
+    for sees in (True, False):
+        measure = E3DGEProtocol(*networks, frames=2, keypoints=Detector(sees))
+        measured[sees] = measure("a", look(camera).image, camera, RIG, perfect, scan=scan)
+    assert measured[True]["scan_median"] < 1 and measured[True].distances is not None
+    assert math.isnan(measured[False]["scan_median"]) and measured[False].distances is None
+
+
 def test_half_precision_does_not_reach_the_scores(protocol):
     camera = RIG.camera(0.1)
     image = look(camera).image
