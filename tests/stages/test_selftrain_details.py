@@ -370,6 +370,23 @@ def test_a_killed_run_continues_exactly(work, judge, tmp_path, phase, judged):
     assert artifact.load(tmp_path / "killed").id == artifact.load(tmp_path / "whole").id
 
 
+def test_details_of_opacities(work, tmp_path):
+    """Of a generator whose field is no distance: on its expected depth."""
+    toy.manifolds(work)
+    words = toy.line(work, "manifold", start=None)
+    toy.run(words, tmp_path / "codes", "--trainer.max_steps=1", "--trainer.limit_val_batches=0")
+    local = toy.networks("3d", aligner=False)
+    local["init_args"]["texture_fusion"]["init_args"]["width"] = 4
+    start = {"path": str(tmp_path / "codes")}
+    words = toy.line(work, "manifold", start=start, prior=None, encoder=None, phase="local", local=local,
+                     aligner={"residual": 0.0})  # fmt: skip
+    toy.run(words, tmp_path / "local", "--data.init_args.views=2", "--data.init_args.points.count=1")
+    found = artifact.load(tmp_path / "local")
+    assert found.extra["geometry"] == "occupancy" and found.extra["trained"] == ["local_encoder", "texture_fusion"]
+    fusion = found.module("local").texture_fusion
+    assert any(parameter.any() for parameter in fusion.parameters()) and "val/psnr_nv" in found.metrics
+
+
 # -- the adversarial term ----------------------------------------------------------------------------------------------
 
 
