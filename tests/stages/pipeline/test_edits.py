@@ -8,6 +8,7 @@ import torch
 
 from models import artifact
 from models.errors import UserError
+from models.files import ROOT
 from models.heads.directions import Directions, fingerprint
 from models.heads.pixel_aligned import PixelAlignedGenerator
 from models.heads.subjects import Subjects
@@ -76,7 +77,7 @@ def test_a_photo_is_edited(work, tmp_path):
     [
         (["--edit", "smile", "--directions=D"], "argument --edit: 'smile' is not NAME=NUMBER, as in smile=1.0"),
         (["--edit", "smile=much", "--directions=D"], "argument --edit: 'much' is no number: write smile=1.0"),
-        (["--edit", "smile=1"], "--edit needs --directions, an artifact of the stage directions that has smile"),
+        (["--edit", "smile=1"], "the directions of assets/sdf_directions are of the generator [0-9a-f]{12}, the heads"),
         (["--directions=D"], "--directions is what heads are edited along: give --edit NAME=1.0"),
         (["--edit", "joy=1", "--directions=D"], "there is no direction 'joy', there are: smile, glasses"),
         (["--edit", "smile=1", "--directions=none"], "--directions none: there is no such file or folder"),
@@ -93,3 +94,11 @@ def test_mistakes_cost_no_computation(work, tmp_path, monkeypatch, words, messag
     with pytest.raises(UserError, match=message) as caught:
         orchestrator.main([*line(work, *words), f"--out={tmp_path / 'out'}"])
     assert "\n" not in str(caught.value) and not (tmp_path / "out").exists()
+
+
+def test_a_pipeline_without_directions_of_its_own_asks_for_them(work, tmp_path):
+    text = (ROOT / PIPELINE).read_text().replace("default: assets/sdf_directions", "default: null")
+    (tmp_path / "own.yaml").write_text(text)
+    words = [str(tmp_path / "own.yaml"), *line(work, "--edit", "smile=1")[1:], f"--out={tmp_path / 'out'}"]
+    with pytest.raises(UserError, match="--edit needs --directions, an artifact of the stage directions that has smile"):
+        orchestrator.main(words)
