@@ -114,7 +114,7 @@ class SelftrainStage(PhotoStage):
 
     - "global": E0, by L = L_geo + code_weight L_code + L_rec (Sec. 4.1), and L_adv with ``adversarial`` (B.3, Eq. 8).
     - "align": E_ADA alone, by ``aligner``: in place of HFGI's weights, which the paper starts from.
-    - "local": E1 and the fusion of its details with the field (Sec. 4.2), by L_rec of the full picture (B.3), and E_ADA
+    - "local": E1 and the fusion of its details with the field (Sec. 4.2), by L_rec (B.3), and E_ADA
       where there is one; details are aligned as ``local.alignment`` says, in 3D or 2D. E0 is frozen. With
       ``adversarial`` there is also L_adv (B.3, Eq. 5-7).
     - "hybrid": as "local" with both alignments, whose fusion is learnt too; E_ADA is frozen by default (Sec. 4.3).
@@ -132,8 +132,9 @@ class SelftrainStage(PhotoStage):
         geometry: L_geo.
         code_weight: of L_code, the mean squared error of all codes that the encoder tells (Eq. 8 of B.3 omits it,
             Sec. 4.1 and Table 4 have it).
-        full_weight, thumb_weight: of L_rec of the pictures, and of what was rendered before super-resolution (B.3 has
-            both, the released code the second only). Of a generator with one resolution this counts once.
+        full_weight, thumb_weight: of L_rec of the pictures, and of what was rendered before super-resolution. In phase
+            "global" B.3 has both, the released code the second only; in those with details it is the other way round:
+            B.3 has the first only. Of a generator with one resolution this counts once.
         loss_side: of the pictures that L_rec compares, at most; null takes the generator's own.
         start: for the phases after "global": artifact of an earlier one. Networks of ``local`` that have been trained
             there go on from it; the others are those of this fit, and of its seed.
@@ -260,11 +261,15 @@ class SelftrainStage(PhotoStage):
         self.curriculum.apply(self.trainer.datamodule, self.global_step)  # type: ignore[attr-defined]
 
     @staticmethod
-    def others(image: Tensor, camera: Camera, batch: PortraitBatch) -> tuple[Tensor, Camera]:
-        """For each of B * V pictures the next view of the same head, the first one for the last, and its camera."""
-        views = batch["image"].shape[1]
-        order = torch.arange(len(image)).unflatten(0, (-1, views)).roll(-1, 1).flatten()
-        return image[order.to(image.device)], camera[order.to(image.device)]
+    def next_views(batch: PortraitBatch) -> Tensor:
+        """For each of B * V pictures the number of the next view of the same head, of the first one for the last."""
+        rows, views = batch["image"].shape[:2]
+        return torch.arange(rows * views, device=batch["image"].device).unflatten(0, (-1, views)).roll(-1, 1).flatten()
+
+    def others(self, image: Tensor, camera: Camera, batch: PortraitBatch) -> tuple[Tensor, Camera]:
+        """For each of B * V pictures the next view of the same head, and its camera."""
+        order = self.next_views(batch)
+        return image[order], camera[order]
 
     # -- phase "global" -----------------------------------------------------------------------------------------------
 
@@ -291,7 +296,7 @@ class SelftrainStage(PhotoStage):
         terms = self.geometry(self.generator, ws, batch)
         terms["code"] = self.code_error(ws, batch)
         found = self.generator.synthesis(ws, camera)
-        terms |= self.recoveries(found, image, batch)
+        terms |= self.recoveries(found, image, batch.get("raw"))
         loss = terms["geometry"] + self.code_weight * terms["code"] + terms["recovery"]
         return self.judged(terms, loss, found.image, image, camera)
 
@@ -316,12 +321,14 @@ class SelftrainStage(PhotoStage):
         found, truth = ({name: groups[name] for name in self.told} for groups in (ws.groups, batch["ws"]))
         return latent_error(Latents(found), Latents(truth).repeat_interleave(views))
 
-    def recoveries(self, found: Rendering, image: Tensor, batch: SampleBatch) -> dict[str, Tensor]:
+    def recoveries(self, found: Rendering, image: Tensor, raw: Tensor | None) -> dict[str, Tensor]:
         """L_rec at both resolutions: its terms, and the weighted sum as ``recovery``; (B * V,) each.
 
         Terms of what was rendered before super-resolution begin with ``thumb_``.
+
+        Args:
+            image: (B * V, 3, H, W) and raw: (B, V, 3, h, w), what there should be.
         """
-        raw = batch.get("raw")
         if found.raw is None or raw is None:
             terms = self.recover(found.image, image)
             return {**terms, "recovery": max(self.full_weight, self.thumb_weight) * terms["reconstruction"]}
@@ -434,8 +441,11 @@ class SelftrainStage(PhotoStage):
         source = self.read(image, camera)
         query = None if local.alignment == "3d" else local.query(self.generator, source, seen)
         found = PixelAlignment(local, source, query).synthesis(self.generator, seen)
-        terms = self.recover(found.image, truth)
-        loss = terms["reconstruction"]
+        raw = batch.get("raw")
+        if raw is not None and self.novel_views:
+            raw = raw.flatten(0, 1)[self.next_views(batch)].view_as(raw)
+        terms = self.recoveries(found, truth, raw)
+        loss = terms["recovery"]
         if self.aligner_learns:
             taught = self.lessons(source, query if self.novel_views else None, image, camera, batch)
             loss = loss + taught.pop("loss")

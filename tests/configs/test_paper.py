@@ -199,6 +199,7 @@ E3DGE_DETAILS = {
     "model.local.init_args.local_encoder.init_args.features": (256, "B.1"),
     "model.local.init_args.texture_fusion.init_args.frequencies": (7, "E3DGE's code"),
     "model.silent": (False, "E3DGE's code"),
+    "model.thumb_weight": (0.0, "B.3"),
     "data.init_args.views": (2, "B.1"),
 }
 E3DGE_ADVERSARIAL = {
@@ -305,6 +306,7 @@ TABLE |= {
     "e3dge/selftrain_released_local": {
         **E3DGE_DETAILS,
         "model.phase": ("local", "E3DGE's scripts: 2.1"),
+        "model.thumb_weight": (1.0, "E3DGE's scripts"),
         "model.local.init_args.alignment": ("2d", "E3DGE's scripts"),
         "model.novel_views": (True, "E3DGE's scripts"),
         "model.aligner.residual": (1.0, "E3DGE's scripts"),
@@ -316,6 +318,7 @@ TABLE |= {
         **E3DGE_DETAILS,
         **E3DGE_ADVERSARIAL,
         "model.phase": ("hybrid", "E3DGE's scripts: 2.2"),
+        "model.thumb_weight": (1.0, "E3DGE's scripts"),
         "model.local.init_args.alignment": ("hybrid", "E3DGE's scripts"),
         "model.aligner.rate": (0.0, "E3DGE's scripts: frozen"),
         "model.curriculum.kind": ("none", "E3DGE's scripts"),

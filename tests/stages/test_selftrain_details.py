@@ -42,7 +42,7 @@ def stage(work, phase="local", alignment="3d", start="earlier", **options):
     torch.manual_seed(0)
     local = toy.instance(toy.networks(alignment))
     networks = {"perceptual": tiny.network("perceptual"), "identity": tiny.network("identity")}
-    given = {"schedule": RateSchedule(5e-3, 5e-3), **networks, **options}
+    given = {"schedule": RateSchedule(5e-3, 5e-3), "thumb_weight": 0.0, **networks, **options}
     return SelftrainStage(phase=phase, start=ArtifactRef(str(work / start)), local=local, **given)
 
 
@@ -237,6 +237,23 @@ def test_silent_details_are_the_coarse_picture(work, alignment, silent):
     found = module.reconstruct(image, camera)(camera).image
     close = (found - coarse).abs().max() < 1e-5
     assert bool(close) is silent
+
+
+@torch.no_grad()
+def test_the_released_loss_sees_the_small_picture_too(work):
+    """Of the other view, before super-resolution."""
+    plain, module = (
+        wake(built(work, aligner=AlignerTraining(0.0), thumb_weight=weight)).eval() for weight in (0.0, 0.5)
+    )
+    batch = batch_of(work)
+    image, camera = module.pictures(batch)
+    order = torch.tensor([1, 0, 3, 2])
+    found = module.reconstruct(image, camera)(camera[order]).raw
+    small = module.recover(found, batch["raw"].flatten(0, 1)[order])["reconstruction"]
+    terms, without = (each.losses(image, camera, batch) for each in (module, plain))
+    assert small.min() > 1e-3 and "thumb_pixel" not in without
+    torch.testing.assert_close(terms["thumb_reconstruction"], small, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(terms["loss"], without["loss"] + 0.5 * small, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("views", [2, 3])

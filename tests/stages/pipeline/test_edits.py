@@ -100,5 +100,7 @@ def test_a_pipeline_without_directions_of_its_own_asks_for_them(work, tmp_path):
     text = (ROOT / PIPELINE).read_text().replace("default: assets/sdf_directions", "default: null")
     (tmp_path / "own.yaml").write_text(text)
     words = [str(tmp_path / "own.yaml"), *line(work, "--edit", "smile=1")[1:], f"--out={tmp_path / 'out'}"]
-    with pytest.raises(UserError, match="--edit needs --directions, an artifact of the stage directions that has smile"):
+    with pytest.raises(
+        UserError, match="--edit needs --directions, an artifact of the stage directions that has smile"
+    ):
         orchestrator.main(words)
