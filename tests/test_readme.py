@@ -105,10 +105,16 @@ EXTRA = {
     " --model.tested.path runs/manifold_codes --out runs/samples_test": [
         "--data.init_args.test_samples", "1", "--model.protocol.init_args.frames", "3",
     ],
+    "galatea run configs/pipelines/e3dge.yaml --image assets/artworks/toon-1100003.png --edit glasses=1.0"
+    " --out runs/glasses": QUICK_PRESENT,
+    "galatea run configs/pipelines/e3dge.yaml --image assets/artworks/toon-1100003.png"
+    " --out runs/person": QUICK_PRESENT,
+    "galatea run configs/pipelines/e3dge.yaml --image assets/artworks/toon-1100003.png --edit mouth_open=1.0"
+    " --out runs/open": QUICK_PRESENT,
     "galatea run configs/pipelines/e3dge_train.yaml --out runs/e3dge_train": TOY_E3DGE,
     "galatea run configs/pipelines/e3dge.yaml --model runs/e3dge_train/hybrid"
-    " --image assets/artworks/toon-1100003.png --out runs/person": QUICK_PRESENT,
-    "galatea selftrain test --config configs/stages/selftrain_test.yaml --model.tested.path runs/e3dge_train/hybrid"
+    " --image assets/artworks/toon-1100003.png --out runs/again": QUICK_PRESENT,
+    "galatea selftrain test --config configs/stages/selftrain_test.yaml --model.tested.path assets/e3dge"
     " --out runs/hybrid_test": [*TOY_WORLD, "--model.protocol.init_args.frames", "2"],
     "galatea optimise test --config configs/stages/optimise_test.yaml --out runs/sg2_test": [
         *TOY_WORLD, "--model.protocol.init_args.frames", "2", "--model.search.steps", "2",
@@ -129,11 +135,10 @@ EXTRA = {
     "galatea directions fit --config configs/stages/directions.yaml --out runs/e3dge_directions": [
         "--data.init_args.samples", "200", "--model.calibration.steps", "1",
     ],
-    "galatea run configs/pipelines/e3dge.yaml --model runs/e3dge_train/hybrid"
-    " --image assets/artworks/toon-1100003.png --directions runs/e3dge_directions --edit smile=1.0 --edit glasses=-0.5"
-    " --out runs/smiling": QUICK_PRESENT,
-    "galatea selftrain test --config configs/stages/selftrain_edits_test.yaml"
-    " --model.tested.path runs/e3dge_train/hybrid --model.directions runs/e3dge_directions --out runs/edits_test": [
+    "galatea run configs/pipelines/e3dge.yaml --image assets/artworks/toon-1100003.png"
+    " --directions runs/e3dge_directions --edit smile=1.0 --edit glasses=-0.5 --out runs/smiling": QUICK_PRESENT,
+    "galatea selftrain test --config configs/stages/selftrain_edits_test.yaml --model.tested.path assets/e3dge"
+    " --out runs/edits_test": [
         "--data.test_subjects", "1", "--data.compiled", "false", "--data.draw_workers", "0",
         "--model.protocol.init_args.frames", "2",
     ],

@@ -9,7 +9,10 @@ from datamodules.mannequins import Scene, render
 from datamodules.mannequins.datamodule import MannequinDataModule
 from datamodules.mannequins.scene import CODE_DIM, subject_code
 from models import artifact
+from models.encoders.base import inverted
 from models.files import ROOT
+from models.heads.directions import directions_for
+from models.heads.subjects import Subjects
 from models.metrics.geometry import depth_mae
 from models.metrics.image import psnr
 from models.metrics.prior import closed_meshes, surface_slope
@@ -63,3 +66,63 @@ def test_distances_of_the_sdf_prior_are_the_worlds(prior):
 
 def test_meshes_of_the_sdf_prior_are_closed(prior):
     assert [record.value for record in closed_meshes(prior, 1, 0)] == [1.0]
+
+
+@pytest.fixture(scope="module")
+def encoders():
+    return artifact.load("assets/e3dge")
+
+
+def test_the_encoders_are_small_and_of_the_sdf_prior(encoders, prior):
+    assert megabytes("e3dge") <= 6
+    assert encoders.origin("generator")[0].id == artifact.load("assets/sdf_prior").id
+    assert encoders.extra["geometry"] == "sdf"
+    assert set(encoders.extra["trained"]) == {"local_encoder", "texture_fusion", "aligner", "alignment_fusion"}
+    local = encoders.module("local")
+    assert local.alignment == "hybrid"
+    local.check(prior)
+
+
+@torch.no_grad()
+def test_the_encoders_make_heads_of_unseen_pictures(encoders, prior):
+    """Codes alone, and with details, seen from the picture's camera and from another."""
+    encoder, local = (encoders.module(name).eval().requires_grad_(False) for name in ("encoder", "local"))
+    found = {"codes": [], "details": []}
+    for head in HEADS:
+        cameras = prior.rig.camera(torch.tensor([0.2, -0.15]))
+        truth = render(Scene.from_code(subject_code([head])).repeat_interleave(2), cameras, 64)
+        ws, expression = inverted(truth.image[:1], encoder, prior)
+        plain = prior.synthesis(ws, cameras)
+        source = local.source(prior, ws, truth.image[:1], cameras[:1], expression)
+        detailed = local.edit(prior, source, cameras).synthesis(prior, cameras)
+        for kind, rendering in (("codes", plain), ("details", detailed)):
+            found[kind].append(psnr(rendering.image.clamp(-1, 1), truth.image))
+    codes, details = (torch.stack(found[kind]).mean(0) for kind in ("codes", "details"))
+    assert codes.min() > 20
+    assert details[0] > codes[0] + 1.5 and details[1] > codes[1] + 0.5
+
+
+def test_directions_are_of_the_sdf_prior(encoders):
+    directions = directions_for(artifact.load("assets/sdf_directions"), Subjects(encoders))
+    assert directions.names[:4] == ("smile", "mouth_open", "glasses", "beard")
+    assert megabytes("sdf_directions") < 0.1
+
+
+@torch.no_grad()
+def test_directions_change_what_they_are_called(prior):
+    """Opened mouths are larger, more glasses are darker around the eyes; hair stays where it is."""
+    directions = artifact.load("assets/sdf_directions").module("directions")
+    camera = prior.rig.camera(torch.zeros(1))
+    z = torch.randn(8, prior.z_dim, generator=torch.Generator().manual_seed(1))
+    ws = prior.mapping(z)
+    shown = {}
+    for name in ("mouth_open", "glasses", "hair_light"):
+        for strength in (-0.7, 0.7):
+            moved = directions.apply(ws, {name: strength})
+            shown[name, strength] = prior.synthesis(moved, camera.repeat_interleave(8)).image
+    change = {name: (shown[name, 0.7] - shown[name, -0.7]).abs().mean(1) for name, _ in shown}
+    places = {"mouth_open": (slice(38, 48), slice(26, 38)), "glasses": (slice(26, 34), slice(22, 42)),
+              "hair_light": (slice(10, 20), slice(22, 42))}  # fmt: skip
+    for name, (rows, columns) in places.items():
+        there = {other: float(change[other][:, rows, columns].mean()) for other in places}
+        assert max(there, key=there.get) == name, (name, there)
