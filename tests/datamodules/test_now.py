@@ -96,7 +96,7 @@ def test_pictures_with_scans(now, tmp_path):
     for name in ("aligned/S1/selfie/IMG.2.png", f"{item_id('S1/selfie/IMG.2.jpg')}.png"):
         scan = data.scan_truth({"name": name})
         torch.testing.assert_close(scan.keypoints, torch.tensor(KEYPOINTS), atol=1e-4, rtol=0)
-    with pytest.raises(UserError, match=r"IMG_9\.png is no SUBJECT/CHALLENGE/PICTURE"):
+    with pytest.raises(UserError, match=r"IMG_9\.png is no picture of"):
         data.scan_truth({"name": "S1/selfie/IMG_9.png"})
     with pytest.raises(UserError, match="there is no such folder"):
         NoWDataModule(**{**given, "scans": str(now / "nothing")})
