@@ -114,9 +114,9 @@ class SelftrainStage(PhotoStage):
 
     - "global": E0, by L = L_geo + code_weight L_code + L_rec (Sec. 4.1), and L_adv with ``adversarial`` (B.3, Eq. 8).
     - "align": E_ADA alone, by ``aligner``: in place of HFGI's weights, which the paper starts from.
-    - "local": E1 and the fusion of its details with the field (Sec. 4.2), by L_rec (B.3), and E_ADA
-      where there is one; details are aligned as ``local.alignment`` says, in 3D or 2D. E0 is frozen. With
-      ``adversarial`` there is also L_adv (B.3, Eq. 5-7).
+    - "local": E1 and the fusion of its details with the field (Sec. 4.2), by L_rec (B.3), and E_ADA where there is one;
+      details are aligned as ``local.alignment`` says, in 3D or 2D. E0 is frozen. With ``adversarial`` there is also
+      L_adv (B.3, Eq. 5-7).
     - "hybrid": as "local" with both alignments, whose fusion is learnt too; E_ADA is frozen by default (Sec. 4.3).
 
     The data are samples of the generator (:class:`datamodules.samples.SampleDataModule`); validate, test and predict
@@ -271,6 +271,52 @@ class SelftrainStage(PhotoStage):
         order = self.next_views(batch)
         return image[order], camera[order]
 
+    # -- what phases share ---------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def small(batch: SampleBatch) -> Tensor | None:
+        """What samples show before super-resolution, (B * V, 3, h, w); None of a generator with one resolution."""
+        raw = batch.get("raw")
+        return None if raw is None else raw.flatten(0, 1)
+
+    def recoveries(self, found: Rendering, image: Tensor, raw: Tensor | None) -> dict[str, Tensor]:
+        """L_rec at both resolutions: its terms, and the weighted sum as ``recovery``; (B * V,) each.
+
+        Terms of what was rendered before super-resolution begin with ``thumb_``.
+
+        Args:
+            image: (B * V, 3, H, W) and raw: (B * V, 3, h, w), what there should be.
+        """
+        if found.raw is None or raw is None:
+            terms = self.recover(found.image, image)
+            return {**terms, "recovery": max(self.full_weight, self.thumb_weight) * terms["reconstruction"]}
+        terms, total = {}, image.new_zeros(len(image))
+        pairs = {
+            "": (self.full_weight, found.image, image),
+            "thumb_": (self.thumb_weight, found.raw, raw),
+        }
+        for prefix, (weight, ours, theirs) in pairs.items():
+            if weight:
+                own = self.recover(ours, theirs)
+                total = total + weight * own["reconstruction"]
+                terms |= {f"{prefix}{name}": value for name, value in own.items()}
+        return {**terms, "recovery": total}
+
+    def judged(
+        self, terms: dict[str, Tensor], loss: Tensor, found: Tensor, truth: Tensor, camera: Camera
+    ) -> dict[str, Tensor]:
+        """The terms and their sum as ``loss``, with L_adv of the pictures where a discriminator is; (B * V,) each."""
+        if self.critic is None:
+            return {**terms, "loss": loss}
+        adversarial = self.critic.term(found, truth, camera)
+        return {**terms, "adversarial": adversarial, "loss": loss + self.critic.options.weight * adversarial}
+
+    def build_critic(self) -> None:
+        """The discriminator of ``adversarial``, where that is asked for and weighs something."""
+        if (term := self.adversarial) is not None and term.weight:
+            self.discriminator = self.take("discriminator", term.path, term.module, Discriminator)
+            self.critic = Critic(self.discriminator, term)
+
     # -- phase "global" -----------------------------------------------------------------------------------------------
 
     def build_global(self) -> None:
@@ -296,53 +342,15 @@ class SelftrainStage(PhotoStage):
         terms = self.geometry(self.generator, ws, batch)
         terms["code"] = self.code_error(ws, batch)
         found = self.generator.synthesis(ws, camera)
-        terms |= self.recoveries(found, image, batch.get("raw"))
+        terms |= self.recoveries(found, image, self.small(batch))
         loss = terms["geometry"] + self.code_weight * terms["code"] + terms["recovery"]
         return self.judged(terms, loss, found.image, image, camera)
-
-    def judged(
-        self, terms: dict[str, Tensor], loss: Tensor, found: Tensor, truth: Tensor, camera: Camera
-    ) -> dict[str, Tensor]:
-        """The terms and their sum as ``loss``, with L_adv of the pictures where a discriminator is; (B * V,) each."""
-        if self.critic is None:
-            return {**terms, "loss": loss}
-        adversarial = self.critic.term(found, truth, camera)
-        return {**terms, "adversarial": adversarial, "loss": loss + self.critic.options.weight * adversarial}
-
-    def build_critic(self) -> None:
-        """The discriminator of ``adversarial``, where that is asked for and weighs something."""
-        if (term := self.adversarial) is not None and term.weight:
-            self.discriminator = self.take("discriminator", term.path, term.module, Discriminator)
-            self.critic = Critic(self.discriminator, term)
 
     def code_error(self, ws: Latents, batch: SampleBatch) -> Tensor:
         """L_code (B * V,), of the groups that the encoder tells; the true codes are those of w, as often as needed."""
         views = len(ws) // len(batch["image"])
         found, truth = ({name: groups[name] for name in self.told} for groups in (ws.groups, batch["ws"]))
         return latent_error(Latents(found), Latents(truth).repeat_interleave(views))
-
-    def recoveries(self, found: Rendering, image: Tensor, raw: Tensor | None) -> dict[str, Tensor]:
-        """L_rec at both resolutions: its terms, and the weighted sum as ``recovery``; (B * V,) each.
-
-        Terms of what was rendered before super-resolution begin with ``thumb_``.
-
-        Args:
-            image: (B * V, 3, H, W) and raw: (B, V, 3, h, w), what there should be.
-        """
-        if found.raw is None or raw is None:
-            terms = self.recover(found.image, image)
-            return {**terms, "recovery": max(self.full_weight, self.thumb_weight) * terms["reconstruction"]}
-        terms, total = {}, image.new_zeros(len(image))
-        pairs = {
-            "": (self.full_weight, found.image, image),
-            "thumb_": (self.thumb_weight, found.raw, raw.flatten(0, 1)),
-        }
-        for prefix, (weight, ours, theirs) in pairs.items():
-            if weight:
-                own = self.recover(ours, theirs)
-                total = total + weight * own["reconstruction"]
-                terms |= {f"{prefix}{name}": value for name, value in own.items()}
-        return {**terms, "recovery": total}
 
     # -- phases with details ------------------------------------------------------------------------------------------
 
@@ -441,9 +449,9 @@ class SelftrainStage(PhotoStage):
         source = self.read(image, camera)
         query = None if local.alignment == "3d" else local.query(self.generator, source, seen)
         found = PixelAlignment(local, source, query).synthesis(self.generator, seen)
-        raw = batch.get("raw")
+        raw = self.small(batch)
         if raw is not None and self.novel_views:
-            raw = raw.flatten(0, 1)[self.next_views(batch)].view_as(raw)
+            raw = raw[self.next_views(batch)]
         terms = self.recoveries(found, truth, raw)
         loss = terms["recovery"]
         if self.aligner_learns:
