@@ -4,6 +4,7 @@ import csv
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -28,6 +29,7 @@ from models.losses.inversion import ReconstructionLoss
 from models.metrics.records import read_records
 from stages import cli
 from stages.commands import zoo
+from stages.directions import DirectionsStage
 from stages.pipeline import run as pipeline
 from stages.selftrain import SelftrainStage
 from tests.models.generators.protocol import awaken, seeded
@@ -394,37 +396,73 @@ def test_views_of_a_subject_are_pictures_of_their_own(work):
 # -- official files ----------------------------------------------------------------------------------------------------
 
 
-def test_official_files_make_heads_by_the_users_command(tmp_path):
-    """Imported, then photo -> head: the picture is what float64 loops make of parts that have fixtures."""
+@pytest.mark.parametrize(
+    ("decoder", "heads"),
+    [(test_stylesdf.DECODER, 0), ({**test_stylesdf.DECODER, "channels": (8, 6, 4, 4, 4)}, 10)],
+    ids=["the released 9 codes", "with the decoder's 10"],
+)
+def test_official_files_make_heads_by_the_users_command(tmp_path, decoder, heads):
+    """Imported, then photo -> head, edited too: pictures are what float64 loops make of parts that have fixtures."""
+    encoder = {"geometry": 3, "texture": 0, "w_dim": 8, "decoder_heads": heads, "decoder_dim": 10}
     files = {
-        "e3dge": test_e3dge.official(
-            encoder={"geometry": 3, "texture": 0, "w_dim": 8, "decoder_heads": 0}, fusion={"width": 8}
-        ),
-        "stylesdf": test_stylesdf.official(decoder=None),
+        "e3dge": test_e3dge.official(encoder=encoder, fusion={"width": 8}),
+        "stylesdf": test_stylesdf.official(decoder=decoder),
     }
     for name, file in files.items():
         torch.save(dict(file.states), tmp_path / f"{name}.pt")
     photo = F.interpolate(torch.rand(1, 3, 12, 12, generator=seeded(3)) - 0.5, (256, 256), mode="bicubic")
     write_image(tmp_path / "photo.png", photo[0])
     words = [str(tmp_path / f"{name}.pt") for name in files]
-    zoo.main(["import", *words, "--set", "raw_resolution=8", "samples=5", "--out", str(tmp_path / "model")])
+    zoo.main(["import", *words, "--set", "samples=5", "--out", str(tmp_path / "model")])
+    np.save(tmp_path / "smile.npy", torch.randn(1, 8, generator=seeded(4)).numpy())
+    line = {
+        "model": {
+            "prior": {"path": str(tmp_path / "model"), "module": "generator"},
+            "names": [],
+            "attributes": None,
+            "boundaries": {"smile": str(tmp_path / "smile.npy")},
+            "perceptual": {"class_path": "tests.stages.test_directions.Difference"},
+            "calibration": {"codes": 3, "steps": 3, "distance": 0.02},
+            "heads": 1,
+            "tile": 32,
+        },
+        "data": {
+            "class_path": "datamodules.latents.LatentDataModule",
+            "init_args": {"samples": 8, "test_samples": 4, "block": 4},
+        },
+    }
+    file = lines.write(tmp_path / "directions.yaml", line)
+    cli.run(
+        "directions", DirectionsStage, ["fit", f"--config={file}", *lines.TRAINER, f"--out={tmp_path / 'directions'}"]
+    )
     camera = ["--yaw_deg=10", "--pitch_deg=-5", "--crop=none"]
     given = [f"--image={tmp_path / 'photo.png'}", f"--model={tmp_path / 'model'}", f"--out={tmp_path / 'out'}"]
-    pipeline.main([str(ROOT / "configs" / "pipelines" / "e3dge.yaml"), *given, *camera, "--device=cpu"])
+    edit = [f"--directions={tmp_path / 'directions'}", "--edit=smile=0.8"]
+    pipeline.main([str(ROOT / "configs" / "pipelines" / "e3dge.yaml"), *given, *camera, *edit, "--device=cpu"])
     assert (tmp_path / "out" / "present" / "artifact").is_dir()
 
     subject = Subjects(artifact.load(tmp_path / "out" / "invert"))["photo"]
-    seen = subject.artwork[None]
-    torch.testing.assert_close(seen, photo, atol=0.02, rtol=0)
-    query = subject.generator.rig.camera(torch.tensor([math.radians(-20)]), 0.1)
+    head = subject.generator.double()
+    seen, query = head.photo.image, head.rig.camera(torch.tensor([math.radians(-20)]), 0.1)
+    torch.testing.assert_close(seen, photo.double(), atol=0.02, rtol=0)
     with torch.no_grad():
-        found = subject.generator.synthesis(subject.latents, query).image
+        edited = artifact.load(tmp_path / "directions").module("directions").apply(subject.latents, {"smile": 0.8})
         model = artifact.load(tmp_path / "model")
         generator, local, encoder = (model.module(name).double() for name in ("generator", "local", "encoder"))
-        code = (generator.mean_latents + encoder(seen.double())).groups["renderer"]
-        expected, _ = Reference(generator, local)(
-            seen.double(), code[0], subject.camera.to(code), code[0], query.to(code)
-        )
-    torch.testing.assert_close(subject.latents.groups["renderer"].double(), code, atol=1e-4, rtol=1e-4)
-    assert found.std() > 0.05
-    torch.testing.assert_close(found[0].double(), expected, atol=1e-3, rtol=1e-3)
+        offset = encoder(seen).groups
+        own = subject.latents.groups["renderer"][0].double()
+        codes = generator.mean_latents.groups["renderer"][0] + offset["renderer"][0]
+        torch.testing.assert_close(own, codes, atol=1e-4, rtol=1e-4)
+        made = generator.decoder.map_network(own.mean(0, keepdim=True)).expand(generator.decoder.num_ws, -1)
+        codes = generator.mean_latents.groups["decoder"][0] + offset["decoder"][0] if heads else made
+        torch.testing.assert_close(subject.latents.groups["decoder"][0].double(), codes, atol=1e-4, rtol=1e-4)
+        reference, pictures = Reference(generator, local), []
+        for latents in (subject.latents, edited):
+            shown = latents.map(torch.Tensor.double)
+            found = head.synthesis(shown, query.to(own)).image[0]
+            codes = {name: codes[0] for name, codes in shown.groups.items()}
+            cameras = subject.camera.to(own), query.to(own)
+            expected, _ = reference(seen, own, cameras[0], codes["renderer"], cameras[1], codes["decoder"])
+            torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+            pictures.append(found)
+    assert pictures[0].std() > 0.05 and (pictures[1] - pictures[0]).abs().mean() > 0.004

@@ -76,7 +76,7 @@ def test_photos_are_resized_and_renderings_enlarged_by_pixels():
 
 
 class Reference:
-    """The chain for one head of a StyleSDF without a decoder, in float64, point by point where it matters."""
+    """The chain for one head of a StyleSDF in float64, point by point where it matters."""
 
     def __init__(self, generator, local):
         self.generator, self.local, self.side = generator, local, generator.raw_resolution
@@ -100,7 +100,10 @@ class Reference:
         return camera.cam2world[0, :3, 3], frame @ camera.cam2world[0, :3, :3].T, frame
 
     def render(self, code, camera, local=None):
-        """Colour (side^2, 3), depth of the subject, and coverage, with f_L(x) of a function of points and pixels."""
+        """Colour and features (side^2, C), depth of the subject, and coverage.
+
+        ``local`` gives f_L(x) at points, with the pixels of their rays.
+        """
         g, samples = self.generator, self.generator.samples
         origin, directions, frame = self.rays(camera)
         near, far = g.rig.near, g.rig.far
@@ -119,18 +122,20 @@ class Reference:
         density = torch.sigmoid(-distance / g.beta) / g.beta
         step = (far - near) / samples * directions.norm(dim=1)
         left = torch.ones(len(directions), dtype=torch.float64)
-        total, depth, alpha = torch.zeros(len(directions), 3, dtype=torch.float64), 0 * left, 0 * left
+        seen = seen[0].reshape(-1, samples, seen.shape[2])
+        total, features, depth, alpha = 0 * colour[:, 0], 0 * seen[:, 0], 0 * left, 0 * left
         for i in range(samples):
             weight = left * (1 - torch.exp(-density[:, i] * step)) if i < samples - 1 else left
             total += weight[:, None] * colour[:, i]
+            features += weight[:, None] * seen[:, i]
             if i < samples - 1:
                 depth, alpha = depth + weight * depths[i], alpha + weight
             left = left - weight
-        return 2 * total - 1, depth / alpha, alpha
+        return 2 * total - 1, features, depth / alpha, alpha
 
     def coarse(self, code, camera):
         """The picture enlarged (1, 3, S, S), the depth enlarged and as it is, and that of the subject with coverage."""
-        colour, depth, alpha = self.render(code, camera)
+        colour, _, depth, alpha = self.render(code, camera)
         full = alpha * depth + (1 - alpha) * self.generator.rig.far
 
         def enlarged(flat):
@@ -171,8 +176,11 @@ class Reference:
         ]
         return torch.cat([points, *waves], 1)
 
-    def __call__(self, image, own, camera, code, query):
-        """The head of ``code`` from one camera, with the details of a photo (1, 3, S, S) of ``own``."""
+    def __call__(self, image, own, camera, code, query, decoder=None):
+        """The head of ``code`` from one camera, with the details of a photo (1, 3, S, S) of ``own``.
+
+        Also what is aligned to it; given codes of the decoder, the picture is enlarged.
+        """
         local, kind = self.local, self.local.alignment
         picture, enlarged, _, depth, alpha = self.coarse(own, camera)
         residual = image - picture
@@ -204,8 +212,11 @@ class Reference:
                 rows.append(far if kind == "2d" else near)
             return torch.cat([torch.stack(rows), self.encoding(points)], 1)[None]
 
-        colour, _, _ = self.render(code, query, found)
-        return colour.T.reshape(3, self.side, self.side), aligned
+        colour, features, _, _ = self.render(code, query, found)
+        if decoder is None:
+            return colour.T.reshape(3, self.side, self.side), aligned
+        *_, (_, large) = self.generator.decoder(features.T.reshape(1, -1, self.side, self.side), decoder[None])
+        return large[0], aligned
 
 
 def views_of(generator, yaw, pitch):
