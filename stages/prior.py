@@ -22,7 +22,14 @@ from models.image import write_image
 from models.losses.field import FieldLoss
 from models.losses.rendering import RenderingLoss
 from models.metrics.distribution import Distribution
-from models.metrics.prior import KnowsSubjects, closed_meshes, kernel_distances, nearest_pictures, subject_scores
+from models.metrics.prior import (
+    KnowsSubjects,
+    closed_meshes,
+    kernel_distances,
+    nearest_pictures,
+    picture_scores,
+    subject_scores,
+)
 from models.metrics.records import Record
 from models.rendering.manifolds import ManifoldPredictor, fit_predictor
 from models.rendering.output import Rendering
@@ -174,6 +181,10 @@ class PriorStage(AdversarialStage):
         """The pictures of a batch by their own codes, cameras and expressions."""
         assert "z" in batch
         latents, camera = generator.mapping(batch["z"]), self.camera(batch)
+        if camera is None and batch["image"].shape[1] > 1:
+            raise UserError(
+                "a generator without cameras shows one picture of each code: set --data.init_args.posed true"
+            )
         expression = batch["expression"].flatten(0, 1) if generator.expressions and "expression" in batch else None
         rendering = generator.synthesis(latents, camera, expression=expression, randomness=randomness)
         return Fakes(rendering, latents, camera)
@@ -245,7 +256,11 @@ class PriorStage(AdversarialStage):
             if truth is not None and place < self.fit_subjects:
                 assert "z" in batch and "seed" in batch
                 z, subject = batch["z"][row][None], int(batch["seed"][row])
-                self.records.add(subject_scores(generator, truth, z, subject, self.seed))
+                if generator.is_3d:
+                    self.records.add(subject_scores(generator, truth, z, subject, self.seed))
+                else:
+                    view = f"picture{place}"
+                    self.records.add(picture_scores(generator, batch["image"][row], z, subject, view, self.seed))
 
     def summary(self) -> list[Record]:
         """Distances between sets of pictures, measured on rank 0."""

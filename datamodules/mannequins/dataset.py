@@ -48,6 +48,8 @@ MANIFEST = "manifest.json"
 # Was meant to keep a subject's views apart from its latent. It does not, as PyTorch's generators take the lower 32 bits
 # of a seed, but a change would be another world.
 _VIEWS_SEED = 2**40
+# An angle is end * u * |u|^bend of a uniform u in [-1, 1]: denser in the middle.
+YAW_DEG, YAW_BEND, PITCH_DEG, PITCH_BEND = 60, 0.35, 25, 0.5
 
 Sample = dict[str, Tensor]
 
@@ -138,8 +140,8 @@ def draw_views(
     for _ in range(count):
         yaw, pitch, style = torch.rand(3, dtype=torch.float64, generator=generator).tolist()
         yaw, pitch = 2 * yaw - 1, 2 * pitch - 1
-        yaw, pitch = yaw * abs(yaw) ** 0.35, pitch * abs(pitch) ** 0.5
-        yaw, pitch = 60 * yaw, 25 * pitch
+        yaw, pitch = yaw * abs(yaw) ** YAW_BEND, pitch * abs(pitch) ** PITCH_BEND
+        yaw, pitch = YAW_DEG * yaw, PITCH_DEG * pitch
         if pose_step:
             yaw, pitch = (round(angle / pose_step) * pose_step for angle in (yaw, pitch))
         cameras.append(RIG.camera(math.radians(yaw), math.radians(pitch)))

@@ -496,7 +496,13 @@ class Projector(nn.Module):
 
 
 def fit_latents(
-    generator: Generator, image: Tensor, camera: Camera, *, seed: int = 0, z_steps: int = 80, ws_steps: int = 160
+    generator: Generator,
+    image: Tensor,
+    camera: Camera | None = None,
+    *,
+    seed: int = 0,
+    z_steps: int = 80,
+    ws_steps: int = 160,
 ) -> Latents:
     """Codes of given images by plain optimisation: the yardstick of what a generator can express.
 
@@ -506,7 +512,7 @@ def fit_latents(
     Args:
         generator: its parameters get no gradient.
         image: (B, 3, H, W) in [-1, 1].
-        camera: B cameras.
+        camera: B cameras; None in 2D.
         seed: of the random samples. z_steps, ws_steps: of the two searches.
 
     Returns:
@@ -520,7 +526,7 @@ def fit_latents(
     def distance(found: Tensor, rows: Tensor) -> dict[str, Tensor]:
         return {"loss": (found - image[rows]).square().flatten(1).mean(1)}
 
-    labels, side = list(camera.label()), image.shape[-1]
+    labels, side = list(image.new_zeros(len(image), 0) if camera is None else camera.label()), image.shape[-1]
     # The origin is the mean of everything; from a sample of the right kind (hair, glasses) there is less to undo.
     first = Search(
         candidates=96, length=0.75, learning_rate=0.08, betas=(0.9, 0.99), schedule="cosine", final=0, prior=1e-3

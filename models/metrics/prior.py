@@ -98,6 +98,22 @@ def subject_scores(generator: Generator, data: KnowsSubjects, z: Tensor, subject
     return records
 
 
+@torch.no_grad()
+def picture_scores(generator: Generator, image: Tensor, z: Tensor, subject: int, view: str, seed: int) -> list[Record]:
+    """How well a 2D generator shows a picture by its own code and by one that is fitted to it.
+
+    Args:
+        image: (1, 3, H, W). z: (1, z_dim), the true code.
+        subject, view: names of the picture. seed: of the run, for the records.
+    """
+    records = []
+    for variant, latents in {"fitted": fit_latents(generator, image), "known z": generator.mapping(z)}.items():
+        found = generator.synthesis(latents).image
+        for metric, value in (("psnr", psnr(found, image)), ("ssim", ssim(found, image))):
+            records.append(Record("prior", "1", "test", str(subject), view, seed, variant, "", metric, float(value)))
+    return records
+
+
 def surface_slope(generator: RadianceGenerator, ws: Latents, camera: Camera, depth: Tensor, mask: Tensor) -> Tensor:
     """Mean length of a signed distance's gradient (V,) at the surface that V cameras see of one head; 1 is a distance.
 
