@@ -1,0 +1,230 @@
+"""Adapts a trained generator to a set of pictures in one style, and keeps who its codes show."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from datamodules.resumable import SplitDataModule
+from models.artifact import Export
+from models.augment.judged import JudgedAugmentation
+from models.batches import PortraitBatch
+from models.camera import Camera
+from models.checks import check_not_negative, check_positive
+from models.errors import UserError
+from models.features.base import Frozen
+from models.generators.base import Discriminator, Generator
+from models.heads.tuning import select_parameters
+from models.losses.adaptation import SemanticLoss, ShiftLoss, StructureLoss
+from models.metrics.distribution import Distribution, kid
+from stages.base.adversarial import AdversarialLoss, AdversarialStage, Fakes, Optimization
+from stages.base.ranks import gather
+from stages.base.seeds import item_generator
+from stages.base.stage import GeneratorRef
+
+_CHUNK = 16  # pictures made or embedded at once
+
+
+class FinetuneStage(AdversarialStage):
+    """Fine-tuning of a generator G on a style set: G' begins as G, codes are shared, and each term is a switch.
+
+    With no term but the adversarial one this is plain transfer (G* of pseudo-paired stylization). The recipes of
+    ``configs/stages/finetune_*.yaml`` are settings of it: ``train: late`` freezes the early layers (FreezeG), ``shift``
+    without a discriminator is StyleGAN-NADA's, ``structure`` the cartoon faces', ``semantic`` the semantic constraint.
+    A 3D generator sees its heads by the cameras of the style pictures.
+
+    Args:
+        prior: artifact and module of G.
+        judge: name of the discriminator in G's artifact, from which this one starts; null for none.
+        discriminator: one to train from scratch instead.
+        total_images, adversarial, optimization, channels_last, seed: of :class:`AdversarialStage`.
+        train, freeze: which parameters move, see :func:`models.heads.tuning.select_parameters`. By default all that
+            a picture of given codes depends on: codes of z stay what they were.
+        semantic, structure, shift: what holds G' to G; null for nothing.
+        perceptual, identity, embedding: networks of these terms.
+        augment: of what the discriminator sees; null for nothing.
+        truncation: of the samples that are scored and shown.
+        kid_features: network of the kernel distance to held-out style pictures, by which a fit is scored.
+        scored: samples of a score.
+        patience: validations without a better score after which a fit stops; 0 never does. The best is handed on.
+    """
+
+    name = "finetune"
+    monitor = ("val/kid", "min")
+
+    def __init__(
+        self,
+        prior: GeneratorRef,
+        judge: str | None = "discriminator",
+        discriminator: Discriminator | None = None,
+        total_images: int = 4_000,
+        adversarial: AdversarialLoss = AdversarialLoss(pose_weight=0.0),  # noqa: B008
+        optimization: Optimization = Optimization(2e-3, ema_images=500.0),  # noqa: B008
+        train: str = "synthesis",
+        freeze: str = "",
+        semantic: SemanticLoss | None = None,
+        structure: StructureLoss | None = None,
+        shift: ShiftLoss | None = None,
+        perceptual: nn.Module | None = None,
+        identity: nn.Module | None = None,
+        embedding: nn.Module | None = None,
+        augment: JudgedAugmentation | None = JudgedAugmentation(),  # noqa: B008
+        truncation: float = 1.0,
+        kid_features: Distribution | None = None,
+        scored: int = 200,
+        patience: int = 0,
+        channels_last: bool = True,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(total_images, adversarial, optimization, channels_last, seed)
+        self.prior, self.judge_name, self.train_what, self.freeze = prior, judge, train, freeze
+        self.semantic, self.structure, self.shift = semantic, structure, shift
+        self.augmentation, self.truncation = augment, truncation
+        self.scored, self.patience, self._scratch = scored, patience, discriminator
+        check_positive(self, "truncation", "scored")
+        check_not_negative(self, "patience")
+        for term, needed in ((semantic, "perceptual"), (shift, "embedding")):
+            if term is not None and {"perceptual": perceptual, "embedding": embedding}[needed] is None:
+                what = type(term).__name__.removesuffix("Loss").lower()
+                raise UserError(f"model.{what} is measured by a network: set --model.{needed}")
+        frozen = {"perceptual": perceptual, "identity": identity, "embedding": embedding, "kid_features": kid_features}
+        self.perceptual, self.identity, self.embedding, self.kid_features = (
+            None if network is None else Frozen(network) for network in frozen.values()
+        )
+        self._held: list[Tensor] = []  # of the running validation
+        self._best: dict[str, Any] = {"score": None, "waited": 0, "weights": None}
+        self._guide: Tensor | None = None
+
+    def build_model(self) -> None:
+        generator = self.take("prior", self.prior.path, self.prior.module, Generator)
+        judge = self._scratch
+        if judge is None and self.judge_name is not None:
+            if self.judge_name not in self.inputs["prior"].manifest["modules"]:
+                raise UserError(
+                    f"{self.prior.path} has no {self.judge_name!r} to start from: give a --model.discriminator, or "
+                    "set --model.judge null for recipes without one"
+                )
+            judge = self.take("prior", self.prior.path, self.judge_name, Discriminator)
+        self.source = Frozen(copy.deepcopy(generator))
+        try:
+            chosen = set(select_parameters(generator, self.train_what, self.freeze))
+            self.fake_taps = () if self.structure is None else self.structure.taps(generator)
+        except ValueError as error:
+            raise UserError(f"model: {error}") from error
+        for name, parameter in generator.named_parameters():
+            parameter.requires_grad_(name in chosen)
+        self.adopt(generator, judge)
+
+    # -- terms ---------------------------------------------------------------------------------------------------
+
+    def augment(self, image: Tensor, draws: torch.Generator) -> Tensor:
+        return image if self.augmentation is None else self.augmentation(image, draws)
+
+    def generator_terms(self, batch: PortraitBatch, fakes: Fakes) -> tuple[Tensor | None, dict[str, Tensor]]:
+        if self.semantic is None and self.structure is None and self.shift is None:
+            return None, {}
+        with torch.no_grad():
+            source = self.source.module.synthesis(
+                fakes.latents, fakes.camera, randomness=fakes.randomness(), taps=self.fake_taps
+            )
+        image, total, terms = fakes.rendering.image, [], {}
+        if self.semantic is not None:
+            assert self.perceptual is not None
+            identity = None if self.identity is None else self.identity.module
+            found = self.semantic(image, source.image, self.perceptual.module, identity)
+            terms |= {name: values.mean() for name, values in found.items()}
+            total.append(self.semantic.weight * terms["semantic"])
+        if self.structure is not None:
+            terms["structure"] = self.structure(fakes.rendering, source, self.fake_taps).mean()
+            total.append(self.structure.weight * terms["structure"])
+        if self.shift is not None:
+            assert self.embedding is not None and self._guide is not None
+            terms["shift"] = self.shift(image, source.image, self._guide, self.embedding.module).mean()
+            total.append(self.shift.weight * terms["shift"])
+        return torch.stack(total).sum(), terms
+
+    def on_fit_start(self) -> None:
+        super().on_fit_start()
+        if self.shift is not None:
+            self._guide = self._direction(self.shift)
+
+    @torch.no_grad()
+    def _direction(self, shift: ShiftLoss) -> Tensor:
+        """From G's pictures to the style's, in the embedding: by all pictures that are trained on."""
+        assert self.embedding is not None
+        data, embedding = self.trainer.datamodule, self.embedding.module  # type: ignore[attr-defined]
+        assert isinstance(data, SplitDataModule)
+        train = data.datasets["train"]
+        style = [embedding(train[i]["image"].to(self.device)) for i in range(len(train))]
+        source = [embedding(part.to(self.device)) for part in self.pictures(self.source.module, shift.pictures)]
+        return shift.guide(torch.cat(style), torch.cat(source))
+
+    # -- validation ----------------------------------------------------------------------------------------------
+
+    def pictures(self, generator: Generator, count: int) -> list[Tensor]:
+        """Random heads from random poses, (n, 3, R, R) at a time on the CPU: the same of each generator."""
+        found = []
+        for start in range(0, count, _CHUNK):
+            draws, size = item_generator(self.seed, "sample", start), min(_CHUNK, count - start)
+            z = generator.sample_z(size, draws).to(self.device)
+            camera: Camera | None = generator.rig.random(size, draws).to(self.device) if generator.is_3d else None
+            ws = generator.mapping(z, truncation=self.truncation)
+            found.append(generator.synthesis(ws, camera).image.clamp(-1, 1).cpu())
+        return found
+
+    @torch.no_grad()
+    def validation_step(self, batch: PortraitBatch, batch_idx: int) -> None:
+        super().validation_step(batch, batch_idx)
+        self._held.append(batch["image"].flatten(0, 1).cpu())
+
+    @torch.no_grad()
+    def on_validation_epoch_end(self) -> None:
+        held, self._held = torch.cat(gather(self._held)), []
+        if self.kid_features is None or len(held) < 2:
+            return
+        samples = torch.cat(self.pictures(self.average.module, self.scored))
+        score = kernel_distance(self.kid_features.module, samples, held, self.seed, self.device)
+        self.log("val/kid", score, prog_bar=True, rank_zero_only=False)
+        self.validated = {"val/kid": score}
+        if self.trainer.sanity_checking:
+            return
+        best = self._best
+        if best["score"] is None or score < best["score"]:
+            weights = {name: tensor.detach().cpu().clone() for name, tensor in self.average.module.state_dict().items()}
+            self._best = {"score": score, "waited": 0, "weights": weights}
+        else:
+            best["waited"] += 1
+            if self.patience and best["waited"] >= self.patience:
+                self.trainer.should_stop = True
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["best"] = self._best
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        self._best = checkpoint.get("best", self._best)
+
+    def export(self) -> Export:
+        if self._best["weights"] is not None:
+            self.average.module.load_state_dict(self._best["weights"])
+        found = super().export()
+        extra = {"recipe": recipe} if (recipe := self.inputs["prior"].extra.get("recipe")) else {}
+        metrics = {} if self._best["score"] is None else {"val/kid": self._best["score"]}
+        return replace(found, metrics=metrics, extra=extra)
+
+
+def kernel_distance(features: Distribution, found: Tensor, real: Tensor, seed: int, device: torch.device) -> float:
+    """KID of pictures (N, 3, R, R) to real ones (M, 3, R, R), both in [-1, 1]; subsets are drawn by ``seed``."""
+    metric = kid(features.to(device), subset_size=min(100, len(found), len(real)), gather=False).to(device)
+    for pictures, is_real in ((found, False), (real, True)):
+        for part in pictures.split(32):
+            metric.update(((part.clamp(-1, 1) + 1) / 2).to(device), real=is_real)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        mean, _ = metric.compute()
+    return float(mean)

@@ -1,0 +1,201 @@
+"""Adapting a generator to a style set: a few steps on tiny pictures."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from models import artifact
+from models.errors import UserError
+from models.generators.stylegan2 import StyleGAN2Discriminator, StyleGAN2Generator
+from models.metrics.distribution import Distribution
+from stages import cli
+from stages.finetune import FinetuneStage
+from tests.models.generators.protocol import awaken
+from tests.stages import small
+from tests.stages.cases import Command, StageCase
+from tests.stages.processes import Kill
+
+SIDE = 16
+
+
+class Difference(nn.Module):
+    """Between pictures, mean square."""
+
+    def forward(self, a, b):
+        return (a - b).square().mean((1, 2, 3))
+
+
+class Corners(nn.Module):
+    """An embedding: mean colours of four parts."""
+
+    dim = 12
+
+    def forward(self, image):
+        return nn.functional.adaptive_avg_pool2d(image.float(), 2).flatten(1)
+
+
+class Means(Distribution):
+    """Features of a kernel distance."""
+
+    num_features = 12
+
+    def forward(self, image):
+        return Corners()(image * 2 - 1)
+
+
+def prior(folder):
+    torch.manual_seed(0)
+    generator = awaken(StyleGAN2Generator(channels=[8, 8, 8], style_dim=6, mapping_layers=2)).eval()
+    generator.update_mean()
+    judge = StyleGAN2Discriminator([6, 8, 8])
+    artifact.save(folder, stage="prior", modules={"generator": generator, "discriminator": judge.eval()})
+
+
+def style(folder, count=12):
+    """Pictures in one style: reddish stripes."""
+    folder.mkdir(exist_ok=True)
+    for i in range(count):
+        rows = np.sin(np.arange(SIDE) * (0.5 + 0.1 * i))[:, None, None]
+        picture = 128 + 60 * rows + np.array([60, -40, -60]) + np.zeros((SIDE, SIDE, 3))
+        Image.fromarray(picture.clip(0, 255).astype(np.uint8)).save(folder / f"style{i:02}.png")
+
+
+def inputs(folder, count=0):
+    prior(folder / "prior2d")
+    style(folder / "style")
+
+
+def line(folder, data=None, **model):
+    given = {
+        "prior": {"path": str(folder / "prior2d")},
+        "total_images": 24,
+        "optimization": {"learning_rate": 2e-3, "warmup_images": 1},
+        "adversarial": {"pose_weight": 0.0, "r1_every": 2},
+        "semantic": {"weight": 1.0},
+        "structure": {"weight": 1.0, "blocks": 2},
+        "perceptual": {"class_path": "tests.stages.test_finetune.Difference"},
+        "identity": {"class_path": "tests.stages.test_finetune.Corners"},
+        "scored": 8,
+    }
+    pictures = {"path": str(folder / "style"), "size": SIDE, "batch_size": 4, "labels": False, "mirror": False}
+    pictures |= {"val_fraction": 0.25, "test_fraction": 0.25} | (data or {})
+    config = {
+        "model": {**given, **model},
+        "data": {"class_path": "datamodules.portraits.PortraitDataModule", "init_args": pictures},
+        "trainer": {"callbacks": [small.CHECKPOINT]},
+    }
+    return ["finetune", "fit", f"--config={small.write(folder / 'finetune.yaml', config)}", *small.TRAINER]
+
+
+CASE = StageCase(
+    line,
+    inputs,
+    commands={"fit": Command(batch=6, tolerance=5e-3)},
+    kills=[Kill("last.ckpt", 2), Kill("artifact")],
+)
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("work")
+    inputs(folder)
+    return folder
+
+
+def run(words, out, *more):
+    cli.run("finetune", FinetuneStage, [*words[1:], f"--out={out}", *more])
+
+
+def states(folder):
+    return artifact.load(folder).module("generator").state_dict()
+
+
+def moved(folder, source):
+    """Names of tensors that are others, but for what half precision does."""
+    before, after = states(source), states(folder)
+    return {name for name in before if not torch.allclose(before[name], after[name], atol=2e-3, rtol=2e-3)}
+
+
+def test_codes_stay_what_they_were(work, tmp_path):
+    run(line(work), tmp_path)
+    changed = moved(tmp_path, work / "prior2d")
+    assert changed
+    assert [name for name in changed if name.startswith(("map_network", "w_avg"))] == []
+    assert artifact.load(tmp_path).module("discriminator") is not None
+
+
+def test_early_layers_are_frozen(work, tmp_path):
+    """FreezeG."""
+    run(line(work, train="late", semantic=None, structure=None), tmp_path)
+    changed = moved(tmp_path, work / "prior2d")
+    assert changed and not any(name.startswith("backbone.blocks.0.conv") for name in changed)
+
+
+@pytest.mark.parametrize("term", ["semantic", "structure"])
+def test_terms_hold_the_pictures(work, tmp_path, term):
+    """The stronger a term, the less the picture of a code changes; both see equal codes and noise."""
+    distances = []
+    for number, weight in enumerate((0.0, 30.0)):
+        terms = {"semantic": None, "structure": None} | {term: {"weight": weight}}
+        run(line(work, total_images=80, **terms), tmp_path / str(number))
+        z = torch.randn(16, 6, generator=torch.Generator().manual_seed(3))
+        pictures = []
+        for folder in (work / "prior2d", tmp_path / str(number)):
+            generator = artifact.load(folder).module("generator")
+            with torch.no_grad():
+                pictures.append(generator.synthesis(generator.mapping(z)).image)
+        distances.append(float((pictures[0] - pictures[1]).square().mean()))
+    assert distances[1] < 0.7 * distances[0]
+
+
+def test_a_shift_without_a_discriminator(work, tmp_path):
+    """StyleGAN-NADA between two sets: pictures move towards the style."""
+    shift = {"weight": 1.0, "pictures": 32}
+    embedding = {"class_path": "tests.stages.test_finetune.Corners"}
+    terms = {"semantic": None, "structure": None, "shift": shift, "embedding": embedding, "judge": None}
+    run(line(work, total_images=200, **terms), tmp_path)
+    assert "discriminator" not in artifact.load(tmp_path).manifest["modules"]
+    z = torch.randn(32, 6, generator=torch.Generator().manual_seed(3))
+    reds = []
+    for folder in (work / "prior2d", tmp_path):
+        generator = artifact.load(folder).module("generator")
+        with torch.no_grad():
+            mean = generator.synthesis(generator.mapping(z)).image.mean((0, 2, 3))
+        reds.append(float(mean[0] - mean[2]))
+    assert reds[1] > reds[0] + 0.05
+
+
+def test_the_best_is_handed_on(work, tmp_path, monkeypatch):
+    """A fit ends when its score has not improved for a while, and hands on the generator of the best one."""
+    scores = iter([0.5, 0.2, 0.3, 0.4, 0.1])
+    monkeypatch.setattr("stages.finetune.kernel_distance", lambda *_: next(scores))
+    kept = []
+    original = FinetuneStage.on_validation_epoch_end
+
+    def watch(self):
+        original(self)
+        if not self.trainer.sanity_checking:
+            kept.append({name: tensor.clone() for name, tensor in self.average.module.state_dict().items()})
+
+    monkeypatch.setattr(FinetuneStage, "on_validation_epoch_end", watch)
+    features = {"class_path": "tests.stages.test_finetune.Means"}
+    options = ["--trainer.check_val_every_n_epoch=1", "--trainer.num_sanity_val_steps=0"]
+    run(line(work, total_images=400, patience=2, kid_features=features), tmp_path, *options)
+    assert len(kept) == 4
+    found = states(tmp_path)
+    for name, tensor in kept[1].items():
+        torch.testing.assert_close(found[name], tensor, atol=2e-3, rtol=2e-3)
+    assert artifact.load(tmp_path).metrics["val/kid"] == 0.2
+
+
+def test_what_does_not_fit(work, tmp_path):
+    with pytest.raises(UserError, match=r"set --model\.perceptual"):
+        run(line(work, perceptual=None), tmp_path)
+    with pytest.raises(UserError, match=r"structure\.blocks is 9, StyleGAN2Generator has 3"):
+        run(line(work, structure={"blocks": 9}), tmp_path)
+    with pytest.raises(UserError, match="has no 'critic' to start from"):
+        run(line(work, judge="critic"), tmp_path)
+    with pytest.raises(UserError, match="nothing tells the generator what to do"):
+        run(line(work, judge=None, semantic=None, structure=None), tmp_path)
