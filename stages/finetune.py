@@ -81,7 +81,7 @@ class FinetuneStage(AdversarialStage):
         seed: int = 0,
     ) -> None:
         super().__init__(total_images, adversarial, optimization, channels_last, seed)
-        self.prior, self.judge_name, self.train_what, self.freeze = prior, judge, train, freeze
+        self.prior, self.judge_name, self.selection = prior, judge, (train, freeze)
         self.semantic, self.structure, self.shift = semantic, structure, shift
         self.augmentation, self.truncation = augment, truncation
         self.scored, self.patience, self._scratch = scored, patience, discriminator
@@ -111,7 +111,7 @@ class FinetuneStage(AdversarialStage):
             judge = self.take("prior", self.prior.path, self.judge_name, Discriminator)
         self.source = Frozen(copy.deepcopy(generator))
         try:
-            chosen = set(select_parameters(generator, self.train_what, self.freeze))
+            chosen = set(select_parameters(generator, *self.selection))
             self.fake_taps = () if self.structure is None else self.structure.taps(generator)
         except ValueError as error:
             raise UserError(f"model: {error}") from error
