@@ -210,7 +210,7 @@ class Encoder4Editing(GradualStyleEncoder):
 
 
 class SharedStyleEncoder(GradualStyleEncoder):
-    """pSp to W: the networks that make codes are one, so that all codes of a group are equal (pseudo-paired stylization,
+    """pSp to W: one network makes codes, so that all of a group are equal (pseudo-paired stylization,
     Lu and Zhou, Sec. 3.1).
 
     It looks at the finest level of the pyramid, which has the others in it. Arguments as of
