@@ -1,0 +1,214 @@
+"""Pseudo pairs: for each picture of a style set, photographs that show the same person, at several levels."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+from torchvision.utils import make_grid
+
+from datamodules.artworks import Artwork
+from datamodules.poses import find_camera
+from models.artifact import Export
+from models.camera import Camera
+from models.checks import check_not_negative
+from models.encoders.base import Encoder, inverted
+from models.errors import UserError
+from models.features.base import Frozen
+from models.files import atomic_write
+from models.generators.base import Generator
+from models.heads.codes import HeadCode, HeadCodes
+from models.heads.projector import Projector, Search
+from models.image import resized, write_image
+from models.latents import Latents
+from models.losses.adaptation import SemanticLoss
+from stages.base.inversion import check_fit
+from stages.base.per_item import GroupState, PerItemStage
+from stages.base.stage import ArtifactRef, GeneratorRef
+
+LEVELS = (1, 2, 3)
+
+
+@dataclass(frozen=True)
+class PairSearch(Search):
+    """How z+ is looked for at the second level. The defaults are the paper's where it says something.
+
+    Attributes:
+        shell: weight of ((|z|^2 / z_dim) - 1)^2 of each layer's z, which keeps it where N(0, I) is dense.
+    """
+
+    space: Literal["z", "z+", "w", "w+"] = "z+"
+    learning_rate: float = 2e-2
+    shell: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_not_negative(self, "shell", where="search.")
+        if self.space != "z+":
+            raise UserError(f"search.space is {self.space!r}: pairs are looked for in z+, from the encoder's codes on")
+        if self.restarts > 1 or self.candidates or self.refine:
+            raise UserError("search: pairs start at the encoder's codes: no restarts, candidates or refine")
+
+
+@dataclass
+class PairsState(GroupState[Artwork]):
+    """The group.
+
+    Attributes:
+        projector: the module.
+        pictures: (n, 3, R, R) of the style, at the generator's resolution.
+    """
+
+    projector: Projector
+    pictures: Tensor
+
+
+class PairsStage(PerItemStage[Artwork, PairsState]):
+    """Multi-level pseudo pairs (pseudo-paired stylization, Lu and Zhou, Sec. 3.2), with G of photographs and G* of the
+    style, which was fine-tuned without constraints.
+
+    1. Embedding: z1 = E_z+(S), w1 = mapping(z1), P1 = G(w1) (Eq. 4).
+    2. Optimisation: z2 = argmin L_semantic(G*(z+), S) from z1 on, w2 = mapping(z2), P2 = G(w2) (Eq. 5).
+    3. Refinement: w3 = E_w+(P2), P3 = G(w3). Eq. 6 prints S where the text has P2: ``refine_from``.
+
+    Args:
+        prior: artifact and module of G. style: of G*.
+        embed: artifact of the encoder to Z+. refine: of the encoder to W+.
+        perceptual, identity: networks of L_semantic.
+        semantic: its weights.
+        search: of step 2. refine_from: "p2" or "s".
+        pose: estimates the camera of pictures that have none, for 3D generators.
+        steps, group_size, save_every, seed: as :class:`PerItemStage`.
+    """
+
+    name = "pairs"
+
+    def __init__(
+        self,
+        prior: GeneratorRef,
+        style: GeneratorRef,
+        embed: ArtifactRef,
+        refine: ArtifactRef,
+        perceptual: nn.Module,
+        identity: nn.Module | None = None,
+        semantic: SemanticLoss = SemanticLoss(),  # noqa: B008 - frozen
+        search: PairSearch = PairSearch(),
+        refine_from: Literal["p2", "s"] = "p2",
+        pose: nn.Module | None = None,
+        steps: int = 1000,
+        group_size: int = 1,
+        save_every: int = 100,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(steps=steps, group_size=group_size, save_every=save_every, seed=seed)
+        self.prior, self.style, self.embed_from, self.refine_with = prior, style, embed, refine
+        self.perceptual = Frozen(perceptual)
+        self.identity = None if identity is None else Frozen(identity)
+        self.pose = None if pose is None else Frozen(pose)
+        self.semantic, self.search, self.refine_from = semantic, search, refine_from
+        self._rows: dict[str, Tensor] = {}
+
+    def build_model(self) -> None:
+        self.generator = self.take("prior", self.prior.path, self.prior.module, Generator).requires_grad_(False)
+        self.adapted = self.take("style", self.style.path, self.style.module, Generator).requires_grad_(False)
+        self.embed = self.take("embed", self.embed_from.path, "encoder", Encoder).requires_grad_(False)
+        self.refine = self.take("refine", self.refine_with.path, "encoder", Encoder).requires_grad_(False)
+        if self.embed.space != "z":
+            raise UserError(f"{self.embed_from.path} has an encoder to w: model.embed is one to z+")
+        if self.refine.space != "w":
+            raise UserError(f"{self.refine_with.path} has an encoder to z: model.refine is one to w+")
+        for encoder in (self.embed, self.refine):
+            check_fit(encoder, self.generator)
+        check_fit(self.embed, self.adapted)
+        self.eval()
+
+    # -- one group --------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def start_group(self, items: Sequence[Artwork]) -> PairsState:
+        pictures = torch.stack([item.at(self.generator.resolution) for item in items]).to(self.device)
+        labels = [torch.zeros(0) if (camera := self._camera(item)) is None else camera.label()[0] for item in items]
+        loss = partial(self.distance, pictures)
+        projector = Projector(self.adapted, self.search, loss, labels, self.steps, ("loss",))
+        for row in range(len(items)):
+            projector.begin(row, self._embedded(pictures[row : row + 1]))
+        return PairsState(items, projector, projector.optimizers(), projector, pictures)
+
+    def _embedded(self, picture: Tensor) -> Tensor:
+        """z1 (1, num_ws, z_dim)."""
+        mean = self.embed.mean_latents
+        assert mean is not None
+        return self.embed.codes(resized(picture, self.embed.resolution), mean).groups["z"]
+
+    def _camera(self, item: Artwork) -> Camera | None:
+        return find_camera(item, self.generator, self.pose, None, self.device) if self.generator.is_3d else None
+
+    def distance(self, pictures: Tensor, image: Tensor, rows: Tensor) -> dict[str, Tensor]:
+        """L_semantic (Eq. 1) of pictures (N, 3, R, R) by G* and those of the style that ``rows`` (N,) name."""
+        identity = None if self.identity is None else self.identity.module
+        return {"loss": self.semantic(image, pictures[rows], self.perceptual.module, identity)["semantic"]}
+
+    def optimise(self, state: PairsState, step: int) -> dict[str, Tensor]:
+        losses = state.projector.losses(state.optimizers, step)
+        if self.search.shell:
+            away = [(item.codes["z"].square().mean(-1) - 1).square().mean() for item in state.projector]
+            losses["loss"] = losses["loss"] + self.search.shell * torch.stack(away)
+        return losses
+
+    @torch.no_grad()
+    def finish_group(self, state: PairsState) -> None:
+        projector = state.projector
+        projector.choose()
+        for row, (item, found) in enumerate(zip(state.items, projector, strict=True)):
+            picture, camera = state.pictures[row : row + 1], projector.camera(found)
+            codes = [self.generator.mapping(z) for z in (self._embedded(picture), found.codes["z"][found.rows])]
+            photos = [self.generator.synthesis(ws, camera).image.clamp(-1, 1) for ws in codes]
+            last, _ = inverted(photos[1] if self.refine_from == "p2" else picture, self.refine, self.generator)
+            codes.append(last)
+            photos.append(self.generator.synthesis(last, camera).image.clamp(-1, 1))
+            folder = self.item_dir(item.id)
+            tensors = {f"w{k}_{name}": t for k, ws in zip(LEVELS, codes, strict=True) for name, t in ws.groups.items()}
+            if camera is not None:
+                tensors["label"] = camera.label()
+            content = {name: t.float().cpu().contiguous().clone() for name, t in tensors.items()}
+            with atomic_write(folder / "pairs.safetensors") as file:
+                file.write_bytes(safetensors.torch.save(content))
+            write_image(folder / "style.png", picture)
+            for k, photo in zip(LEVELS, photos, strict=True):
+                write_image(folder / f"p{k}.png", photo)
+            distances = {f"p{k}": float(self.distance(picture, photo, torch.zeros(1, dtype=torch.long))["loss"])
+                         for k, photo in zip(LEVELS, photos, strict=True)}  # fmt: skip
+            with atomic_write(folder / "pairs.json") as file:
+                file.write_text(json.dumps({"id": item.id, "loss": float(found.curve[-1, 0]), **distances}) + "\n")
+            self._rows[item.id] = torch.cat([picture, *photos]).cpu()
+
+    # -- results ----------------------------------------------------------------------------------
+
+    def export(self) -> Export:
+        levels: dict[str, dict[str, HeadCode]] = {f"pairs{k}": {} for k in LEVELS}
+        media, summaries, neutral = {}, [], torch.zeros(1, len(self.generator.expressions))
+        for item in self.items:
+            folder = self.item_dir(item.id)
+            tensors = safetensors.torch.load_file(folder / "pairs.safetensors")
+            for k in LEVELS:
+                ws = Latents({name: tensors[f"w{k}_{name}"] for name in self.generator.mean_latents.groups})
+                levels[f"pairs{k}"][item.id] = HeadCode(ws, None, neutral, tensors.get("label"))
+            kinds = {"style": "style", **{f"p{k}": f"p{k}" for k in LEVELS}}
+            media |= {f"{kind}_{item.id}.png": folder / f"{name}.png" for kind, name in kinds.items()}
+            summaries.append(json.loads((folder / "pairs.json").read_text("utf-8")))
+        packed: dict[str, nn.Module] = {name: HeadCodes.pack(codes, self.generator) for name, codes in levels.items()}
+        modules = {"generator": self.generator, **packed}
+        metrics = {key: sum(s[key] for s in summaries) / len(summaries) for key in ("loss", "p1", "p2", "p3")}
+        extra = {"items": summaries, "refine_from": self.refine_from}
+        return Export(modules, metrics, media, extra=extra, delta_of=self.unchanged(modules))
+
+    def panels(self) -> dict[str, Tensor]:
+        """A row for each picture: S, P1, P2, P3."""
+        rows = list(self._rows.values())[-12:]
+        return {"pairs": make_grid(torch.cat(rows), nrow=4, pad_value=1.0)} if rows else {}

@@ -1,0 +1,145 @@
+"""Pseudo pairs by a tiny generator, one that was moved, and encoders of both kinds."""
+
+import copy
+
+import pytest
+import torch
+from PIL import Image
+
+from models import artifact
+from models.encoders.base import inverted
+from models.encoders.pyramid import GradualStyleEncoder, MappedStyleEncoder
+from models.errors import UserError
+from models.generators.stylegan2 import StyleGAN2Generator
+from models.image import read_image
+from stages import cli
+from stages.pairs import PairsStage
+from tests.models.generators.protocol import awaken
+from tests.stages import small
+from tests.stages.cases import Command, StageCase
+from tests.stages.processes import Kill
+from tests.stages.test_finetune import Difference
+
+SIDE, IDS = 32, ("a", "b", "c")
+TRUNK = {"resolution": SIDE, "widths": (4, 6, 8, 10), "depths": (1, 1, 1, 1), "reduction": 1}
+
+
+def inputs(folder, count=0):
+    torch.manual_seed(0)
+    generator = awaken(StyleGAN2Generator(channels=[8, 8, 6, 6], style_dim=6, mapping_layers=2)).eval()
+    generator.update_mean()
+    style = copy.deepcopy(generator)
+    with torch.no_grad():
+        for name, parameter in style.named_parameters():
+            if name.startswith("backbone"):
+                parameter.add_(0.05 * torch.randn_like(parameter))
+        z = generator.sample_z(len(IDS), torch.Generator().manual_seed(1))
+        pictures = style.synthesis(style.mapping(z)).image
+    artifact.save(folder / "photos", stage="prior", modules={"generator": generator})
+    artifact.save(folder / "adapted", stage="finetune", modules={"generator": style})
+    embed = MappedStyleEncoder(groups={"z": (generator.num_ws, 6)}, **TRUNK)
+    refine = GradualStyleEncoder(generator.num_ws, 6, **TRUNK)
+    for name, encoder in (("embed", embed), ("refine", refine)):
+        encoder.start(generator.mean_latents)
+        artifact.save(folder / name, stage="invert", modules={"encoder": encoder.eval()})
+    (folder / "set").mkdir(exist_ok=True)
+    for name, picture in zip(IDS, pictures, strict=True):
+        array = ((picture.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
+        Image.fromarray(array).save(folder / "set" / f"{name}.png")
+
+
+def line(folder, **model):
+    given = {
+        "prior": {"path": str(folder / "photos")},
+        "style": {"path": str(folder / "adapted")},
+        "embed": {"path": str(folder / "embed")},
+        "refine": {"path": str(folder / "refine")},
+        "perceptual": {"class_path": "tests.stages.test_finetune.Difference"},
+        "identity": {"class_path": "tests.stages.test_finetune.Corners"},
+        "steps": 6,
+        "group_size": 2,
+        "save_every": 2,
+    }
+    data = {"class_path": "datamodules.artworks.ArtworkDataModule"}
+    data["init_args"] = {"path": str(folder / "set"), "crop": "none", "size": SIDE}
+    config = {"model": {**given, **model}, "data": data}
+    return ["pairs", "fit", f"--config={small.write(folder / 'pairs.yaml', config)}", *small.TRAINER]
+
+
+CASE = StageCase(
+    line,
+    inputs,
+    commands={"fit": Command()},
+    kills=[Kill("group.safetensors"), Kill("pairs.safetensors", 2), Kill("artifact")],
+)
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("work")
+    inputs(folder)
+    return folder
+
+
+def run(words, out, *more):
+    cli.run("pairs", PairsStage, [*words[1:], f"--out={out}", *more])
+    return artifact.load(out)
+
+
+def picture(found, name):
+    return read_image(found.media(name))
+
+
+@torch.no_grad()
+def test_levels_are_what_the_paper_says(work, tmp_path):
+    """Eq. 4 to 6, each from the one before it; pictures are G's of the codes that are handed on."""
+    found = run(line(work), tmp_path)
+    generator, style = found.module("generator"), artifact.load(work / "adapted").module("generator")
+    embed, refine = (artifact.load(work / name).module("encoder") for name in ("embed", "refine"))
+    codes = {k: found.module(f"pairs{k}") for k in (1, 2, 3)}
+    assert codes[1].ids == IDS
+    for name in IDS:
+        s = picture(found, f"style_{name}.png")
+        torch.testing.assert_close(s, read_image(work / "set" / f"{name}.png"))
+        shown = [generator.synthesis(codes[k][name].latents).image.clamp(-1, 1) for k in (1, 2, 3)]
+        for k in (1, 2, 3):
+            torch.testing.assert_close(picture(found, f"p{k}_{name}.png"), shown[k - 1], atol=0.01, rtol=0)
+        torch.testing.assert_close(codes[1][name].latents.ws, inverted(s, embed, generator)[0].ws, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(
+            codes[3][name].latents.ws, inverted(shown[1], refine, generator)[0].ws, atol=1e-4, rtol=1e-4
+        )
+        before, after = (Difference()(style.synthesis(codes[k][name].latents).image.clamp(-1, 1), s) for k in (1, 2))
+        assert float(after) < float(before)
+
+
+def test_the_shell_holds_codes(work, tmp_path):
+    """Each layer's z stays as long as N(0, I) has it."""
+    away = []
+    for shell in (0.0, 10.0):
+        search = {"learning_rate": 0.3, "shell": shell}
+        found = run(line(work, search=search, steps=25, group_size=3), tmp_path / str(shell))
+        generator, codes = found.module("generator"), found.module("pairs2")
+        spread = torch.cat([codes[name].latents.ws for name in IDS]) - generator.mean_latents.ws
+        typical = generator.mapping(generator.sample_z(256, torch.Generator().manual_seed(2))).ws
+        away.append(float(spread.norm(dim=-1).mean() / (typical - generator.mean_latents.ws).norm(dim=-1).mean()))
+    assert abs(away[1] - 1) < abs(away[0] - 1) or away[1] <= away[0]
+
+
+@torch.no_grad()
+def test_refinement_from_the_style_picture(work, tmp_path):
+    """As Eq. 6 is printed."""
+    found = run(line(work, refine_from="s"), tmp_path)
+    generator, refine = found.module("generator"), artifact.load(work / "refine").module("encoder")
+    s = picture(found, "style_a.png")
+    torch.testing.assert_close(
+        found.module("pairs3")["a"].latents.ws, inverted(s, refine, generator)[0].ws, atol=1e-4, rtol=1e-4
+    )
+
+
+def test_what_does_not_fit(work, tmp_path):
+    with pytest.raises(UserError, match=r"has an encoder to w: model\.embed is one to z"):
+        run(line(work, embed={"path": str(work / "refine")}), tmp_path)
+    with pytest.raises(UserError, match=r"has an encoder to z: model\.refine is one to w"):
+        run(line(work, refine={"path": str(work / "embed")}), tmp_path)
+    with pytest.raises(UserError, match=r"search\.space is 'w\+'"):
+        run(line(work, search={"space": "w+"}), tmp_path)
