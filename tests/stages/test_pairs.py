@@ -93,7 +93,7 @@ def picture(found, name):
 @torch.no_grad()
 def test_levels_are_what_the_paper_says(work, tmp_path):
     """Eq. 4 to 6, each from the one before it; pictures are G's of the codes that are handed on."""
-    found = run(line(work), tmp_path)
+    found = run(line(work, steps=60, search={"learning_rate": 5e-3}), tmp_path)
     generator, style = found.module("generator"), artifact.load(work / "adapted").module("generator")
     embed, refine = (artifact.load(work / name).module("encoder") for name in ("embed", "refine"))
     codes = {k: found.module(f"pairs{k}") for k in (1, 2, 3)}
