@@ -18,8 +18,11 @@ from models.checks import check_not_negative, check_positive
 from models.errors import UserError
 from models.features.base import Frozen
 from models.generators.base import Discriminator, Generator
+from models.heads.codes import HeadCodes
 from models.heads.tuning import select_parameters
-from models.losses.adaptation import SemanticLoss, ShiftLoss, StructureLoss
+from models.image import read_image, resized
+from models.latents import Latents
+from models.losses.adaptation import PairedLoss, SemanticLoss, ShiftLoss, StructureLoss
 from models.metrics.distribution import Distribution, kid
 from stages.base.adversarial import AdversarialLoss, AdversarialStage, Fakes, Optimization
 from stages.base.ranks import gather
@@ -34,8 +37,8 @@ class FinetuneStage(AdversarialStage):
 
     With no term but the adversarial one this is plain transfer (G* of pseudo-paired stylization). The recipes of
     ``configs/stages/finetune_*.yaml`` are settings of it: ``train: late`` freezes the early layers (FreezeG), ``shift``
-    without a discriminator is StyleGAN-NADA's, ``structure`` the cartoon faces', ``semantic`` the semantic constraint.
-    A 3D generator sees its heads by the cameras of the style pictures.
+    without a discriminator is StyleGAN-NADA's, ``structure`` the cartoon faces', ``semantic`` and ``paired`` are those
+    of pseudo-paired stylization. A 3D generator sees its heads by the cameras of the style pictures.
 
     Args:
         prior: artifact and module of G.
@@ -44,7 +47,7 @@ class FinetuneStage(AdversarialStage):
         total_images, adversarial, optimization, channels_last, seed: of :class:`AdversarialStage`.
         train, freeze: which parameters move, see :func:`models.heads.tuning.select_parameters`. By default all that
             a picture of given codes depends on: codes of z stay what they were.
-        semantic, structure, shift: what holds G' to G; null for nothing.
+        semantic, structure, shift, paired: what holds G' to G; null for nothing.
         perceptual, identity, embedding: networks of these terms.
         augment: of what the discriminator sees; null for nothing.
         truncation: of the samples that are scored and shown.
@@ -69,6 +72,7 @@ class FinetuneStage(AdversarialStage):
         semantic: SemanticLoss | None = None,
         structure: StructureLoss | None = None,
         shift: ShiftLoss | None = None,
+        paired: PairedLoss | None = None,
         perceptual: nn.Module | None = None,
         identity: nn.Module | None = None,
         embedding: nn.Module | None = None,
@@ -82,12 +86,12 @@ class FinetuneStage(AdversarialStage):
     ) -> None:
         super().__init__(total_images, adversarial, optimization, channels_last, seed)
         self.prior, self.judge_name, self.selection = prior, judge, (train, freeze)
-        self.semantic, self.structure, self.shift = semantic, structure, shift
+        self.semantic, self.structure, self.shift, self.paired = semantic, structure, shift, paired
         self.augmentation, self.truncation = augment, truncation
         self.scored, self.patience, self._scratch = scored, patience, discriminator
         check_positive(self, "truncation", "scored")
         check_not_negative(self, "patience")
-        for term, needed in ((semantic, "perceptual"), (shift, "embedding")):
+        for term, needed in ((semantic, "perceptual"), (paired, "perceptual"), (shift, "embedding")):
             if term is not None and {"perceptual": perceptual, "embedding": embedding}[needed] is None:
                 what = type(term).__name__.removesuffix("Loss").lower()
                 raise UserError(f"model.{what} is measured by a network: set --model.{needed}")
@@ -117,6 +121,11 @@ class FinetuneStage(AdversarialStage):
             raise UserError(f"model: {error}") from error
         for name, parameter in generator.named_parameters():
             parameter.requires_grad_(name in chosen)
+        if self.paired is not None:
+            name = f"pairs{self.paired.level}"
+            self._pairs = Frozen(self.take("pairs", self.paired.path, name, HeadCodes))
+            media, ids, side = self.inputs["pairs"].media, self._pairs.module.ids, generator.resolution
+            self._styles = torch.cat([resized(read_image(media(f"style_{i}.png")), side) for i in ids])
         self.adopt(generator, judge)
 
     # -- terms ---------------------------------------------------------------------------------------------------
@@ -125,13 +134,18 @@ class FinetuneStage(AdversarialStage):
         return image if self.augmentation is None else self.augmentation(image, draws)
 
     def generator_terms(self, batch: PortraitBatch, fakes: Fakes) -> tuple[Tensor | None, dict[str, Tensor]]:
+        total: list[Tensor] = []
+        terms: dict[str, Tensor] = {}
+        if self.paired is not None:
+            terms["paired"] = self._paired(self.paired).mean()
+            total.append(self.paired.weight * terms["paired"])
         if self.semantic is None and self.structure is None and self.shift is None:
-            return None, {}
+            return (torch.stack(total).sum() if total else None), terms
         with torch.no_grad():
             source = self.source.module.synthesis(
                 fakes.latents, fakes.camera, randomness=fakes.randomness(), taps=self.fake_taps
             )
-        image, total, terms = fakes.rendering.image, [], {}
+        image = fakes.rendering.image
         if self.semantic is not None:
             assert self.perceptual is not None
             identity = None if self.identity is None else self.identity.module
@@ -146,6 +160,17 @@ class FinetuneStage(AdversarialStage):
             terms["shift"] = self.shift(image, source.image, self._guide, self.embedding.module).mean()
             total.append(self.shift.weight * terms["shift"])
         return torch.stack(total).sum(), terms
+
+    def _paired(self, paired: PairedLoss) -> Tensor:
+        """L_paired (n,) of pairs that this step draws."""
+        assert self.perceptual is not None
+        codes: HeadCodes = self._pairs.module
+        drawn = torch.randint(len(codes), (min(paired.batch, len(codes)),), generator=self.draws("pairs"))
+        heads = [codes[codes.ids[i]] for i in drawn.tolist()]
+        ws = Latents.cat([head.latents for head in heads])
+        cameras = [head.camera for head in heads if head.camera is not None]
+        image = self.generator.synthesis(ws, Camera.cat(cameras) if cameras else None).image
+        return paired(image, self._styles[drawn].to(image), self.perceptual.module)
 
     def on_fit_start(self) -> None:
         super().on_fit_start()

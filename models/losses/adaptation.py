@@ -55,6 +55,32 @@ class SemanticLoss:
 
 
 @dataclass(frozen=True)
+class PairedLoss:
+    """L_paired = LPIPS(G'(w_k), S) of pseudo pairs (pseudo-paired stylization, Eq. 2).
+
+    Attributes:
+        path: artifact of the stage ``pairs``.
+        level: k, 1 to 3, which code of each pair: the higher, the nearer to the style and the farther from photographs.
+        weight: of the term. batch: pairs a step, on each rank.
+        resolution: side at which the network sees larger pictures, pixels.
+    """
+
+    path: str
+    level: Literal[1, 2, 3] = 2
+    weight: float = 1.0
+    batch: int = 4
+    resolution: int = 256
+
+    def __post_init__(self) -> None:
+        check_not_negative(self, "weight", where="paired.")
+        check_positive(self, "batch", "resolution", where="paired.")
+
+    def __call__(self, image: Tensor, style: Tensor, perceptual: PerceptualDistance) -> Tensor:
+        """(B,) of pictures (B, 3, H, W) by G' and those of the style."""
+        return perceptual(*(at_most(t, self.resolution) for t in (image, style)))
+
+
+@dataclass(frozen=True)
 class StructureLoss:
     """L_str = 1/k sum_i mean |G^i(z) - G'^i(z)|^2 over the first k blocks (3D cartoon faces, Eq. 2), with equal noise.
 

@@ -4,36 +4,21 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import nn
 
 from models import artifact
 from models.errors import UserError
 from models.generators.stylegan2 import StyleGAN2Discriminator, StyleGAN2Generator
+from models.image import read_image
 from models.metrics.distribution import Distribution
 from stages import cli
 from stages.finetune import FinetuneStage
 from tests.models.generators.protocol import awaken
-from tests.stages import small
+from tests.stages import small, test_pairs
 from tests.stages.cases import Command, StageCase
 from tests.stages.processes import Kill
+from tests.stages.test_pairs import Corners, Difference
 
 SIDE = 16
-
-
-class Difference(nn.Module):
-    """Between pictures, mean square."""
-
-    def forward(self, a, b):
-        return (a - b).square().mean((1, 2, 3))
-
-
-class Corners(nn.Module):
-    """An embedding: mean colours of four parts."""
-
-    dim = 12
-
-    def forward(self, image):
-        return nn.functional.adaptive_avg_pool2d(image.float(), 2).flatten(1)
 
 
 class Means(Distribution):
@@ -75,8 +60,8 @@ def line(folder, data=None, **model):
         "adversarial": {"pose_weight": 0.0, "r1_every": 2},
         "semantic": {"weight": 1.0},
         "structure": {"weight": 1.0, "blocks": 2},
-        "perceptual": {"class_path": "tests.stages.test_finetune.Difference"},
-        "identity": {"class_path": "tests.stages.test_finetune.Corners"},
+        "perceptual": {"class_path": "tests.stages.test_pairs.Difference"},
+        "identity": {"class_path": "tests.stages.test_pairs.Corners"},
         "scored": 8,
     }
     pictures = {"path": str(folder / "style"), "size": SIDE, "batch_size": 4, "labels": False, "mirror": False}
@@ -150,10 +135,29 @@ def test_terms_hold_the_pictures(work, tmp_path, term):
     assert distances[1] < 0.7 * distances[0]
 
 
+@torch.no_grad()
+def test_pairs_are_learnt(tmp_path):
+    """G' shows what a style's pictures show at the codes of their pairs, here without a discriminator."""
+    test_pairs.inputs(tmp_path)
+    test_pairs.run(test_pairs.line(tmp_path), tmp_path / "pairs")
+    paired = {"path": str(tmp_path / "pairs"), "level": 2, "weight": 1.0, "batch": 2}
+    terms = {"prior": {"path": str(tmp_path / "photos")}, "semantic": None, "structure": None, "judge": None}
+    data = {"path": str(tmp_path / "set"), "size": 32, "batch_size": 2, "val_fraction": 0.0, "test_fraction": 0.0}
+    run(line(tmp_path, data, paired=paired, total_images=120, **terms), tmp_path / "out")
+    pairs = artifact.load(tmp_path / "pairs")
+    errors = []
+    for folder in ("photos", "out"):
+        generator, codes = artifact.load(tmp_path / folder).module("generator"), pairs.module("pairs2")
+        shown = torch.cat([generator.synthesis(codes[name].latents).image for name in codes.ids])
+        style = torch.cat([read_image(pairs.media(f"style_{name}.png")) for name in codes.ids])
+        errors.append(float(Difference()(shown, style).mean()))
+    assert errors[1] < 0.6 * errors[0]
+
+
 def test_a_shift_without_a_discriminator(work, tmp_path):
     """StyleGAN-NADA between two sets: pictures move towards the style."""
     shift = {"weight": 1.0, "pictures": 32}
-    embedding = {"class_path": "tests.stages.test_finetune.Corners"}
+    embedding = {"class_path": "tests.stages.test_pairs.Corners"}
     terms = {"semantic": None, "structure": None, "shift": shift, "embedding": embedding, "judge": None}
     run(line(work, total_images=200, **terms), tmp_path)
     assert "discriminator" not in artifact.load(tmp_path).manifest["modules"]

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
 from models import artifact
 from models.encoders.base import inverted
@@ -18,7 +19,23 @@ from tests.models.generators.protocol import awaken
 from tests.stages import small
 from tests.stages.cases import Command, StageCase
 from tests.stages.processes import Kill
-from tests.stages.test_finetune import Difference
+
+
+class Difference(nn.Module):
+    """Between pictures, mean square."""
+
+    def forward(self, a, b):
+        return (a - b).square().mean((1, 2, 3))
+
+
+class Corners(nn.Module):
+    """An embedding: mean colours of four parts."""
+
+    dim = 12
+
+    def forward(self, image):
+        return nn.functional.adaptive_avg_pool2d(image.float(), 2).flatten(1)
+
 
 SIDE, IDS = 32, ("a", "b", "c")
 TRUNK = {"resolution": SIDE, "widths": (4, 6, 8, 10), "depths": (1, 1, 1, 1), "reduction": 1}
@@ -54,8 +71,8 @@ def line(folder, **model):
         "style": {"path": str(folder / "adapted")},
         "embed": {"path": str(folder / "embed")},
         "refine": {"path": str(folder / "refine")},
-        "perceptual": {"class_path": "tests.stages.test_finetune.Difference"},
-        "identity": {"class_path": "tests.stages.test_finetune.Corners"},
+        "perceptual": {"class_path": "tests.stages.test_pairs.Difference"},
+        "identity": {"class_path": "tests.stages.test_pairs.Corners"},
         "steps": 6,
         "group_size": 2,
         "save_every": 2,
