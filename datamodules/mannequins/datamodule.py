@@ -40,6 +40,8 @@ class MannequinDataModule(SplitDataModule):
         seed: of the draws of poses, expressions and styles.
         pose_step: degrees; poses are rounded to multiples of it (see :class:`CacheConfig`).
         coded: the face is part of a subject's code z, for generators without expressions (see :class:`CacheConfig`).
+        first: number of the first subject within its split.
+        exaggerate: strengths of geometric exaggerations of all heads, by name (``EXAGGERATIONS``).
         posed: the pose is, too, for generators without cameras: each picture is an item of its own, with its own z.
     """
 
@@ -61,6 +63,8 @@ class MannequinDataModule(SplitDataModule):
         pose_step: float = 0.0,
         coded: bool = False,
         posed: bool = False,
+        first: int = 0,
+        exaggerate: dict[str, float] | None = None,
     ) -> None:
         super().__init__(batch_size, workers, seed)
         given = {"batch_size": batch_size, "size": size, "views_per_subject": views_per_subject}
@@ -76,6 +80,8 @@ class MannequinDataModule(SplitDataModule):
             split: CacheConfig(
                 split=split,
                 subjects=count,
+                first=first,
+                exaggerate=exaggerate or {},
                 views_per_subject=views_per_subject,
                 size=size,
                 styles=tuple(styles or (PLAIN,)),
@@ -131,7 +137,10 @@ class MannequinDataModule(SplitDataModule):
 
     def _scene(self, sample: Sample) -> Scene:
         """What the first view of one test subject shows."""
-        return Scene.from_code(sample["z"][None].cpu()).with_expression(sample["expression"][:1].cpu())
+        scene = Scene.from_code(sample["z"][None].cpu()).with_expression(sample["expression"][:1].cpu())
+        for name, strength in self.configs["test"].exaggerate.items():
+            scene = scene.exaggerate(name, strength)
+        return scene
 
     def subject_truth(self, z: Tensor, camera: Camera, size: int, expression: Tensor | None = None) -> Truth:
         """What the subject z (1, Z_DIM) shows to B cameras: plain, neutral but for an expression (1, E), or the face of

@@ -16,9 +16,10 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,6 +30,7 @@ from torch.utils.data import Dataset
 from datamodules.mannequins.render import RIG, render
 from datamodules.mannequins.scene import (
     CODE_DIM,
+    EXAGGERATIONS,
     EXPRESSIONS,
     SPLITS,
     WORLD_VERSION,
@@ -70,6 +72,7 @@ class CacheConfig:
         pose_step: degrees; yaw and pitch are rounded to multiples of it, so that a renderer meets the same cameras
             again and can keep what depends on the camera alone. 0 leaves them as drawn.
         coded: a subject's expression is part of its code z, the same in all its views.
+        exaggerate: strengths of geometric exaggerations, by name.
     """
 
     split: str = "train"
@@ -82,6 +85,7 @@ class CacheConfig:
     seed: int = 0
     pose_step: float = 0.0
     coded: bool = False
+    exaggerate: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "styles", tuple(self.styles))
@@ -94,6 +98,16 @@ class CacheConfig:
         unknown = sorted(set(self.styles) - set(STYLES))
         if unknown or not self.styles:
             raise ValueError(f"unknown style {unknown}, choose from {STYLES}")
+        if wrong := sorted(self.exaggerate.keys() - set(EXAGGERATIONS)):
+            raise ValueError(f"unknown exaggeration {wrong[0]!r}, choose from {EXAGGERATIONS}")
+
+    @property
+    def described(self) -> dict[str, Any]:
+        """All that determines the content; what is not exaggerated is as it was before there were exaggerations."""
+        found = asdict(self)
+        if not self.exaggerate:
+            del found["exaggerate"]
+        return found
 
     @property
     def seeds(self) -> range:
@@ -103,7 +117,7 @@ class CacheConfig:
     @property
     def key(self) -> str:
         """Name of the cache folder."""
-        text = json.dumps({**asdict(self), "world_version": WORLD_VERSION}, sort_keys=True)
+        text = json.dumps({**self.described, "world_version": WORLD_VERSION}, sort_keys=True)
         return f"{self.split}-{self.size}px-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
     def arrays(self) -> dict[str, tuple[tuple[int, ...], str]]:
@@ -157,6 +171,8 @@ def _draw_subject(config: CacheConfig, folder: Path, compiled: bool, number: int
     camera, expression, names = draw_views(seed, views, config.styles, config.seed, config.pose_step)
     z = (subject_code([seed]) if config.coded else subject_z([seed])).expand(views, -1)
     scene = Scene.from_code(z) if config.coded else Scene.from_z(z, expression)
+    for name, strength in config.exaggerate.items():
+        scene = scene.exaggerate(name, strength)
     truth = render(scene, camera, config.size, names, config.supersample, compiled)
     values = {
         "image": ((truth.image + 1) * 127.5).round(),
@@ -219,7 +235,7 @@ def _draw(config: CacheConfig, folder: Path, workers: int, compiled: bool, progr
         for _ in track(done, f"mannequins {config.key}", config.subjects, disable=not progress):
             pass
         files = {f"{name}.npy": _fingerprint(temporary / f"{name}.npy") for name in config.arrays()}
-        manifest = {"world_version": WORLD_VERSION, "config": asdict(config), "files": files}
+        manifest = {"world_version": WORLD_VERSION, "config": config.described, "files": files}
         (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True))
         try:
             temporary.rename(folder)
@@ -261,7 +277,7 @@ def find_damage(folder: Path, config: CacheConfig) -> str | None:
         manifest = parse_json(read_bytes(folder / MANIFEST, MOST_BYTES), MANIFEST)
     except UserError as error:
         return f"no readable manifest: {error}"
-    if not isinstance(manifest, dict) or manifest.get("config") != json.loads(json.dumps(asdict(config))):
+    if not isinstance(manifest, dict) or manifest.get("config") != json.loads(json.dumps(config.described)):
         return "its manifest is of another cache"
     files = manifest.get("files")
     for name in config.arrays():

@@ -358,6 +358,7 @@ class TestCache:
             ({"styles": ("plain", "cubism")}, r"unknown style \['cubism'\]"),
             ({"subjects": 0}, "must be at least 1"),
             ({"first": 10**9}, "split val has 100000 subjects"),
+            ({"exaggerate": {"big_nose": 1.0}}, "unknown exaggeration 'big_nose'"),
         ],
     )
     def test_wrong_configs_are_refused(self, change: dict[str, object], message: str) -> None:
@@ -391,6 +392,21 @@ class TestCache:
         assert float(found[solid].abs().max()) < 0.02  # depths are stored in half precision
         centre = torch.zeros(1, 1, 3)
         assert float(data.distances(sample["z"][None], centre)) < -0.3
+
+    def test_exaggerated_heads(self, tmp_path: Path) -> None:
+        """Style sets of caricatures; caches without exaggerations are those that there were before."""
+        options = {"size": 16, "supersample": 1, "views_per_subject": 1, "cache_dir": str(tmp_path), "styles": ["toon"]}
+        data = mannequins.MannequinDataModule(1, 1, 1, first=5, exaggerate={"big_eyes": 1.0}, **options)
+        data.setup("test")
+        sample = data.datasets["test"][0]
+        assert int(sample["seed"]) == SPLITS["test"][5]
+        camera, scene = Camera.from_label(sample["label"]), Scene.from_z(sample["z"][None], sample["expression"])
+        truth = render(scene.exaggerate("big_eyes"), camera, 16, "toon", 1).image
+        assert float((truth - sample["image"]).abs().max()) < 0.01
+        assert float((data.view_truth(sample, camera).image - truth).abs().max()) < 1e-6
+        assert float((render(scene, camera, 16, "toon", 1).image - truth).abs().max()) > 0.05
+        assert replace(self.config, exaggerate={"big_eyes": 1.0}).key != self.config.key
+        assert self.config.key == "val-16px-5cf7dd5dd5963a7b"  # as of before
 
     def test_posed_pictures(self, tmp_path: Path) -> None:
         """Each picture is an item, and its code alone says what it shows, the pose too."""
