@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Literal, Protocol, runtime_checkable
 
 import safetensors.torch
 import torch
@@ -15,7 +15,7 @@ from torchvision.utils import make_grid
 
 from datamodules.artworks import Artwork
 from datamodules.poses import find_camera
-from models.artifact import Export
+from models.artifact import Export, load
 from models.camera import Camera
 from models.checks import check_not_negative
 from models.encoders.base import Encoder, inverted
@@ -25,14 +25,27 @@ from models.files import atomic_write
 from models.generators.base import Generator
 from models.heads.codes import HeadCode, HeadCodes
 from models.heads.projector import Projector, Search
-from models.image import resized, write_image
+from models.image import read_image, resized, write_image
 from models.latents import Latents
 from models.losses.adaptation import SemanticLoss
+from models.metrics.image import identity_similarity, psnr
+from models.metrics.portrait import ViewTruth
+from models.metrics.records import Record
 from stages.base.inversion import check_fit
 from stages.base.per_item import GroupState, PerItemStage
 from stages.base.stage import ArtifactRef, GeneratorRef
 
 LEVELS = (1, 2, 3)
+PROTOCOL, VERSION = "pairs", "1"
+
+
+@runtime_checkable
+class KnowsTwins(Protocol):
+    """Data that know the photographs of the people whom their pictures show."""
+
+    def twin(self, identity: str) -> ViewTruth:
+        """The photograph (1, 3, R, R) that one picture was made of."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -84,6 +97,9 @@ class PairsStage(PerItemStage[Artwork, PairsState]):
         semantic: its weights.
         search: of step 2. refine_from: "p2" or "s".
         pose: estimates the camera of pictures that have none, for 3D generators.
+        tested: artifact of this stage whose photographs ``test`` compares with the true ones; ``metric`` and
+            ``metric_identity`` are networks that no pair was made with, by default those that they were.
+        variant: name in the scores.
         steps, group_size, save_every, seed: as :class:`PerItemStage`.
     """
 
@@ -91,16 +107,20 @@ class PairsStage(PerItemStage[Artwork, PairsState]):
 
     def __init__(
         self,
-        prior: GeneratorRef,
-        style: GeneratorRef,
-        embed: ArtifactRef,
-        refine: ArtifactRef,
         perceptual: nn.Module,
+        prior: GeneratorRef | None = None,
+        style: GeneratorRef | None = None,
+        embed: ArtifactRef | None = None,
+        refine: ArtifactRef | None = None,
         identity: nn.Module | None = None,
         semantic: SemanticLoss = SemanticLoss(),  # noqa: B008 - frozen
         search: PairSearch = PairSearch(),
         refine_from: Literal["p2", "s"] = "p2",
         pose: nn.Module | None = None,
+        tested: ArtifactRef | None = None,
+        metric: nn.Module | None = None,
+        metric_identity: nn.Module | None = None,
+        variant: str = "pairs",
         steps: int = 1000,
         group_size: int = 1,
         save_every: int = 100,
@@ -112,9 +132,19 @@ class PairsStage(PerItemStage[Artwork, PairsState]):
         self.identity = None if identity is None else Frozen(identity)
         self.pose = None if pose is None else Frozen(pose)
         self.semantic, self.search, self.refine_from = semantic, search, refine_from
+        self.tested, self.variant = tested, variant
+        self.metric = self.perceptual if metric is None else Frozen(metric)
+        self.metric_identity = self.identity if metric_identity is None else Frozen(metric_identity)
         self._rows: dict[str, Tensor] = {}
 
     def build_model(self) -> None:
+        if self.tested is not None:
+            self.inputs["tested"] = load(self.tested.path)
+            return
+        if self.prior is None or self.style is None or self.embed_from is None or self.refine_with is None:
+            raise UserError(
+                "pairs are made of four artifacts: give --model.prior, --model.style, --model.embed and --model.refine"
+            )
         self.generator = self.take("prior", self.prior.path, self.prior.module, Generator).requires_grad_(False)
         self.adapted = self.take("style", self.style.path, self.style.module, Generator).requires_grad_(False)
         self.embed = self.take("embed", self.embed_from.path, "encoder", Encoder).requires_grad_(False)
@@ -207,6 +237,31 @@ class PairsStage(PerItemStage[Artwork, PairsState]):
         metrics = {key: sum(s[key] for s in summaries) / len(summaries) for key in ("loss", "p1", "p2", "p3")}
         extra = {"items": summaries, "refine_from": self.refine_from}
         return Export(modules, metrics, media, extra=extra, delta_of=self.unchanged(modules))
+
+    # -- test -------------------------------------------------------------------------------------
+
+    def on_test_start(self) -> None:
+        if self.tested is None:
+            raise UserError("test compares finished pairs with the truth: give --model.tested.path")
+        if not isinstance(self.trainer.datamodule, KnowsTwins):  # type: ignore[attr-defined]
+            raise UserError("nobody knows whom these pictures show: test is for data of the embedded world")
+
+    @torch.no_grad()
+    def test_step(self, batch: Sequence[Artwork], batch_idx: int) -> None:
+        """How near each level's photograph is to the true one; level 0 is the style's picture itself."""
+        data, found = self.trainer.datamodule, self.inputs["tested"]  # type: ignore[attr-defined]
+        for item in batch:
+            truth = data.twin(item.id).image.to(self.device)
+            files = {0: f"style_{item.id}.png", **{k: f"p{k}_{item.id}.png" for k in LEVELS}}
+            for k, file in files.items():
+                photo = resized(read_image(found.media(file)), truth.shape[-1]).to(self.device)
+                scores = {"psnr": psnr(photo, truth), "lpips": self.metric.module(photo, truth)}
+                if self.metric_identity is not None:
+                    scores["id"] = identity_similarity(self.metric_identity.module, photo, truth)
+                for name, value in scores.items():
+                    variant = f"{self.variant}, level {k}" if k else "the style's picture"
+                    record = Record(PROTOCOL, VERSION, "test", item.id, "", self.seed, variant, "", name, float(value))
+                    self.records.add([record])
 
     def panels(self) -> dict[str, Tensor]:
         """A row for each picture: S, P1, P2, P3."""
