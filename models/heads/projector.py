@@ -482,17 +482,22 @@ class Projector(nn.Module):
         """(rows,) squared correlation of neighbouring pixels of each noise map, at all sizes down to 8 x 8."""
         noise = self.noise(item)
         assert noise is not None
-        sides = self.generator.noise_sides
-        total = noise.new_zeros(len(noise))
-        for flat, side in zip(noise.split([side**2 for side in sides], 1), sides, strict=True):
-            maps = flat.unflatten(1, (1, side, side))
-            while True:
-                for axis in (2, 3):
-                    total = total + (maps * maps.roll(1, axis)).mean((1, 2, 3)).square()
-                if maps.shape[-1] <= 8:
-                    break
-                maps = F.avg_pool2d(maps, 2)
-        return total
+        return noise_correlation(noise, self.generator.noise_sides)
+
+
+def noise_correlation(noise: Tensor, sides: Sequence[int]) -> Tensor:
+    """(B,) squared correlation of neighbouring pixels of noise maps (B, P), which lie end to end, at all sizes down to
+    8 x 8 (StyleGAN2, Appendix D)."""
+    total = noise.new_zeros(len(noise))
+    for flat, side in zip(noise.split([side**2 for side in sides], 1), sides, strict=True):
+        maps = flat.unflatten(1, (1, side, side))
+        while True:
+            for axis in (2, 3):
+                total = total + (maps * maps.roll(1, axis)).mean((1, 2, 3)).square()
+            if maps.shape[-1] <= 8:
+                break
+            maps = F.avg_pool2d(maps, 2)
+    return total
 
 
 def fit_latents(

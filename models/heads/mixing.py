@@ -1,0 +1,124 @@
+"""Codes mixed by layer, and a picture's code in the axes of a generator's own layers.
+
+Sources: Lu and Zhou, pseudo-paired facial stylization, Sec. 3.3; Kwong et al., unsupervised image-to-image translation
+via StyleGAN (the space V); StyleGAN2 (Karras et al. 2020, Appendix D) for the optimisation of noise.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.optim import Adam
+
+from models.checks import check_not_negative, check_positive
+from models.errors import UserError
+from models.generators.base import Generator
+from models.generators.stylegan2 import SynthesisNetwork
+from models.heads.projector import noise_correlation
+from models.latents import Latents
+
+
+def first_code(generator: Generator, side: int) -> int:
+    """The first code that the block of a side reads: from it on a mixture takes another's codes.
+
+    At 1024 px the sides 16, 32, 128 and 256 begin at the codes 3, 5, 9 and 11; the paper's 6 and 12 are each within
+    their block.
+
+    Raises:
+        UserError: when the generator has no block of this side, or no such blocks.
+    """
+    networks = [network for network in generator.modules() if isinstance(network, SynthesisNetwork)]
+    if len(networks) != 1 or len(generator.mean_latents.groups) != 1:
+        raise UserError(f"{type(generator).__name__} is not mixed by layer: a StyleGAN2 is")
+    sides = networks[0].sides
+    if side not in sides:
+        raise UserError(f"there is no block of {side} px to mix from, there are {', '.join(map(str, sides))}")
+    return max(2 * sides.index(side) - 1, 0)
+
+
+def mixed(content: Latents, style: Latents, generator: Generator, side: int) -> Latents:
+    """Codes (B, n, w) of the content, replaced by the style's from the block of a side on."""
+    return content.mix(style, first_code(generator, side))
+
+
+def layer_basis(generator: Generator) -> Tensor:
+    """V: right singular vectors (w_dim, w_dim) of the layers' stacked modulation weights, a row each, largest first.
+
+    In float64, each with its largest number positive.
+    """
+    _, _, rows = torch.linalg.svd(generator.affine_weights().double(), full_matrices=True)
+    largest = rows.gather(1, rows.abs().argmax(1, keepdim=True))
+    return rows * largest.sign()
+
+
+@dataclass(frozen=True)
+class ReferenceSearch:
+    """How one code for all layers is looked for that shows a reference. The defaults are the cited method's.
+
+    Attributes:
+        space: "v" looks along the axes of :func:`layer_basis` from w = 0 on; "w" from the mean on.
+        steps, learning_rate: of Adam; the rate rises over the first 5 % and falls over the last 25 %, as StyleGAN2's.
+        start: deviation of the drawn numbers that "v" starts from.
+        noise: weight of the noise maps' correlations; null leaves the maps as they are stored.
+    """
+
+    space: Literal["v", "w"] = "v"
+    steps: int = 1000
+    learning_rate: float = 0.1
+    start: float = 1e-3
+    noise: float | None = 1e5
+
+    def __post_init__(self) -> None:
+        check_positive(self, "steps", "learning_rate", where="search.")
+        check_not_negative(self, "start", "noise", where="search.")
+
+    def rate(self, step: int) -> float:
+        """Of a step, relative to the full one."""
+        at = (step + 1) / self.steps
+        rise, fall = min(1.0, at / 0.05), min(1.0, (1 - at) / 0.25)
+        return rise * (0.5 - 0.5 * math.cos(math.pi * fall))
+
+    def fit(
+        self,
+        generator: Generator,
+        picture: Tensor,
+        distance: Callable[[Tensor, Tensor], Tensor],
+        draws: torch.Generator,
+    ) -> Latents:
+        """The code, a batch of one, of a picture (1, 3, R, R) by a 2D generator.
+
+        Args:
+            distance: of two pictures, (1,).
+            draws: of the start and of the noise maps, on the CPU.
+        """
+        mean = generator.mean_latents
+        ((name, middle),) = mean.groups.items()
+        basis = layer_basis(generator).to(middle) if self.space == "v" else torch.eye(middle.shape[2]).to(middle)
+        first = torch.randn(1, len(basis), generator=draws).to(middle) * (self.start if self.space == "v" else 0.0)
+        origin = torch.zeros_like(middle[:, 0]) if self.space == "v" else middle[:, 0]
+        numbers = first.requires_grad_()
+        pixels = sum(side**2 for side in generator.noise_sides) if self.noise is not None else 0
+        noise = torch.randn(1, pixels, generator=draws).to(middle).requires_grad_() if pixels else None
+        optimizer = Adam([numbers] if noise is None else [numbers, noise], self.learning_rate)
+        count = middle.shape[1]
+        with torch.enable_grad():
+            for step in range(self.steps):
+                optimizer.param_groups[0]["lr"] = self.learning_rate * self.rate(step)
+                ws = Latents({name: (origin + numbers @ basis)[:, None].expand(-1, count, -1)})
+                loss = distance(generator.synthesis(ws, randomness=noise).image, picture).sum()
+                if noise is not None:
+                    loss = loss + (self.noise or 0.0) * noise_correlation(noise, generator.noise_sides).sum()
+                optimizer.zero_grad()
+                loss.backward(inputs=optimizer.param_groups[0]["params"])
+                optimizer.step()
+                if noise is not None:
+                    with torch.no_grad():  # maps stay of mean 0 and variance 1
+                        parts = noise.split([side**2 for side in generator.noise_sides], 1)
+                        centred = [part - part.mean(1, keepdim=True) for part in parts]
+                        noise.copy_(torch.cat([c * c.square().mean(1, keepdim=True).rsqrt() for c in centred], 1))
+        return Latents({name: (origin + numbers @ basis).detach()[:, None].expand(-1, count, -1).contiguous()})
