@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -18,18 +18,22 @@ from models.checks import check_not_negative, check_positive
 from models.errors import UserError
 from models.features.base import Frozen
 from models.generators.base import Discriminator, Generator
+from models.generators.blending import Blend, blended
 from models.heads.codes import HeadCodes
 from models.heads.tuning import select_parameters
 from models.image import read_image, resized
 from models.latents import Latents
 from models.losses.adaptation import PairedLoss, SemanticLoss, ShiftLoss, StructureLoss
 from models.metrics.distribution import Distribution, kid
+from models.metrics.image import identity_similarity, psnr, random_pairs
+from models.metrics.records import Record
 from stages.base.adversarial import AdversarialLoss, AdversarialStage, Fakes, Optimization
 from stages.base.ranks import gather
 from stages.base.seeds import item_generator
 from stages.base.stage import GeneratorRef
 
 _CHUNK = 16  # pictures made or embedded at once
+PROTOCOL, VERSION = "finetune", "1"
 
 
 class FinetuneStage(AdversarialStage):
@@ -54,6 +58,10 @@ class FinetuneStage(AdversarialStage):
         kid_features: network of the kernel distance to held-out style pictures, by which a fit is scored.
         scored: samples of a score.
         patience: validations without a better score after which a fit stops; 0 never does. The best is handed on.
+        tested: the adapted generator that ``test`` measures; the averaged one of a checkpoint by default. blend: a
+            mixture of it with G, measured and handed on by ``predict`` in its place.
+        metric, metric_identity: networks of the scores, by default those of the terms: better ones that no term knows.
+        variant: name in the scores.
     """
 
     name = "finetune"
@@ -81,6 +89,11 @@ class FinetuneStage(AdversarialStage):
         kid_features: Distribution | None = None,
         scored: int = 200,
         patience: int = 0,
+        tested: GeneratorRef | None = None,
+        blend: Blend | None = None,
+        metric: nn.Module | None = None,
+        metric_identity: nn.Module | None = None,
+        variant: str = "finetune",
         channels_last: bool = True,
         seed: int = 0,
     ) -> None:
@@ -99,7 +112,10 @@ class FinetuneStage(AdversarialStage):
         self.perceptual, self.identity, self.embedding, self.kid_features = (
             None if network is None else Frozen(network) for network in frozen.values()
         )
-        self._held: list[Tensor] = []  # of the running validation
+        self.tested, self.blend, self.variant = tested, blend, variant
+        self.metric = self.perceptual if metric is None else Frozen(metric)
+        self.metric_identity = self.identity if metric_identity is None else Frozen(metric_identity)
+        self._held: list[Tensor] = []  # of the running validation, or test
         self._best: dict[str, Any] = {"score": None, "waited": 0, "weights": None}
         self._guide: Tensor | None = None
 
@@ -127,6 +143,12 @@ class FinetuneStage(AdversarialStage):
             media, ids, side = self.inputs["pairs"].media, self._pairs.module.ids, generator.resolution
             self._styles = torch.cat([resized(read_image(media(f"style_{i}.png")), side) for i in ids])
         self.adopt(generator, judge)
+        if self.tested is not None:
+            adapted = self.take("tested", self.tested.path, self.tested.module, Generator).requires_grad_(False)
+            check_related(generator, adapted, self.tested.path)
+            if self.blend is not None:
+                adapted = blended(self.source.module, adapted, self.blend)
+            self.average.module = adapted
 
     # -- terms ---------------------------------------------------------------------------------------------------
 
@@ -235,12 +257,89 @@ class FinetuneStage(AdversarialStage):
         self._best = checkpoint.get("best", self._best)
 
     def export(self) -> Export:
+        if self.trainer.state.fn == "predict":
+            extra: dict[str, Any] = {} if self.blend is None else {"blend": asdict(self.blend)}
+            return Export({"generator": self.average.module.eval()}, extra=extra, dtype={"generator": "float16"})
         if self._best["weights"] is not None:
             self.average.module.load_state_dict(self._best["weights"])
         found = super().export()
         extra = {"recipe": recipe} if (recipe := self.inputs["prior"].extra.get("recipe")) else {}
         metrics = {} if self._best["score"] is None else {"val/kid": self._best["score"]}
         return replace(found, metrics=metrics, extra=extra)
+
+    # -- test ----------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def test_step(self, batch: PortraitBatch, batch_idx: int) -> None:
+        """Against the truth where codes are known: what a style's pictures show of the same heads."""
+        image = batch["image"].flatten(0, 1)
+        self._held.append(image.cpu())
+        if "z" not in batch or batch["z"].shape[1] != self.generator.z_dim or batch["image"].shape[1] != 1:
+            return
+        found = self.average.module.synthesis(self.average.module.mapping(batch["z"]), self.camera(batch)).image
+        for name, values in self._compared(found.clamp(-1, 1), image).items():
+            subjects = [str(int(seed)) for seed in batch["seed"]] if "seed" in batch else [""] * len(image)
+            for subject, value in zip(subjects, values.tolist(), strict=True):
+                self.records.add([self._record(f"{name}_twin", value, subject, subject)])
+
+    def _compared(self, found: Tensor, truth: Tensor) -> dict[str, Tensor]:
+        """Distances (B,) of pictures: psnr, and lpips and id where there are networks."""
+        scores = {"psnr": psnr(found, truth)}
+        if self.metric is not None:
+            scores["lpips"] = self.metric.module(found, truth)
+        if self.metric_identity is not None:
+            scores["id"] = identity_similarity(self.metric_identity.module, found, truth)
+        return scores
+
+    def _record(self, metric: str, value: float, item: str = "all", subject: str = "") -> Record:
+        network = "" if self.metric is None else type(self.metric.module).__name__
+        return Record(PROTOCOL, VERSION, "test", item, "", self.seed, self.variant, network, metric, value, subject)
+
+    @torch.no_grad()
+    def summary(self) -> list[Record]:
+        """What samples tell: how far from the style, how far from G at equal codes, how different from one another."""
+        held, self._held = gather(self._held), []
+        if not self.trainer.is_global_zero:
+            return []
+        pictures = self.pictures(self.average.module, self.scored)
+        records = []
+        if self.kid_features is not None and sum(map(len, held)) > 1:
+            kid_value = kernel_distance(
+                self.kid_features.module, torch.cat(pictures), torch.cat(held), self.seed, self.device
+            )
+            records.append(self._record("kid", kid_value))
+        for start, (ours, theirs) in enumerate(
+            zip(pictures, self.pictures(self.source.module, self.scored), strict=True)
+        ):
+            for name, values in self._compared(ours.to(self.device), theirs.to(self.device)).items():
+                for row, value in enumerate(values.tolist()):
+                    records.append(self._record(f"{name}_source", value, f"code{start * _CHUNK + row}"))
+        if self.metric is not None:
+            every = torch.cat(pictures).to(self.device)
+            pairs = random_pairs(len(every), 400, self.seed)
+            apart = torch.cat([self.metric.module(every[i], every[j]) for i, j in (p.T for p in pairs.split(_CHUNK))])
+            records.append(self._record("diversity", float(apart.mean())))
+        return records
+
+    @torch.no_grad()
+    def predict_step(self, batch: PortraitBatch, batch_idx: int) -> None:
+        """Nothing of each picture: predict hands on the tested generator, mixed as ``blend`` says."""
+
+    def on_predict_start(self) -> None:
+        super().on_predict_start()
+        if self.tested is None:
+            raise UserError("predict hands on a generator that was adapted before: give --model.tested.path")
+
+
+def check_related(generator: Generator, adapted: Generator, path: str) -> None:
+    """Refuse a generator that cannot have come from another.
+
+    Raises:
+        UserError: saying so.
+    """
+    shapes = [{name: tuple(t.shape) for name, t in g.state_dict().items()} for g in (generator, adapted)]
+    if shapes[0] != shapes[1]:
+        raise UserError(f"{path} is no generator that model.prior could have become: its layers are others")
 
 
 def kernel_distance(features: Distribution, found: Tensor, real: Tensor, seed: int, device: torch.device) -> float:
