@@ -1,15 +1,20 @@
 """Adapting a generator to a style set: a few steps on tiny pictures."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from datamodules.mannequins import MannequinDataModule
+from datamodules.mannequins.scene import POSED_DIM
 from models import artifact
 from models.errors import UserError
 from models.generators.stylegan2 import StyleGAN2Discriminator, StyleGAN2Generator
 from models.image import read_image
 from models.metrics.distribution import Distribution
+from models.metrics.records import read_records
 from stages import cli
 from stages.finetune import FinetuneStage
 from tests.models.generators.protocol import awaken
@@ -192,6 +197,88 @@ def test_the_best_is_handed_on(work, tmp_path, monkeypatch):
     for name, tensor in kept[1].items():
         torch.testing.assert_close(found[name], tensor, atol=2e-3, rtol=2e-3)
     assert artifact.load(tmp_path).metrics["val/kid"] == 0.2
+
+
+@pytest.fixture(scope="module")
+def coded(work):
+    """A generator of the embedded world's codes, and one that it became; pictures of that world in a style."""
+    torch.manual_seed(0)
+    options = {"style_dim": 8, "mapping_layers": 2, "z_dim": POSED_DIM, "normalize": False}
+    generator = awaken(StyleGAN2Generator(channels=[8, 8, 8], **options)).eval()
+    generator.update_mean()
+    adapted = copy.deepcopy(generator)
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if name.startswith("backbone"):
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    artifact.save(work / "coded", stage="prior", modules={"generator": generator})
+    artifact.save(work / "instyle", stage="finetune", modules={"generator": adapted})
+    data = {
+        "train_subjects": 1, "val_subjects": 1, "test_subjects": 3, "size": SIDE, "views_per_subject": 1,
+        "batch_size": 2, "supersample": 1, "draw_workers": 0, "styles": ["toon"], "coded": True, "posed": True,
+        "cache_dir": str(work / "cache"),
+    }  # fmt: skip
+    model = {
+        "prior": {"path": str(work / "coded")},
+        "judge": None,
+        "tested": {"path": str(work / "instyle")},
+        "metric": {"class_path": "tests.stages.test_pairs.Difference"},
+        "metric_identity": {"class_path": "tests.stages.test_pairs.Corners"},
+        "kid_features": {"class_path": "tests.stages.test_finetune.Means"},
+        "scored": 20,
+    }
+    config = {"model": model, "data": {"class_path": "datamodules.mannequins.MannequinDataModule", "init_args": data}}
+    return small.write(work / "coded.yaml", config)
+
+
+def scores(folder):
+    found = {}
+    for record in read_records(folder):
+        found.setdefault(record.metric, []).append(record.value)
+    return found
+
+
+@torch.no_grad()
+def test_it_is_measured_against_the_truth(work, coded, tmp_path):
+    """The same head in the style, at its own code; and G, at equal codes."""
+    run(["finetune", "test", f"--config={coded}", *small.TRAINER], tmp_path)
+    found = scores(tmp_path)
+    assert {name: len(values) for name, values in found.items()} == {
+        "psnr_twin": 3, "lpips_twin": 3, "id_twin": 3, "psnr_source": 20, "lpips_source": 20, "id_source": 20,
+        "kid": 1, "diversity": 1,
+    }  # fmt: skip
+    data = MannequinDataModule(
+        1, 1, 3, SIDE, 1, styles=["toon"], supersample=1, draw_workers=0, cache_dir=str(work / "cache"), coded=True,
+        posed=True,
+    )  # fmt: skip
+    data.setup("test")
+    adapted = artifact.load(work / "instyle").module("generator")
+    samples = [data.datasets["test"][i] for i in range(3)]
+    expected = []
+    for sample in samples:
+        picture = adapted.synthesis(adapted.mapping(sample["z"][None])).image.clamp(-1, 1)
+        expected.append(float(Difference()(picture, sample["image"])))
+    assert sorted(found["lpips_twin"]) == pytest.approx(sorted(expected), rel=1e-3)
+    assert min(found["lpips_source"]) > 0
+
+
+@torch.no_grad()
+def test_a_blend_is_measured_and_handed_on(work, coded, tmp_path):
+    """With nothing of the adapted generator it is G; a hard swap has its coarse layers."""
+    test, predict = (["finetune", command, f"--config={coded}", *small.TRAINER] for command in ("test", "predict"))
+    run(test, tmp_path / "none", "--model.blend.coarse=0", "--model.blend.swap=8")
+    assert max(scores(tmp_path / "none")["lpips_source"]) < 1e-9
+    run(predict, tmp_path / "swapped", "--model.blend.swap=8")
+    mixed, adapted, original = (states(folder) for folder in (tmp_path / "swapped", work / "instyle", work / "coded"))
+    for name, tensor in mixed.items():
+        if name.startswith("backbone.blocks"):
+            source = adapted if name.startswith("backbone.blocks.0.") else original
+            torch.testing.assert_close(tensor, source[name], atol=2e-3, rtol=2e-3)
+    assert artifact.load(tmp_path / "swapped").extra["blend"]["swap"] == 8
+    with pytest.raises(UserError, match=r"give --model\.tested\.path"):
+        run(predict, tmp_path / "nothing", "--model.tested=null")
+    with pytest.raises(UserError, match=r"no generator that model\.prior could have become"):
+        run(test, tmp_path / "other", f"--model.tested.path={work / 'prior2d'}")
 
 
 def test_what_does_not_fit(work, tmp_path):

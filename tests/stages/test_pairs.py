@@ -1,18 +1,22 @@
 """Pseudo pairs by a tiny generator, one that was moved, and encoders of both kinds."""
 
 import copy
+import json
 
 import pytest
 import torch
 from PIL import Image
 from torch import nn
 
+from datamodules.mannequin_artworks import MannequinStyleSet
+from datamodules.mannequins import SPLITS, Scene, render
 from models import artifact
 from models.encoders.base import inverted
 from models.encoders.pyramid import GradualStyleEncoder, MappedStyleEncoder
 from models.errors import UserError
 from models.generators.stylegan2 import StyleGAN2Generator
 from models.image import read_image
+from models.metrics.records import read_records
 from stages import cli
 from stages.pairs import PairsStage
 from tests.models.generators.protocol import awaken
@@ -151,6 +155,39 @@ def test_refinement_from_the_style_picture(work, tmp_path):
     torch.testing.assert_close(
         found.module("pairs3")["a"].latents.ws, inverted(s, refine, generator)[0].ws, atol=1e-4, rtol=1e-4
     )
+
+
+@torch.no_grad()
+def test_photographs_are_compared_with_the_true_ones(work, tmp_path):
+    """Of the embedded world's style sets, whose pictures and twins the data draw."""
+    options = {"style": "toon", "subjects": 2, "first": 7, "size": SIDE, "supersample": 1, "draw_workers": 0}
+    options["cache_dir"] = str(work / "cache")
+    data = MannequinStyleSet(**options)
+    names = [item.id for item in data.items]
+    assert names == [f"toon-{SPLITS['train'][7 + i]}" for i in range(2)]
+    given = [
+        f"--data={json.dumps({'class_path': 'datamodules.mannequin_artworks.MannequinStyleSet', 'init_args': options})}"
+    ]
+    found = run([*line(work), *given], tmp_path / "pairs")
+    torch.testing.assert_close(picture(found, f"style_{names[0]}.png")[0], data.items[0].image, atol=0.01, rtol=0)
+    words = ["pairs", "test", *line(work)[2:], *given, f"--model.tested.path={tmp_path / 'pairs'}"]
+    cli.run("pairs", PairsStage, [*words[1:], f"--out={tmp_path / 'test'}"])
+    records = [r for r in read_records(tmp_path / "test") if r.metric == "lpips"]
+    assert sorted({r.variant for r in records}) == [*(f"pairs, level {k}" for k in (1, 2, 3)), "the style's picture"]
+    for record in records:
+        kind = "style" if record.variant.startswith("the") else f"p{record.variant[-1]}"
+        twin = data.twin(record.item).image
+        assert record.value == pytest.approx(
+            float(Difference()(picture(found, f"{kind}_{record.item}.png"), twin)), rel=1e-4
+        )
+    plain = render(Scene.from_code(data.images[0]["z"][None]), data.items[0].camera, SIDE, "plain", 1).image
+    torch.testing.assert_close(data.twin(names[0]).image, plain)
+    with pytest.raises(UserError, match="nobody knows whom these pictures show"):
+        cli.run(
+            "pairs",
+            PairsStage,
+            ["test", *line(work)[2:], f"--model.tested.path={tmp_path / 'pairs'}", f"--out={tmp_path}"],
+        )
 
 
 def test_what_does_not_fit(work, tmp_path):
