@@ -63,14 +63,14 @@ def batch(made, split="train", rows=(0, 1, 2), **options):
 
 def test_items_are_their_own():
     """Whatever was asked before, in every split others, and other views are further draws."""
-    items = SampleItems("train", 5, 2, 4, Rig(), 0)
+    items = SampleItems("train", 5, 2, 4, Rig(), 0, 7)
     first = items[3]
     assert all(torch.equal(items[3][name], first[name]) for name in ("z", "label", "draws"))
-    others = [items[2], SampleItems("val", 5, 2, 4, Rig(), 0, 5)[3], SampleItems("train", 5, 2, 4, Rig(), 1)[3]]
+    others = [items[2], SampleItems("val", 5, 2, 4, Rig(), 0, 7, 5)[3], SampleItems("train", 5, 2, 4, Rig(), 1, 7)[3]]
     for other in others:
         assert all(not torch.equal(other[name], first[name]) for name in ("z", "label", "draws"))
     assert first["name"] == "train0000003" and not torch.equal(first["label"][0], first["label"][1])
-    one = SampleItems("train", 5, 1, 4, Rig(), 0)[3]
+    one = SampleItems("train", 5, 1, 4, Rig(), 0, 7)[3]
     assert torch.equal(one["z"], first["z"])
     with pytest.raises(IndexError):
         items[5]
