@@ -299,7 +299,8 @@ class SampleDataModule(SplitDataModule):
             pictures["raw"] = rendering.raw.clamp(-1, 1)
         pictures |= self._shape(generator, ws, rendering, camera, batch["draws"])
         of_views = {name: value.unflatten(0, (rows, views)) for name, value in pictures.items()}
-        return {**batch, **of_views, "ws": dict(ws.groups)}  # type: ignore[typeddict-item]
+        drawn = {name: value for name, value in batch.items() if name != "shift"}  # ws has it
+        return {**drawn, **of_views, "ws": dict(ws.groups)}  # type: ignore[typeddict-item]
 
     def _moved(self, ws: Latents, shift: Tensor) -> Latents:
         """Codes moved by ``spread``, all of a group alike."""
