@@ -136,9 +136,6 @@ class SelftrainStage(PhotoStage):
             "global" B.3 has both, the released code the second only; in those with details it is the other way round:
             B.3 has the first only. Of a generator with one resolution this counts once.
         loss_side: of the pictures that L_rec compares, at most; null takes the generator's own.
-        rendered: pictures of a batch, of all ranks, that phase "global" renders for L_rec, and L_adv; all by default.
-            Beyond the paper: rendering, and back through it, takes two thirds of a step's time, and the other terms
-            learn from more samples in the same time.
         start: for the phases after "global": artifact of an earlier one. Networks of ``local`` that have been trained
             there go on from it; the others are those of this fit, and of its seed.
         local: the networks of the details, for the same phases.
@@ -169,7 +166,6 @@ class SelftrainStage(PhotoStage):
         full_weight: float = 1.0,
         thumb_weight: float = 1.0,
         loss_side: int | None = None,
-        rendered: int | None = None,
         start: ArtifactRef | None = None,
         local: LocalNetworks | None = None,
         novel_views: bool = True,
@@ -188,9 +184,9 @@ class SelftrainStage(PhotoStage):
         if encoder is not None:
             self.encoder = encoder
         self.code_weight, self.full_weight, self.thumb_weight = code_weight, full_weight, thumb_weight
-        self.loss_side, self.rendered = loss_side, rendered
+        self.loss_side = loss_side
         check_not_negative(self, "code_weight", "full_weight", "thumb_weight")
-        check_positive(self, "loss_side", "rendered")
+        check_positive(self, "loss_side")
         self.novel_views, self.aligner, self.curriculum, self.silent = novel_views, aligner, curriculum, silent
         self.realign = realign
         self.adversarial, self.critic = adversarial, cast(Critic | None, None)
@@ -345,23 +341,10 @@ class SelftrainStage(PhotoStage):
         ws, _ = self.invert(image)
         terms = self.geometry(self.generator, ws, batch)
         terms["code"] = self.code_error(ws, batch)
-        loss = terms["geometry"] + self.code_weight * terms["code"]
-        small = self.small(batch)
-        if self.rendered is not None:
-            rows = self._rendered(image, batch["image"].shape[1])
-            ws, camera, image, small = ws[rows], camera[rows], image[rows], None if small is None else small[rows]
-            loss = loss.mean()
         found = self.generator.synthesis(ws, camera)
-        terms |= self.recoveries(found, image, small)
-        return self.judged(terms, loss + terms["recovery"], found.image, image, camera)
-
-    def _rendered(self, image: Tensor, views: int) -> Tensor:
-        """Numbers of this rank's pictures that are among the first ``rendered`` of all ranks': samples are draws."""
-        assert self.rendered is not None
-        if self.rendered % self.world_size:
-            raise UserError(f"model.rendered is {self.rendered}: it must be a multiple of {self.world_size} processes")
-        places = self.global_rows(len(image), views)
-        return (places < self.rendered).nonzero()[:, 0].to(image.device)
+        terms |= self.recoveries(found, image, self.small(batch))
+        loss = terms["geometry"] + self.code_weight * terms["code"] + terms["recovery"]
+        return self.judged(terms, loss, found.image, image, camera)
 
     def code_error(self, ws: Latents, batch: SampleBatch) -> Tensor:
         """L_code (B * V,), of the groups that the encoder tells; the true codes are those of w, as often as needed."""

@@ -290,20 +290,6 @@ def test_the_loss_is_the_sum_of_its_terms(work, kind):
     torch.testing.assert_close(terms["loss"], expected, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["manifold", "paper"])
-def test_some_pictures_are_rendered(work, kind):
-    """L_rec is that of the first pictures, L_geo and L_code are those of all; the loss is the sum of their means."""
-    made, batch = stage(work, kind)
-    whole = made.losses(*made.pictures(batch), batch)
-    made.rendered = 2
-    some = made.losses(*made.pictures(batch), batch)
-    for name in ("geometry", "code"):
-        torch.testing.assert_close(some[name], whole[name])
-    torch.testing.assert_close(some["recovery"], whole["recovery"][:2], atol=1e-5, rtol=1e-4)
-    expected = whole["geometry"].mean() + whole["code"].mean() + whole["recovery"][:2].mean()
-    torch.testing.assert_close(some["loss"].mean(), expected, atol=1e-5, rtol=1e-4)
-
-
 @pytest.mark.parametrize("kind", ["manifold", "paper", "released"])
 @pytest.mark.parametrize("tested", [False, True])
 def test_validation_measures_what_training_minimises(work, tmp_path, kind, tested):
