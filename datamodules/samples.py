@@ -32,27 +32,21 @@ from models.generators.views import render_views
 from models.latents import Latents
 from models.rendering.output import Rendering
 
-_MANY = 1000  # codes whose deviations are taken
-
 
 class SampleItems(Dataset[dict[str, Any]]):
-    """Draws: z (z_dim,), shift (w,) of its codes, label (V, 25) from the rig's poses, draws (V,) seeds of each view's
-    points, and a name.
+    """Draws: z (z_dim,), label (V, 25) from the rig's poses, draws (V,) seeds of each view's points, and a name.
 
-    All are drawn apart. Those of item i depend on ``seed`` and ``first + i`` only.
+    Codes, poses and each view's points are drawn apart. Those of item i depend on ``seed`` and ``first + i`` only.
 
     Args:
         split: name of the set.
         count: of items. views: V. z_dim: of the generator. rig: of the poses. seed: of all draws.
-        w_dim: of all groups together, for the shift.
         first: number of the first item; sets whose numbers do not overlap have no item in common.
     """
 
-    def __init__(
-        self, split: str, count: int, views: int, z_dim: int, rig: Rig, seed: int, w_dim: int, first: int = 0
-    ) -> None:
+    def __init__(self, split: str, count: int, views: int, z_dim: int, rig: Rig, seed: int, first: int = 0) -> None:
         self.split, self.count, self.views, self.z_dim, self.rig, self.seed = split, count, views, z_dim, rig, seed
-        self.w_dim, self.first = w_dim, first
+        self.first = first
 
     def __len__(self) -> int:
         return self.count
@@ -64,7 +58,6 @@ class SampleItems(Dataset[dict[str, Any]]):
         number = self.first + index
         return {
             "z": torch.randn(self.z_dim, generator=index_generator(self.seed, number, "sample's code")),
-            "shift": torch.randn(self.w_dim, generator=index_generator(self.seed, number, "sample's shift")),
             "label": self.rig.random(self.views, index_generator(self.seed, number, "sample's poses")).label(),
             "draws": torch.tensor(
                 [index_seed(self.seed, number, f"sample's points {view}") for view in range(self.views)]
@@ -172,8 +165,6 @@ class SampleDataModule(SplitDataModule):
         batch_size: samples per batch.
         points: which points of their shape are given.
         truncation: of the codes.
-        spread: how far codes are moved from those that the mapping makes, in a random direction of their groups, by so
-            many of their deviations (ours). A photograph's code is rarely one that the mapping makes.
         yaw_std, pitch_std: of Gaussian poses, radians; by default the rig's own distribution.
         workers: loader processes.
         seed: of all draws.
@@ -194,7 +185,6 @@ class SampleDataModule(SplitDataModule):
         batch_size: int = 4,
         points: PointRecipe = PointRecipe(),
         truncation: float = 1.0,
-        spread: float = 0.0,
         yaw_std: float | None = None,
         pitch_std: float | None = None,
         workers: int = 0,
@@ -203,12 +193,10 @@ class SampleDataModule(SplitDataModule):
         super().__init__(batch_size, workers, seed)
         self.path, self.module, self.views, self.points = path, module, views, points
         self.train_samples, self.val_samples, self.test_samples = train_samples, val_samples, test_samples
-        self.truncation, self.spread = truncation, spread
+        self.truncation = truncation
         self.yaw_std, self.pitch_std = yaw_std, pitch_std
         check_positive(self, "views", "batch_size", "train_samples")
-        check_not_negative(
-            self, "val_samples", "test_samples", "workers", "truncation", "spread", "yaw_std", "pitch_std"
-        )
+        check_not_negative(self, "val_samples", "test_samples", "workers", "truncation", "yaw_std", "pitch_std")
         if (total := train_samples + val_samples + test_samples) > SEEDS:
             raise UserError(f"there are {total} samples in all: at most {SEEDS} have draws of their own")
         self.scale_pose_sd = self.scale_view_gap = 1.0
@@ -239,14 +227,10 @@ class SampleDataModule(SplitDataModule):
         given = {"yaw_std": self.yaw_std, "pitch_std": self.pitch_std}
         spread = {name: value for name, value in given.items() if value is not None}
         self.rig = generator.rig.replace(distribution="gaussian", **spread) if spread else generator.rig
-        first, w_dim = 0, sum(codes.shape[2] for codes in generator.mean_latents.groups.values())
+        first = 0
         for split, count in counts.items():
-            items = SampleItems(split, count, self.views, generator.z_dim, self.rig, self.seed, w_dim, first)
-            self.datasets[split] = items
+            self.datasets[split] = SampleItems(split, count, self.views, generator.z_dim, self.rig, self.seed, first)
             first += count
-        with torch.no_grad():
-            many = generator.mapping(torch.randn(_MANY, generator.z_dim, generator=torch.Generator().manual_seed(0)))
-        self._deviations = {name: codes.std(0, keepdim=True) for name, codes in many.groups.items()}
 
     def generator(self, device: torch.device | str) -> RadianceGenerator:
         """The frozen generator, moved to a device."""
@@ -285,7 +269,7 @@ class SampleDataModule(SplitDataModule):
         rows, views = batch["label"].shape[:2]
         camera = Camera.from_label(batch["label"].flatten(0, 1))
         camera = scaled_poses(camera, self.rig, views, pose_sd, view_gap)
-        ws = self._moved(generator.mapping(batch["z"], truncation=self.truncation), batch["shift"])
+        ws = generator.mapping(batch["z"], truncation=self.truncation)
         rendering = generator.synthesis(ws, camera)
         assert rendering.depth is not None and rendering.alpha is not None and rendering.normals is not None
         pictures = {
@@ -299,18 +283,7 @@ class SampleDataModule(SplitDataModule):
             pictures["raw"] = rendering.raw.clamp(-1, 1)
         pictures |= self._shape(generator, ws, rendering, camera, batch["draws"])
         of_views = {name: value.unflatten(0, (rows, views)) for name, value in pictures.items()}
-        drawn = {name: value for name, value in batch.items() if name != "shift"}  # ws has it
-        return {**drawn, **of_views, "ws": dict(ws.groups)}  # type: ignore[typeddict-item]
-
-    def _moved(self, ws: Latents, shift: Tensor) -> Latents:
-        """Codes moved by ``spread``, all of a group alike."""
-        if not self.spread:
-            return ws
-        parts = shift.split([codes.shape[2] for codes in ws.groups.values()], 1)
-        moves = zip(ws.groups.items(), parts, strict=True)
-        return Latents(
-            {name: w + self.spread * self._deviations[name].to(w) * part[:, None] for (name, w), part in moves}
-        )
+        return {**batch, **of_views, "ws": dict(ws.groups)}  # type: ignore[typeddict-item]
 
     def _shape(
         self, generator: RadianceGenerator, ws: Latents, rendering: Rendering, camera: Camera, seeds: Tensor

@@ -63,14 +63,14 @@ def batch(made, split="train", rows=(0, 1, 2), **options):
 
 def test_items_are_their_own():
     """Whatever was asked before, in every split others, and other views are further draws."""
-    items = SampleItems("train", 5, 2, 4, Rig(), 0, 7)
+    items = SampleItems("train", 5, 2, 4, Rig(), 0)
     first = items[3]
-    assert all(torch.equal(items[3][name], first[name]) for name in ("z", "shift", "label", "draws"))
-    others = [items[2], SampleItems("val", 5, 2, 4, Rig(), 0, 7, 5)[3], SampleItems("train", 5, 2, 4, Rig(), 1, 7)[3]]
+    assert all(torch.equal(items[3][name], first[name]) for name in ("z", "label", "draws"))
+    others = [items[2], SampleItems("val", 5, 2, 4, Rig(), 0, 5)[3], SampleItems("train", 5, 2, 4, Rig(), 1)[3]]
     for other in others:
-        assert all(not torch.equal(other[name], first[name]) for name in ("z", "shift", "label", "draws"))
+        assert all(not torch.equal(other[name], first[name]) for name in ("z", "label", "draws"))
     assert first["name"] == "train0000003" and not torch.equal(first["label"][0], first["label"][1])
-    one = SampleItems("train", 5, 1, 4, Rig(), 0, 7)[3]
+    one = SampleItems("train", 5, 1, 4, Rig(), 0)[3]
     assert torch.equal(one["z"], first["z"])
     with pytest.raises(IndexError):
         items[5]
@@ -82,7 +82,7 @@ def test_no_draw_comes_twice(work):
     sets = made.datasets.values()
     numbers = [items.first + index for items in sets for index in range(items.count)]
     assert numbers == list(range(1_200_512)) and [len(items) for items in sets] == [1_200_000, 256, 256]
-    for purpose in ("sample's code", "sample's shift", "sample's poses", "sample's points 0", "sample's points 1"):
+    for purpose in ("sample's code", "sample's poses", "sample's points 0", "sample's points 1"):
         assert len({index_seed(0, number, purpose) % 2**32 for number in numbers}) == 1_200_512
     last = made.datasets["test"][255]
     assert torch.equal(last["z"], torch.randn(6, generator=index_generator(0, 1_200_511, "sample's code")))
@@ -114,25 +114,6 @@ def test_draws_are_spread_as_they_should(work):
     assert z.mean().abs() < 0.05 and abs(z.std() - 1) < 0.05
     yaw, pitch = made.rig.angles(Camera.from_label(torch.cat([item["label"] for item in items])))
     assert yaw.std() == pytest.approx(0.2, abs=0.02) and pitch.std() == pytest.approx(0.15, abs=0.02)
-
-
-@pytest.mark.parametrize("kind", ["sdf", "tiny"])
-def test_codes_beside_the_mapping(work, kind):
-    """All codes of a group are moved alike, by so many deviations of their own; shapes are those of the moved codes."""
-    plain, moved = batch(data(work, kind)), batch(made := data(work, kind, spread=0.5))
-    generator, start = made.generator("cpu"), 0
-    shift = torch.stack([made.datasets["train"][row]["shift"] for row in range(3)])
-    with torch.no_grad():
-        codes = generator.mapping(torch.randn(1000, generator.z_dim, generator=torch.Generator().manual_seed(0)))
-    for name, ws in moved["ws"].items():
-        width = ws.shape[2]
-        expected = 0.5 * codes.groups[name].std(0) * shift[:, None, start : start + width]
-        assert_close(ws - plain["ws"][name], expected, atol=1e-5, rtol=1e-4)
-        start += width
-    assert torch.equal(moved["z"], plain["z"]) and not torch.equal(moved["image"], plain["image"])
-    with torch.no_grad():
-        shown = generator.synthesis(Latents(moved["ws"]), Camera.from_label(moved["label"].flatten(0, 1)))
-    assert_close(moved["image"].flatten(0, 1), shown.image.clamp(-1, 1), atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["sdf", "tiny", "volume"])

@@ -457,12 +457,12 @@ def test_official_files_make_heads_by_the_users_command(tmp_path, decoder, heads
         codes = generator.mean_latents.groups["decoder"][0] + offset["decoder"][0] if heads else made
         torch.testing.assert_close(subject.latents.groups["decoder"][0].double(), codes, atol=1e-4, rtol=1e-4)
         reference, pictures = Reference(generator, local), []
+        photographed, query = subject.camera.to(own), query.to(own)
         for latents in (subject.latents, edited):
             shown = latents.map(torch.Tensor.double)
-            found = head.synthesis(shown, query.to(own)).image[0]
+            found = head.synthesis(shown, query).image[0]
             codes = {name: codes[0] for name, codes in shown.groups.items()}
-            cameras = subject.camera.to(own), query.to(own)
-            expected, _ = reference(seen, own, cameras[0], codes["renderer"], cameras[1], codes["decoder"])
+            expected, _ = reference(seen, own, photographed, codes["renderer"], query, codes["decoder"])
             torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
             pictures.append(found)
     assert pictures[0].std() > 0.05 and (pictures[1] - pictures[0]).abs().mean() > 0.004
