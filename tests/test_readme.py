@@ -149,10 +149,6 @@ EXTRA = {
     "galatea run configs/pipelines/e3dge_shape_test.yaml --out runs/e3dge_shape_test": ["--dry_run"],
     "galatea run configs/pipelines/e3dge_details_test.yaml --out runs/e3dge_details_test": ["--dry_run"],
     "galatea run configs/pipelines/e3dge_ablations_test.yaml --out runs/e3dge_ablations_test": ["--dry_run"],
-    "galatea run configs/pipelines/e3dge_hybrid_test.yaml --out runs/e3dge_hybrid_test": [
-        "--start", "runs/e3dge_train/local", "--dry_run",
-    ],
-    "galatea table runs/e3dge_hybrid_test --baseline aligned_3d_600": None,  # after the same
     "galatea table runs/e3dge_shape_test --baseline psp": None,  # after an hour and more
     "galatea table runs/e3dge_details_test runs/e3dge_ablations_test --baseline aligned_3d": None,  # the same
     "galatea zoo import ffhq1024x1024.pt --set samples=16 --out runs/stylesdf": None,  # as other official files
