@@ -227,6 +227,18 @@ def test_any_number_of_ranks_sees_the_same(work, split):
                     assert wrong.double().mean() < 0.01, key
 
 
+def test_trainings_that_go_on_begin_with_other_samples(work):
+    """The same set in another order, which views and batches do not change; validation is as it was."""
+    seen = {}
+    for order in (0, 1):
+        made = data(work, train_samples=1000, batch_size=4, order=order)
+        made.trainer = None
+        names = [name for part, _ in zip(made.train_dataloader(), range(5), strict=False) for name in part["name"]]
+        seen[order] = names, [name for part in made.val_dataloader() for name in part["name"]]
+    assert len(set(seen[0][0]) | set(seen[1][0])) == 40
+    assert seen[0][1] == seen[1][1]
+
+
 def test_easier_poses():
     rig = Rig(yaw_mean=0.1, pitch_mean=-0.05)
     camera = rig.random(6, torch.Generator().manual_seed(0))
