@@ -314,7 +314,9 @@ class SelftrainStage(PhotoStage):
     def build_critic(self) -> None:
         """The discriminator of ``adversarial``, where that is asked for and weighs something."""
         if (term := self.adversarial) is not None and term.weight:
-            self.discriminator = self.take("discriminator", term.path, term.module, Discriminator)
+            self.discriminator = term.discriminator(
+                self.take("discriminator", term.path, term.module, Discriminator)
+            )
             self.critic = Critic(self.discriminator, term)
 
     # -- phase "global" -----------------------------------------------------------------------------------------------

@@ -12,10 +12,12 @@ import logging
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import cast
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from models.camera import Camera, Rig
 from models.checks import check_not_negative, check_positive
@@ -23,7 +25,7 @@ from models.errors import UserError
 from models.features.base import FacePoints, Frozen, move_frozen
 from models.image import resized
 from models.metrics.consistency import carried
-from models.metrics.geometry import shape_errors
+from models.metrics.geometry import at_size, shape_errors
 from models.metrics.image import high_frequency, identity_similarity, masked_distance, masked_mean, psnr, ssim
 from models.metrics.inversion import NEAR, Invert, Renderer, Truth
 from models.metrics.portrait import ViewTruth
@@ -222,7 +224,8 @@ class E3DGEProtocol(PortraitNetworks):
             takes the places of the scan's own, which must be where the generator has its heads.
         scan_scale: whether its alignment may scale.
         pictures: frames of the trajectory that are kept to look at.
-        side: size at which pictures are compared; null is the generator's. The paper's is 256, StyleSDF's own 1024.
+        side: size at which renderings and the truth are compared; null is the generator's. The paper's is 256,
+            StyleSDF's own 1024.
     """
 
     def __init__(
@@ -274,6 +277,8 @@ class E3DGEProtocol(PortraitNetworks):
             UserError: when renderings and pictures are of different sizes, or all frames are the input's view.
         """
         move_frozen(self, image.device)
+        if truth is not None and self.side is not None:
+            truth = partial(_resized, truth, self.side)
         head = invert(image, camera)
         found = head(camera)
         own = self._picture(found)
@@ -405,6 +410,29 @@ class E3DGEProtocol(PortraitNetworks):
                 if "@" not in name and bool(chosen.any())
             }
         return told
+
+
+def _resized(truth: Truth, side: int, camera: Camera) -> ViewTruth:
+    """What cameras truly see, at ``side``."""
+    true = truth(camera)
+    if true.image.shape[-1] == side:
+        return true
+    depth, mask, normals = at_size((side, side), true.depth, true.mask, true.normals)
+    assert normals is not None
+    parts = F.interpolate(true.segmentation[:, None].float(), (side, side), mode="nearest-exact")[:, 0]
+    return _Resized(resized(true.image, side), depth, mask, normals, parts.to(true.segmentation), true.camera)
+
+
+@dataclass(frozen=True)
+class _Resized:
+    """A :class:`models.metrics.portrait.ViewTruth`."""
+
+    image: Tensor
+    depth: Tensor
+    mask: Tensor
+    normals: Tensor
+    segmentation: Tensor
+    camera: Camera
 
 
 def _novel(name: str) -> str:
