@@ -414,8 +414,8 @@ class StyleGAN2Discriminator(Discriminator):
         )
 
     def narrowed(self, side: int) -> StyleGAN2Discriminator:
-        left_out = (self.resolution // side).bit_length() - 1
-        if self.resolution != side << left_out or not 0 <= left_out <= len(self.blocks) - 1:
+        left_out = max((self.resolution // side).bit_length() - 1, 0)
+        if self.resolution != side << left_out or left_out >= len(self.blocks):
             return super().narrowed(side)  # type: ignore[return-value]
         found = StyleGAN2Discriminator(
             self.channels[left_out:], minibatch_group=self.minibatch_group, taps=self.taps
