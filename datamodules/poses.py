@@ -63,19 +63,25 @@ def check_labels(labels: Mapping[str, Tensor], rig: Rig, advice: str) -> None:
         )
 
 
-def check_dataset(data: object, rig: Rig) -> None:
-    """:func:`check_labels` of what a data module trains on: of a list all, of drawn pictures the first one's.
+def check_dataset(data: object, rig: Rig, *splits: str) -> None:
+    """:func:`check_labels` of a data module's sets: of a list all, of drawn pictures the first one's.
+
+    Args:
+        splits: "train", "val" or "test"; what is not there, or empty, passes.
 
     Raises:
         UserError: as there, or when the rig's own cameras are such.
     """
     if not isinstance(data, SplitDataModule):
         return
-    train = data.datasets["train"]
-    labels = getattr(train, "labels", None)
-    if labels is None:
-        labels = {f"training picture {row}": label for row, label in enumerate(train[0].get("label", ()))}
-    check_labels(labels, rig, "the generator's rig must be that of the cameras, or the pictures be aligned for it")
+    for split in splits:
+        pictures = data.datasets.get(split)
+        if pictures is None or not len(pictures):
+            continue
+        labels = getattr(pictures, "labels", None)
+        if labels is None:
+            labels = {f"picture {row} of {split}": label for row, label in enumerate(pictures[0].get("label", ()))}
+        check_labels(labels, rig, "the generator's rig must be that of the cameras, or the pictures be aligned for it")
     own = {"the generator's rig": rig.camera(rig.yaw_mean, rig.pitch_mean).label()[0]}
     check_labels(own, rig, "give all of it, radius and focal length too: what is left out is the generator's default")
 

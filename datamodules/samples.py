@@ -199,7 +199,9 @@ class SampleDataModule(SplitDataModule):
         self.truncation = truncation
         self.yaw_std, self.pitch_std = yaw_std, pitch_std
         check_positive(self, "views", "batch_size", "train_samples")
-        check_not_negative(self, "val_samples", "test_samples", "workers", "truncation", "yaw_std", "pitch_std", "order")
+        check_not_negative(
+            self, "val_samples", "test_samples", "workers", "truncation", "yaw_std", "pitch_std", "order"
+        )
         if (total := train_samples + val_samples + test_samples) > SEEDS:
             raise UserError(f"there are {total} samples in all: at most {SEEDS} have draws of their own")
         self.scale_pose_sd = self.scale_view_gap = 1.0

@@ -22,7 +22,6 @@ from models.encoders.base import Encoder
 from models.encoders.irse import DEPTHS, REDUCTION, WIDTHS, IRTrunk
 from models.encoders.pyramid import MapToStyle, upsample_add
 from models.latents import Latents
-from models.rendering.output import Edit
 
 NORMS = ("group", "batch")
 
@@ -307,14 +306,6 @@ class TextureFusion(Configurable):
         if self.frequencies is None:
             return found
         return torch.cat([found, positional_encoding(points, self.frequencies)], -1)
-
-    def edit(self, feature_map: Tensor, camera: Camera) -> Edit:
-        """For ``StyleSDF.synthesis``: the details (B, C, H, W) of the pictures that B cameras took."""
-
-        def fuse(points: Tensor, features: Tensor) -> Tensor:
-            return self(features, self.local(pixel_features(feature_map, camera, points), points))
-
-        return fuse
 
 
 class AlignmentFusion(Configurable):

@@ -49,7 +49,7 @@ PROTOCOL, VERSION = "e3dge", "1"
 FRAMES = 250  # of a trajectory, in the paper
 SPREAD = 1.5  # standard deviations of the poses that it goes to each side
 _SEVEN = (33, 133, 362, 263, 2, 61, 291)  # of MediaPipe's points, in the order of models.metrics.scan.KEYPOINTS
-_FEW = 8  # pixels: fewer say nothing
+FEW = 8  # pixels: fewer say nothing
 
 
 def mae(image: Tensor, truth: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -259,7 +259,6 @@ class E3DGEProtocol(PortraitNetworks):
         rig: Rig,
         invert: Invert,
         truth: Truth | None = None,
-        surface: bool = False,
         scan: Scan | None = None,
     ) -> Scores:
         """Measure one item.
@@ -270,7 +269,6 @@ class E3DGEProtocol(PortraitNetworks):
             rig: of the generator: of its trajectory.
             invert: the method.
             truth: the true head, where it is known.
-            surface: not used: the views are compared with the truth, not with a fitted surface.
             scan: the true surface, where it is known. The distances to a head that shows no surface are NaN.
 
         Raises:
@@ -385,7 +383,7 @@ class E3DGEProtocol(PortraitNetworks):
         values = {name: metric(found, truth, weight) for name, metric in _PIXELS.items()}
         values["lpips"] = masked_distance(self.perceptual.module, found, truth, weight)
         values["detail"] = high_frequency(found, mask=weight) / high_frequency(truth, mask=weight)
-        telling = weight.flatten(1).sum(1) >= _FEW
+        telling = weight.flatten(1).sum(1) >= FEW
         return {name: torch.where(telling, value, torch.nan) for name, value in values.items()}
 
     def _told(self, measured: list[dict[str, Tensor]], frames: list[int], away: Tensor) -> dict[tuple[str, str], float]:

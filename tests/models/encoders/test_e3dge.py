@@ -110,7 +110,11 @@ def test_texture_fusion_paints_and_does_not_move():
     camera = generator.rig.camera(torch.tensor([0.1, -0.1]))
     ws, details = generator.mapping(torch.randn(2, 4)), torch.randn(2, 3, 4, 4, requires_grad=True)
     plain = generator.synthesis(ws, camera, taps=["field"])
-    fused = generator.synthesis(ws, camera, taps=["field"], edit=fusion.edit(details, camera))
+
+    def fuse(points, features):
+        return fusion(features, fusion.local(pixel_features(details, camera, points), points))
+
+    fused = generator.synthesis(ws, camera, taps=["field"], edit=fuse)
     assert_close(fused.taps["field"], plain.taps["field"])
     assert_close(fused.depth, plain.depth)
     assert (fused.image - plain.image).abs().mean() > 1e-3
