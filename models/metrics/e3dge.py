@@ -421,7 +421,7 @@ def _resized(truth: Truth, side: int, camera: Camera) -> ViewTruth:
     return _Resized(resized(true.image, side), depth, mask, normals, parts.to(true.segmentation), true.camera)
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Resized:
     """A :class:`models.metrics.portrait.ViewTruth`."""
 
