@@ -47,7 +47,7 @@ def test_codes_of_both_groups(changes):
 def test_decoder_codes_are_one_or_each_its_own():
     """The released encoder owns ten networks and reads the first; the paper has one for each code."""
     image = torch.rand(1, 3, 64, 64, generator=seeded())
-    shared, own = (encoder(decoder_heads=10, decoder_shared=kind)(image)["decoder"] for kind in (True, False))
+    shared, own = (encoder(decoder_heads=10, decoder_shared=kind)(image).groups["decoder"] for kind in (True, False))
     assert torch.equal(shared, own[:, :1].expand(-1, 10, -1))
     assert len(own[0].unique(dim=0)) == 10
     with pytest.raises(UserError, match="decoder_heads is 3: 10 codes take one each, or share one"):
