@@ -22,12 +22,17 @@ log = logging.getLogger(__name__)
 _CHUNK = 4  # heads rendered at once
 
 
-def check_camera(item: Artwork, rig: Rig) -> None:
-    """Refuse a camera that a generator cannot have; one that is to be estimated passes.
+def check_camera(item: Artwork, rig: Rig, estimated: bool = True) -> None:
+    """Refuse a camera that a generator cannot have.
+
+    Args:
+        estimated: whether a camera that is not known will be; otherwise it is refused that there is none.
 
     Raises:
-        UserError: for a label of another generator's world, or angles beyond the training poses.
+        UserError: for a label of another generator's world, angles beyond the training poses, or no camera at all.
     """
+    if item.label is None and item.angles is None and not estimated:
+        raise UserError(f"{item.id} has no camera: give --data.init_args.yaw_deg, or a pose network as --model.pose")
     if item.label is not None:
         check_labels({item.id: item.label}, rig, "give its angles instead of another generator's label")
     elif item.angles is not None and not item.estimated:
@@ -117,7 +122,7 @@ def find_camera(
     if pose is not None and (not answers or faces is not None):
         answers["the pose network"] = pose(item.image[None].to(device)).detach().float().cpu()[0]
     if not answers:
-        raise UserError(f"{item.id} has no camera: give --data.init_args.yaw_deg, or a pose network as --model.pose")
+        check_camera(item, rig, estimated=False)
     cameras = {name: rig.camera(*rig.within(*angles)) for name, angles in answers.items()}
     best = next(iter(cameras))
     if len(cameras) > 1 and faces is not None:
