@@ -112,6 +112,12 @@ EXTRA = {
     "galatea run configs/pipelines/e3dge.yaml --image assets/artworks/toon-1100003.png --edit mouth_open=1.0"
     " --out runs/open": QUICK_PRESENT,
     "galatea run configs/pipelines/e3dge_train.yaml --out runs/e3dge_train": TOY_E3DGE,
+    "galatea run configs/pipelines/e3dge_train.yaml --out runs/e3dge_long --set global.trainer.max_steps=2500"
+    " --set global.data.init_args.batch_size=8 --set align.trainer.max_steps=400"
+    " --set align.data.init_args.batch_size=4 --set local.trainer.max_steps=900"
+    ' --set "local.model.curriculum.steps=[0, 100, 150, 200, 250, 300]" --set hybrid.trainer.max_steps=300': [
+        "--dry_run",
+    ],
     "galatea run configs/pipelines/e3dge.yaml --model runs/e3dge_train/hybrid"
     " --image assets/artworks/toon-1100003.png --out runs/again": QUICK_PRESENT,
     "galatea selftrain test --config configs/stages/selftrain_test.yaml --model.tested.path assets/e3dge"
