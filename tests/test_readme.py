@@ -121,7 +121,9 @@ EXTRA = {
     "galatea run configs/pipelines/e3dge.yaml --model runs/e3dge_train/hybrid"
     " --image assets/artworks/toon-1100003.png --out runs/again": QUICK_PRESENT,
     "galatea selftrain test --config configs/stages/selftrain_test.yaml --model.tested.path assets/e3dge"
-    " --out runs/hybrid_test": [*TOY_WORLD, "--model.protocol.init_args.frames", "2"],
+    " --data.init_args.test_subjects 40 --model.protocol.init_args.frames 12 --out runs/hybrid_test": [
+        *TOY_WORLD, "--data.init_args.test_subjects", "2", "--model.protocol.init_args.frames", "2",
+    ],
     "galatea optimise test --config configs/stages/optimise_test.yaml --out runs/sg2_test": [
         *TOY_WORLD, "--model.protocol.init_args.frames", "2", "--model.search.steps", "2",
     ],
@@ -156,6 +158,7 @@ EXTRA = {
     "galatea run configs/pipelines/e3dge_details_test.yaml --out runs/e3dge_details_test": ["--dry_run"],
     "galatea run configs/pipelines/e3dge_ablations_test.yaml --out runs/e3dge_ablations_test": ["--dry_run"],
     "galatea table runs/e3dge_shape_test --baseline psp": None,  # after an hour and more
+    "galatea table runs/e3dge_details_test --baseline aligned_3d_longer": None,  # the same
     "galatea table runs/e3dge_details_test runs/e3dge_ablations_test --baseline aligned_3d": None,  # the same
     "galatea zoo import ffhq1024x1024.pt --set samples=16 --out runs/stylesdf": None,  # as other official files
     "galatea run configs/pipelines/paper_e3dge.yaml --model runs/stylesdf --out runs/paper_e3dge": None,  # two days
