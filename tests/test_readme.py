@@ -135,6 +135,8 @@ EXTRA = {
     "galatea table runs/e3dge_baselines_test/one_pass/seconds.csv runs/e3dge_baselines_test/pti/seconds.csv": [],
     "galatea selftrain test --config configs/paper/e3dge/selftrain_test.yaml --model.tested.path runs/e3dge"
     " --data.init_args.path celebahq256.zip --data.init_args.test_path celebahq256.zip --out runs/celebahq_test": None,
+    "galatea selftrain test --config configs/paper/e3dge/selftrain_samples_test.yaml --model.tested.path runs/e3dge"
+    " --data.init_args.path runs/e3dge --out runs/paper_samples_test": None,  # of official weights
     "galatea align iphone_pictures --for stylesdf --out now.zip": None,  # NoW's: tests/datamodules/test_now.py
     "galatea selftrain test --config configs/paper/e3dge/selftrain_test.yaml --model.tested.path runs/e3dge"
     " --model.protocol.init_args.keypoints models.features.landmarks.FaceLandmarks --data datamodules.now.NoWDataModule"

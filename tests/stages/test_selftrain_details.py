@@ -571,7 +571,8 @@ def test_details_are_measured(work, trained, tmp_path):
     for kind in ("hybrid", "global"):
         words = toy.line(work, protocol=protocol)
         given = [f"--model.tested.path={trained / kind}", "--model.prior=null", "--model.encoder=null"]
-        toy.run([words[0], "test", *words[2:]], tmp_path / kind, *given, "--data.init_args.test_samples=1")
+        given += [f"--data.init_args.path={trained / kind}", "--data.init_args.test_samples=1"]
+        toy.run([words[0], "test", *words[2:]], tmp_path / kind, *given)
         values[kind] = {(r.view, r.metric): r.value for r in read_records(tmp_path / kind)}
     assert values["hybrid"].keys() == values["global"].keys()
     key = next(key for key in values["hybrid"] if key[1] == "mae")
