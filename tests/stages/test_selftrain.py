@@ -98,10 +98,10 @@ def line(folder, kind="paper", **model):
     return ["selftrain", "fit", f"--config={file}", *lines.TRAINER]
 
 
-def prepare(folder, count=0):
+def prepare(folder, count=0, **options):
     """A StyleSDF whose heads are balls, with pictures within [-1, 1]."""
     torch.manual_seed(0)
-    generator = awaken(small(decoder=DECODER)).eval()
+    generator = awaken(small(decoder=DECODER, **options)).eval()
     generator.load_state_dict(ball(), strict=False)
     generator.update_mean(256)
     with torch.no_grad():
