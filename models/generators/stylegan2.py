@@ -413,15 +413,15 @@ class StyleGAN2Discriminator(Discriminator):
             logits.to(torch.promote_types(logits.dtype, torch.float32)), features=tuple(features)
         )
 
-    def narrowed(self, side: int) -> StyleGAN2Discriminator:
+    def narrowed(self, side: int) -> Discriminator:
         left_out = max((self.resolution // side).bit_length() - 1, 0)
         if self.resolution != side << left_out or left_out >= len(self.blocks):
-            return super().narrowed(side)  # type: ignore[return-value]
+            return super().narrowed(side)
         found = StyleGAN2Discriminator(
             self.channels[left_out:], minibatch_group=self.minibatch_group, taps=self.taps
         ).to(self.logit.weight)
-        own = {name: tensor for name, tensor in self.state_dict().items() if not name.startswith(("stem.", "blocks."))}
+        own = {name: t for name, t in self.state_dict().items() if not name.startswith(("stem.", "blocks."))}
         for i, block in enumerate(list(self.blocks)[left_out:]):
             own |= {f"blocks.{i}.{name}": tensor for name, tensor in block.state_dict().items()}
-        found.load_state_dict(own, strict=False)
+        found.load_state_dict(found.state_dict() | own)  # all but the first layer
         return found

@@ -11,9 +11,9 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -416,21 +416,16 @@ def _resized(truth: Truth, side: int, camera: Camera) -> ViewTruth:
     if true.image.shape[-1] == side:
         return true
     depth, mask, normals = at_size((side, side), true.depth, true.mask, true.normals)
-    assert normals is not None
     parts = F.interpolate(true.segmentation[:, None].float(), (side, side), mode="nearest-exact")[:, 0]
-    return _Resized(resized(true.image, side), depth, mask, normals, parts.to(true.segmentation), true.camera)
-
-
-@dataclass
-class _Resized:
-    """A :class:`models.metrics.portrait.ViewTruth`."""
-
-    image: Tensor
-    depth: Tensor
-    mask: Tensor
-    normals: Tensor
-    segmentation: Tensor
-    camera: Camera
+    known: Any = true  # a dataclass, as all of these are
+    return replace(
+        known,
+        image=resized(true.image, side),
+        depth=depth,
+        mask=mask,
+        normals=normals,
+        segmentation=parts.to(true.segmentation),
+    )
 
 
 def _novel(name: str) -> str:

@@ -587,6 +587,8 @@ def test_what_does_not_fit_is_refused(work, tmp_path, trained):
         module = stage(work, *args, **options)
         tiny.fit(module, data or samples(work), tmp_path, max_epochs=-1, max_steps=1, limit_val_batches=0)
 
+    with pytest.raises(UserError, match="neither full_weight nor thumb_weight is above 0"):
+        stage(work, full_weight=0.0, thumb_weight=0.0)
     with pytest.raises(UserError, match="learns from other views of a sample, the data have one each"):
         fitting(data=samples(work, 1))
     with pytest.raises(UserError, match="does not know the codes behind its pictures"):
