@@ -22,12 +22,17 @@ log = logging.getLogger(__name__)
 _CHUNK = 4  # heads rendered at once
 
 
-def check_camera(item: Artwork, rig: Rig) -> None:
-    """Refuse a camera that a generator cannot have; one that is to be estimated passes.
+def check_camera(item: Artwork, rig: Rig, estimated: bool = True) -> None:
+    """Refuse a camera that a generator cannot have.
+
+    Args:
+        estimated: whether a camera that is not known will be; otherwise it is refused that there is none.
 
     Raises:
-        UserError: for a label of another generator's world, or angles beyond the training poses.
+        UserError: for a label of another generator's world, angles beyond the training poses, or no camera at all.
     """
+    if item.label is None and item.angles is None and not estimated:
+        raise UserError(f"{item.id} has no camera: give --data.init_args.yaw_deg, or a pose network as --model.pose")
     if item.label is not None:
         check_labels({item.id: item.label}, rig, "give its angles instead of another generator's label")
     elif item.angles is not None and not item.estimated:
@@ -63,19 +68,25 @@ def check_labels(labels: Mapping[str, Tensor], rig: Rig, advice: str) -> None:
         )
 
 
-def check_dataset(data: object, rig: Rig) -> None:
-    """:func:`check_labels` of what a data module trains on: of a list all, of drawn pictures the first one's.
+def check_dataset(data: object, rig: Rig, *splits: str) -> None:
+    """:func:`check_labels` of a data module's sets: of a list all, of drawn pictures the first one's.
+
+    Args:
+        splits: "train", "val" or "test"; what is not there, or empty, passes.
 
     Raises:
         UserError: as there, or when the rig's own cameras are such.
     """
     if not isinstance(data, SplitDataModule):
         return
-    train = data.datasets["train"]
-    labels = getattr(train, "labels", None)
-    if labels is None:
-        labels = {f"training picture {row}": label for row, label in enumerate(train[0].get("label", ()))}
-    check_labels(labels, rig, "the generator's rig must be that of the cameras, or the pictures be aligned for it")
+    for split in splits:
+        pictures = data.datasets.get(split)
+        if pictures is None or not len(pictures):
+            continue
+        labels = getattr(pictures, "labels", None)
+        if labels is None:
+            labels = {f"picture {row} of {split}": label for row, label in enumerate(pictures[0].get("label", ()))}
+        check_labels(labels, rig, "the generator's rig must be that of the cameras, or the pictures be aligned for it")
     own = {"the generator's rig": rig.camera(rig.yaw_mean, rig.pitch_mean).label()[0]}
     check_labels(own, rig, "give all of it, radius and focal length too: what is left out is the generator's default")
 
@@ -111,7 +122,7 @@ def find_camera(
     if pose is not None and (not answers or faces is not None):
         answers["the pose network"] = pose(item.image[None].to(device)).detach().float().cpu()[0]
     if not answers:
-        raise UserError(f"{item.id} has no camera: give --data.init_args.yaw_deg, or a pose network as --model.pose")
+        check_camera(item, rig, estimated=False)
     cameras = {name: rig.camera(*rig.within(*angles)) for name, angles in answers.items()}
     best = next(iter(cameras))
     if len(cameras) > 1 and faces is not None:

@@ -135,18 +135,19 @@ class SplitDataModule(pl.LightningDataModule):
         batch_size: items per batch.
         workers: loader processes.
         seed: of the order of the training set.
+        order: for another order of the same set.
     """
 
-    def __init__(self, batch_size: int, workers: int, seed: int) -> None:
+    def __init__(self, batch_size: int, workers: int, seed: int, order: int = 0) -> None:
         super().__init__()
-        self.batch_size, self.workers, self.seed = batch_size, workers, seed
+        self.batch_size, self.workers, self.seed, self.order = batch_size, workers, seed, order
         self.datasets: dict[str, Any] = {}
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Shuffled batches of the train split; an interrupted run continues at its exact batch."""
         data = self.datasets["train"]
         size = min(self.batch_size, len(data))
-        return ResumableLoader(data, size, seed=self.seed, trainer=self.trainer, **self._workers)
+        return ResumableLoader(data, size, seed=self.seed + self.order, trainer=self.trainer, **self._workers)
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Batches of the val split, in order."""

@@ -168,6 +168,8 @@ class SampleDataModule(SplitDataModule):
         yaw_std, pitch_std: of Gaussian poses, radians; by default the rig's own distribution.
         workers: loader processes.
         seed: of all draws.
+        order: which order the training samples come in, one of each seed. Trainings that go on from one another take
+            others, so that none begins with the samples that the one before has learnt from.
 
     Attributes:
         scale_pose_sd, scale_view_gap: of the poses of training batches alone, see :func:`scaled_poses`; a stage sets
@@ -189,14 +191,17 @@ class SampleDataModule(SplitDataModule):
         pitch_std: float | None = None,
         workers: int = 0,
         seed: int = 0,
+        order: int = 0,
     ) -> None:
-        super().__init__(batch_size, workers, seed)
+        super().__init__(batch_size, workers, seed, order)
         self.path, self.module, self.views, self.points = path, module, views, points
         self.train_samples, self.val_samples, self.test_samples = train_samples, val_samples, test_samples
         self.truncation = truncation
         self.yaw_std, self.pitch_std = yaw_std, pitch_std
         check_positive(self, "views", "batch_size", "train_samples")
-        check_not_negative(self, "val_samples", "test_samples", "workers", "truncation", "yaw_std", "pitch_std")
+        check_not_negative(
+            self, "val_samples", "test_samples", "workers", "truncation", "yaw_std", "pitch_std", "order"
+        )
         if (total := train_samples + val_samples + test_samples) > SEEDS:
             raise UserError(f"there are {total} samples in all: at most {SEEDS} have draws of their own")
         self.scale_pose_sd = self.scale_view_gap = 1.0

@@ -155,7 +155,7 @@ class AnchorStage(PerItemStage[Artwork, AnchorState]):
                 )
             if not generator.is_3d:
                 continue
-            check_camera(item, rig)
+            check_camera(item, rig, self.pose is not None)
         if not generator.is_3d:
             log.info("%s is a 2D generator: artworks are fitted as they are, without a camera", self.prior.path)
 

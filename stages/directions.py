@@ -37,6 +37,7 @@ from models.latents import Latents
 from models.metrics.records import Record
 from models.rendering.sheets import sheet
 from stages.base.foreign import warn_of_embedded
+from stages.base.inversion import check_fit
 from stages.base.per_item import GroupState, PerItemStage
 from stages.base.ranks import gather
 from stages.base.stage import ArtifactRef, GeneratorRef
@@ -130,6 +131,7 @@ class DirectionsStage(PerItemStage[CodeBlock, GroupState[CodeBlock]]):
         self.encoder = None
         if self.encoder_from is not None:
             self.encoder = self.take("encoder", self.encoder_from.path, "encoder", Encoder).requires_grad_(False)
+            check_fit(self.encoder, self.generator)
 
     # -- fit: samples -----------------------------------------------------------------------------
 
@@ -148,6 +150,7 @@ class DirectionsStage(PerItemStage[CodeBlock, GroupState[CodeBlock]]):
             )
         if twice := [name for name in names if names.count(name) > 1]:
             raise UserError(f"there are two attributes or boundaries called {twice[0]}: name others, --model.names")
+        self.method.check(tuple(wanted))
         warn_of_embedded(self.generator, self.perceptual, *self._networks())
         super().on_fit_start()
         if len(self._heads_of_fit()) < 2:
@@ -181,6 +184,8 @@ class DirectionsStage(PerItemStage[CodeBlock, GroupState[CodeBlock]]):
         known, wanted = self._known(), dict[str, str]()
         for text in known if self.names is None else self.names:
             name, _, attribute = text.partition("=")
+            if not name:
+                raise UserError(f"names has {shown(text)}: write a name, or NAME=ATTRIBUTE")
             if wanted.setdefault(name, attribute or name) != (attribute or name):
                 raise UserError(f"names calls both {wanted[name]} and {attribute or name} {shown(name)}")
         if unknown := [name for name in wanted.values() if name not in known]:

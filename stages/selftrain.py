@@ -193,6 +193,8 @@ class SelftrainStage(PhotoStage):
         self._trained_names: set[str] = set()  # of networks of ``local``
         if adversarial is not None and phase == "align":
             raise UserError(f"phase {phase!r} has no adversarial term: leave --model.adversarial out")
+        if phase in ("local", "hybrid") and not (full_weight or thumb_weight):
+            raise UserError(f"phase {phase!r} learns by its pictures: neither full_weight nor thumb_weight is above 0")
 
     def build_networks(self) -> None:
         getattr(self, f"build_{self.phase}")()
@@ -243,6 +245,13 @@ class SelftrainStage(PhotoStage):
         elif self.prior is not None and "prior" in self.inputs:
             check_samples(data, (self.inputs["prior"], self.prior.module))
         super().on_fit_start()
+
+    def check_data(self, *splits: str) -> None:
+        """As every inversion's; samples are of the generator that is measured with them."""
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        if isinstance(data, SampleDataModule) and "tested" in self.inputs:
+            check_samples(data, (self.inputs["tested"], "generator"))
+        super().check_data(*splits)
 
     @property
     def needs_views(self) -> bool:
@@ -314,7 +323,7 @@ class SelftrainStage(PhotoStage):
     def build_critic(self) -> None:
         """The discriminator of ``adversarial``, where that is asked for and weighs something."""
         if (term := self.adversarial) is not None and term.weight:
-            self.discriminator = self.take("discriminator", term.path, term.module, Discriminator)
+            self.discriminator = term.discriminator(self.take("discriminator", term.path, term.module, Discriminator))
             self.critic = Critic(self.discriminator, term)
 
     # -- phase "global" -----------------------------------------------------------------------------------------------

@@ -112,10 +112,18 @@ EXTRA = {
     "galatea run configs/pipelines/e3dge.yaml --image assets/artworks/toon-1100003.png --edit mouth_open=1.0"
     " --out runs/open": QUICK_PRESENT,
     "galatea run configs/pipelines/e3dge_train.yaml --out runs/e3dge_train": TOY_E3DGE,
+    "galatea run configs/pipelines/e3dge_train.yaml --out runs/e3dge_long --set global.trainer.max_steps=2500"
+    " --set global.data.init_args.batch_size=8 --set align.trainer.max_steps=400"
+    " --set align.data.init_args.batch_size=4 --set local.trainer.max_steps=900"
+    ' --set "local.model.curriculum.steps=[0, 100, 150, 200, 250, 300]" --set hybrid.trainer.max_steps=300': [
+        "--dry_run",
+    ],
     "galatea run configs/pipelines/e3dge.yaml --model runs/e3dge_train/hybrid"
     " --image assets/artworks/toon-1100003.png --out runs/again": QUICK_PRESENT,
     "galatea selftrain test --config configs/stages/selftrain_test.yaml --model.tested.path assets/e3dge"
-    " --out runs/hybrid_test": [*TOY_WORLD, "--model.protocol.init_args.frames", "2"],
+    " --data.init_args.test_subjects 40 --model.protocol.init_args.frames 12 --out runs/hybrid_test": [
+        *TOY_WORLD, "--data.init_args.test_subjects", "2", "--model.protocol.init_args.frames", "2",
+    ],
     "galatea optimise test --config configs/stages/optimise_test.yaml --out runs/sg2_test": [
         *TOY_WORLD, "--model.protocol.init_args.frames", "2", "--model.search.steps", "2",
     ],
@@ -127,6 +135,8 @@ EXTRA = {
     "galatea table runs/e3dge_baselines_test/one_pass/seconds.csv runs/e3dge_baselines_test/pti/seconds.csv": [],
     "galatea selftrain test --config configs/paper/e3dge/selftrain_test.yaml --model.tested.path runs/e3dge"
     " --data.init_args.path celebahq256.zip --data.init_args.test_path celebahq256.zip --out runs/celebahq_test": None,
+    "galatea selftrain test --config configs/paper/e3dge/selftrain_samples_test.yaml --model.tested.path runs/e3dge"
+    " --data.init_args.path runs/e3dge --out runs/paper_samples_test": None,  # of official weights
     "galatea align iphone_pictures --for stylesdf --out now.zip": None,  # NoW's: tests/datamodules/test_now.py
     "galatea selftrain test --config configs/paper/e3dge/selftrain_test.yaml --model.tested.path runs/e3dge"
     " --model.protocol.init_args.keypoints models.features.landmarks.FaceLandmarks --data datamodules.now.NoWDataModule"
@@ -149,11 +159,8 @@ EXTRA = {
     "galatea run configs/pipelines/e3dge_shape_test.yaml --out runs/e3dge_shape_test": ["--dry_run"],
     "galatea run configs/pipelines/e3dge_details_test.yaml --out runs/e3dge_details_test": ["--dry_run"],
     "galatea run configs/pipelines/e3dge_ablations_test.yaml --out runs/e3dge_ablations_test": ["--dry_run"],
-    "galatea run configs/pipelines/e3dge_hybrid_test.yaml --out runs/e3dge_hybrid_test": [
-        "--start", "runs/e3dge_train/local", "--dry_run",
-    ],
-    "galatea table runs/e3dge_hybrid_test --baseline aligned_3d_600": None,  # after the same
     "galatea table runs/e3dge_shape_test --baseline psp": None,  # after an hour and more
+    "galatea table runs/e3dge_details_test --baseline aligned_3d_longer": None,  # the same
     "galatea table runs/e3dge_details_test runs/e3dge_ablations_test --baseline aligned_3d": None,  # the same
     "galatea zoo import ffhq1024x1024.pt --set samples=16 --out runs/stylesdf": None,  # as other official files
     "galatea run configs/pipelines/paper_e3dge.yaml --model runs/stylesdf --out runs/paper_e3dge": None,  # two days

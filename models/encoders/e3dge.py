@@ -20,9 +20,10 @@ from models.camera import Camera
 from models.configurable import Configurable
 from models.encoders.base import Encoder
 from models.encoders.irse import DEPTHS, REDUCTION, WIDTHS, IRTrunk
+from models.encoders.normalization import BatchNorm2d
 from models.encoders.pyramid import MapToStyle, upsample_add
+from models.errors import UserError
 from models.latents import Latents
-from models.rendering.output import Edit
 
 NORMS = ("group", "batch")
 
@@ -39,7 +40,9 @@ class GlobalEncoder(Encoder):
         geometry, texture: how many renderer codes; w_dim: their size.
         geometry_side, texture_side: sides that the codes' networks, of log2(side) strided convolutions, were made for;
             with 64, texture codes read 1/4.
-        decoder_heads: networks for decoder codes; 0 for none. Only the first is read.
+        decoder_heads: networks for decoder codes; 0 for none.
+        decoder_shared: whether the first of them tells all decoder codes, as in the released encoder, which owns ten;
+            otherwise there is one for each code (B.2).
         decoder_ws, decoder_dim, decoder_side: decoder codes, their size, and the side as above.
         resolution: image side in pixels. channels: of the image.
         widths, depths, reduction: of the trunk's four stages, see :class:`models.encoders.irse.IRTrunk`.
@@ -54,6 +57,7 @@ class GlobalEncoder(Encoder):
         geometry_side: int = 32,
         texture_side: int = 64,
         decoder_heads: int = 1,
+        decoder_shared: bool = True,
         decoder_ws: int = 10,
         decoder_dim: int = 512,
         decoder_side: int = 128,
@@ -66,7 +70,9 @@ class GlobalEncoder(Encoder):
     ) -> None:
         super().__init__()
         self.geometry, self.decoder_ws, self.resolution, self.channels = geometry, decoder_ws, resolution, channels
-        self.fine_texture = texture_side == 64
+        self.fine_texture, self.decoder_shared = texture_side == 64, decoder_shared
+        if not decoder_shared and decoder_heads not in (0, decoder_ws):
+            raise UserError(f"encoder.decoder_heads is {decoder_heads}: {decoder_ws} codes take one each, or share one")
         self.trunk = IRTrunk(channels, widths, depths, reduction)
         finest, fine, medium, coarse = widths
         sides = [geometry_side] * geometry + [texture_side] * texture
@@ -95,7 +101,10 @@ class GlobalEncoder(Encoder):
         groups = {"renderer": torch.stack(renderer, 1)}
         if len(self.styles_stylegan):
             half = upsample_add(quarter, self.latlayer64(finest))
-            groups["decoder"] = self.styles_stylegan[0](half)[:, None].expand(-1, self.decoder_ws, -1)
+            if self.decoder_shared:
+                groups["decoder"] = self.styles_stylegan[0](half)[:, None].expand(-1, self.decoder_ws, -1)
+            else:
+                groups["decoder"] = torch.stack([style(half) for style in self.styles_stylegan], 1)
         return Latents(groups)
 
 
@@ -104,7 +113,7 @@ class GlobalEncoder(Encoder):
 
 def make_norm(norm: str, channels: int) -> nn.Module:
     """Group normalisation with 32 groups, or as many as divide fewer channels; or batch normalisation."""
-    return nn.GroupNorm(math.gcd(32, channels), channels) if norm == "group" else nn.BatchNorm2d(channels)
+    return nn.GroupNorm(math.gcd(32, channels), channels) if norm == "group" else BatchNorm2d(channels)
 
 
 class ConvBlock(nn.Module):
@@ -307,14 +316,6 @@ class TextureFusion(Configurable):
         if self.frequencies is None:
             return found
         return torch.cat([found, positional_encoding(points, self.frequencies)], -1)
-
-    def edit(self, feature_map: Tensor, camera: Camera) -> Edit:
-        """For ``StyleSDF.synthesis``: the details (B, C, H, W) of the pictures that B cameras took."""
-
-        def fuse(points: Tensor, features: Tensor) -> Tensor:
-            return self(features, self.local(pixel_features(feature_map, camera, points), points))
-
-        return fuse
 
 
 class AlignmentFusion(Configurable):

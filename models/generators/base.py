@@ -244,3 +244,11 @@ class Discriminator(Configurable):
     @abstractmethod
     def forward(self, image: Tensor, camera: Camera | None = None) -> DiscriminatorOutput:
         """Judge images (B, 3, H, W) in [-1, 1]."""
+
+    def narrowed(self, side: int) -> Discriminator:
+        """A copy that judges smaller images: its layers from ``side`` on, behind a new first one.
+
+        Raises:
+            ValueError: when it has no layers for that.
+        """
+        raise ValueError(f"a {type(self).__name__} for {self.resolution} px has no layers that judge {side} px alone")

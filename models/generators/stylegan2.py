@@ -390,6 +390,7 @@ class StyleGAN2Discriminator(Discriminator):
     ) -> None:
         super().__init__()
         self.resolution, self.minibatch_group = 4 * 2 ** (len(channels) - 1), minibatch_group
+        self.channels, self.taps = tuple(channels), tuple(taps)
         width = channels[-1]
         self.stem = EqualConv2d(3, channels[0], 1, gain=LEAKY_GAIN)
         self.blocks = nn.ModuleList(ResidualBlock(a, b) for a, b in pairwise(channels))
@@ -418,3 +419,16 @@ class StyleGAN2Discriminator(Discriminator):
         return DiscriminatorOutput(
             logits.to(torch.promote_types(logits.dtype, torch.float32)), features=tuple(features)
         )
+
+    def narrowed(self, side: int) -> Discriminator:
+        left_out = max((self.resolution // side).bit_length() - 1, 0)
+        if self.resolution != side << left_out or left_out >= len(self.blocks):
+            return super().narrowed(side)
+        found = StyleGAN2Discriminator(
+            self.channels[left_out:], minibatch_group=self.minibatch_group, taps=self.taps
+        ).to(self.logit.weight)
+        own = {name: t for name, t in self.state_dict().items() if not name.startswith(("stem.", "blocks."))}
+        for i, block in enumerate(list(self.blocks)[left_out:]):
+            own |= {f"blocks.{i}.{name}": tensor for name, tensor in block.state_dict().items()}
+        found.load_state_dict(found.state_dict() | own)  # all but the first layer
+        return found

@@ -86,6 +86,14 @@ class DirectionMethod(ABC):
     """A way to find directions."""
 
     @abstractmethod
+    def check(self, names: Sequence[str]) -> None:
+        """Refuse settings that do not suit the directions' names, before any sample is drawn.
+
+        Raises:
+            UserError: naming the setting.
+        """
+
+    @abstractmethod
     def find(self, samples: Samples, seed: int) -> list[Found]:
         """Directions along which attributes change, from samples of a generator.
 
@@ -120,6 +128,9 @@ class LinearBoundaries(DirectionMethod):
             raise UserError(f"method.share is {self.share}: both ends together are at most all codes, which is 0.5")
         if isinstance(self.hold, str) and self.hold != "all":
             raise UserError(f"method.hold is {shown(self.hold)}: write all, or by name a list of what is held")
+
+    def check(self, names: Sequence[str]) -> None:
+        self.held(names)
 
     def held(self, names: Sequence[str]) -> dict[str, list[str]]:
         """What is held along each direction.

@@ -22,7 +22,7 @@ from models.camera import Camera
 from models.configurable import Configurable
 from models.encoders.alignment import ResidualAligner
 from models.encoders.e3dge import AlignmentFusion, LocalEncoder, TextureFusion, pixel_features, within
-from models.errors import shown
+from models.errors import UserError, shown
 from models.generators.baked import BakedHead
 from models.generators.base import RadianceGenerator
 from models.heads.photos import PhotoSet
@@ -192,17 +192,19 @@ class LocalNetworks(Configurable):
     ) -> None:
         super().__init__()
         if alignment not in ALIGNMENTS:
-            raise ValueError(f"alignment must be one of {ALIGNMENTS}, got {shown(alignment)}")
+            raise UserError(f"local.alignment is {shown(alignment)}: take one of {', '.join(ALIGNMENTS)}")
         if alignment != "3d" and aligner is None:
-            raise ValueError(f"alignment {alignment} needs an aligner")
+            raise UserError(f"local.alignment {alignment} needs an aligner: give local.aligner, or 3d")
         if (alignment == "hybrid") != (alignment_fusion is not None):
-            raise ValueError("hybrid alignment, and no other, needs an alignment_fusion")
+            raise UserError("local.alignment hybrid, and no other, needs local.alignment_fusion")
         for name, network in (("texture_fusion", texture_fusion), ("alignment_fusion", alignment_fusion)):
             if network is not None and (width := network.init_args["channels"]) != local_encoder.features:
-                raise ValueError(f"{name} takes {width} local features, local_encoder makes {local_encoder.features}")
+                raise UserError(
+                    f"local.{name} takes {width} local features, local.local_encoder makes {local_encoder.features}"
+                )
         step = 4 << local_encoder.init_args["depth"]
         if resolution < 1 or resolution % step:
-            raise ValueError(f"resolution must be a multiple of {step}, got {resolution}")
+            raise UserError(f"local.resolution is {resolution}: it must be a multiple of {step}")
         self.local_encoder, self.texture_fusion = local_encoder, texture_fusion
         self.aligner, self.alignment_fusion = aligner, alignment_fusion
         self.alignment, self.occlusion, self.resolution = alignment, occlusion, resolution

@@ -11,11 +11,13 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import cast
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from models.camera import Camera, Rig
 from models.checks import check_not_negative, check_positive
@@ -23,7 +25,7 @@ from models.errors import UserError
 from models.features.base import FacePoints, Frozen, move_frozen
 from models.image import resized
 from models.metrics.consistency import carried
-from models.metrics.geometry import shape_errors
+from models.metrics.geometry import at_size, shape_errors
 from models.metrics.image import high_frequency, identity_similarity, masked_distance, masked_mean, psnr, ssim
 from models.metrics.inversion import NEAR, Invert, Renderer, Truth
 from models.metrics.portrait import ViewTruth
@@ -47,7 +49,7 @@ PROTOCOL, VERSION = "e3dge", "1"
 FRAMES = 250  # of a trajectory, in the paper
 SPREAD = 1.5  # standard deviations of the poses that it goes to each side
 _SEVEN = (33, 133, 362, 263, 2, 61, 291)  # of MediaPipe's points, in the order of models.metrics.scan.KEYPOINTS
-_FEW = 8  # pixels: fewer say nothing
+FEW = 8  # pixels: fewer say nothing
 
 
 def mae(image: Tensor, truth: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -222,7 +224,8 @@ class E3DGEProtocol(PortraitNetworks):
             takes the places of the scan's own, which must be where the generator has its heads.
         scan_scale: whether its alignment may scale.
         pictures: frames of the trajectory that are kept to look at.
-        side: size at which pictures are compared; null is the generator's. The paper's is 256, StyleSDF's own 1024.
+        side: size at which renderings and the truth are compared; null is the generator's. The paper's is 256,
+            StyleSDF's own 1024.
     """
 
     def __init__(
@@ -256,7 +259,6 @@ class E3DGEProtocol(PortraitNetworks):
         rig: Rig,
         invert: Invert,
         truth: Truth | None = None,
-        surface: bool = False,
         scan: Scan | None = None,
     ) -> Scores:
         """Measure one item.
@@ -267,13 +269,14 @@ class E3DGEProtocol(PortraitNetworks):
             rig: of the generator: of its trajectory.
             invert: the method.
             truth: the true head, where it is known.
-            surface: not used: the views are compared with the truth, not with a fitted surface.
             scan: the true surface, where it is known. The distances to a head that shows no surface are NaN.
 
         Raises:
             UserError: when renderings and pictures are of different sizes, or all frames are the input's view.
         """
         move_frozen(self, image.device)
+        if truth is not None and self.side is not None:
+            truth = partial(_resized, truth, self.side)
         head = invert(image, camera)
         found = head(camera)
         own = self._picture(found)
@@ -380,7 +383,7 @@ class E3DGEProtocol(PortraitNetworks):
         values = {name: metric(found, truth, weight) for name, metric in _PIXELS.items()}
         values["lpips"] = masked_distance(self.perceptual.module, found, truth, weight)
         values["detail"] = high_frequency(found, mask=weight) / high_frequency(truth, mask=weight)
-        telling = weight.flatten(1).sum(1) >= _FEW
+        telling = weight.flatten(1).sum(1) >= FEW
         return {name: torch.where(telling, value, torch.nan) for name, value in values.items()}
 
     def _told(self, measured: list[dict[str, Tensor]], frames: list[int], away: Tensor) -> dict[tuple[str, str], float]:
@@ -405,6 +408,24 @@ class E3DGEProtocol(PortraitNetworks):
                 if "@" not in name and bool(chosen.any())
             }
         return told
+
+
+def _resized(truth: Truth, side: int, camera: Camera) -> ViewTruth:
+    """What cameras truly see, at ``side``."""
+    true = truth(camera)
+    if true.image.shape[-1] == side:
+        return true
+    depth, mask, normals = at_size((side, side), true.depth, true.mask, true.normals)
+    parts = F.interpolate(true.segmentation[:, None].float(), (side, side), mode="nearest-exact")[:, 0]
+    known: Any = true  # a dataclass, as all of these are
+    return replace(
+        known,
+        image=resized(true.image, side),
+        depth=depth,
+        mask=mask,
+        normals=normals,
+        segmentation=parts.to(true.segmentation),
+    )
 
 
 def _novel(name: str) -> str:

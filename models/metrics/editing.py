@@ -18,7 +18,7 @@ from models.camera import Camera, Rig
 from models.checks import check_not_negative, check_positive
 from models.errors import UserError, shown
 from models.features.base import move_frozen
-from models.metrics.e3dge import SPREAD, PortraitNetworks, Scores, check_sizes, exactly, mae, picture, trajectory
+from models.metrics.e3dge import FEW, SPREAD, PortraitNetworks, Scores, check_sizes, exactly, mae, picture, trajectory
 from models.metrics.image import (
     change_correlation,
     high_frequency,
@@ -30,7 +30,6 @@ from models.metrics.image import (
 from models.metrics.inversion import Renderer, Truth
 
 PROTOCOL = "e3dge-editing"
-_FEW = 8  # pixels: fewer say nothing
 _ALIKE = 0.999  # squared correlation of two pictures whose parts in a third cannot be told apart
 
 
@@ -91,7 +90,7 @@ class EditProtocol(PortraitNetworks):
         perceptual, identity: networks; second_identity: one that no method was trained with, measured as ``id2``.
         frames: novel views, of E3DGE's trajectory; spread: how far it goes, in standard deviations.
         still: the largest difference of the true pictures, on the scale [-1, 1], where nothing changed.
-        margin: pixels around the true change that belong to neither part.
+        margin: pixels around the true change that count as changed.
         edits: what a test of a stage edits, by the names of its directions; all of them are made of every head.
     """
 
@@ -180,7 +179,7 @@ class EditProtocol(PortraitNetworks):
                 f"lpips@{place}": masked_distance(self.perceptual.module, after, new, mask),
                 f"detail@{place}": high_frequency(after, mask=mask) / high_frequency(new, mask=mask),
             }
-        telling = {"kept": kept.flatten(1).sum(1) >= _FEW, "changed": changed.flatten(1).sum(1) >= _FEW}
+        telling = {"kept": kept.flatten(1).sum(1) >= FEW, "changed": changed.flatten(1).sum(1) >= FEW}
         return {
             metric: torch.where(telling[place], value, torch.nan) if place else value
             for metric, value in scores.items()

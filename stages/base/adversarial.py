@@ -243,7 +243,7 @@ class AdversarialStage(Stage):
     def on_fit_start(self) -> None:
         """Refuse cameras that the generator cannot have, before anything is computed."""
         if self.generator.is_3d:
-            check_dataset(self.trainer.datamodule, self.generator.rig)  # type: ignore[attr-defined]
+            check_dataset(self.trainer.datamodule, self.generator.rig, "train")  # type: ignore[attr-defined]
 
     def camera(self, batch: PortraitBatch) -> Camera | None:
         """The cameras that the generator sees its subjects by; None in 2D.

@@ -24,22 +24,40 @@ class AdversarialTerm:
 
     Attributes:
         path, module: artifact and name of the discriminator that training starts from: the generator's own.
-        weight: of the term.
+        weight: of the term, lambda_adv.
+        discriminator_weight: of the discriminator's own loss beside R1, lambda_D: Adam is indifferent to the scale of
+            both, not to their ratio.
         r1_weight: gamma / 2 of R1 (Mescheder et al. 2018).
         r1_every: steps between R1 steps (lazy regularisation).
         learning_rate: of the discriminator.
+        side: at which it judges, where that is less than its own: its layers from there on, behind a new first one.
     """
 
     path: str
     module: str = "discriminator"
     weight: float = 0.01
+    discriminator_weight: float = 0.01
     r1_weight: float = 5.0
     r1_every: int = 16
     learning_rate: float = 5e-5
+    side: int | None = None
 
     def __post_init__(self) -> None:
         check_not_negative(self, "weight", "r1_weight", where="adversarial.")
-        check_positive(self, "r1_every", "learning_rate", where="adversarial.")
+        check_positive(self, "discriminator_weight", "r1_every", "learning_rate", "side", where="adversarial.")
+
+    def discriminator(self, found: Discriminator) -> Discriminator:
+        """The one that training starts from, of the one that was found.
+
+        Raises:
+            UserError: when it has no layers for ``side``.
+        """
+        if self.side is None or self.side == found.resolution:
+            return found
+        try:
+            return found.narrowed(self.side)
+        except ValueError as error:
+            raise UserError(f"{self.path}: {error}: see adversarial.side") from error
 
 
 class Critic:
@@ -86,7 +104,7 @@ class Critic:
         self.network.requires_grad_(True)
         with torch.autocast(fake.device.type, enabled=False), torch.enable_grad():
             loss = discriminator_nonsaturating(self._logits(real.float(), camera), self._logits(fake.float(), camera))
-            losses = {"discriminator": loss.detach()}
+            losses, loss = {"discriminator": loss.detach()}, options.discriminator_weight * loss
             if options.r1_weight and step % options.r1_every == 0:
                 penalty, _ = r1_penalty(lambda image: self._logits(image, camera), real)
                 losses["r1"] = penalty.mean().detach()

@@ -193,9 +193,30 @@ class InversionStage(Stage):
         return inverted(image, self.encoder, self.generator)
 
     def on_fit_start(self) -> None:
-        """Refuse cameras that the generator cannot have, before anything is computed."""
+        self.check_data("train", "val")
+
+    def on_validation_start(self) -> None:
+        if self.trainer.state.fn == "validate":
+            self.check_data("val")
+
+    def on_test_start(self) -> None:
+        self.check_data("test")
+
+    def on_predict_start(self) -> None:
+        super().on_predict_start()
+        self.check_data("test")
+
+    def check_data(self, *splits: str) -> None:
+        """Refuse cameras that the generator cannot have, before anything is computed.
+
+        Args:
+            splits: of the data that are used.
+
+        Raises:
+            UserError: naming a picture.
+        """
         if self.generator.is_3d:
-            check_dataset(self.trainer.datamodule, self.generator.rig)  # type: ignore[attr-defined]
+            check_dataset(self.trainer.datamodule, self.generator.rig, *splits)  # type: ignore[attr-defined]
 
     def pictures(self, batch: PortraitBatch) -> tuple[Tensor, Camera | None]:
         """A batch's pictures (B * V, 3, H, W) and their cameras, None for a 2D generator.

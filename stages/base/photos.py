@@ -73,7 +73,7 @@ class PhotoStage(InversionStage):
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         items: Sequence[Artwork] = data.items if isinstance(data, ItemsDataModule) else ()
         for item in items:
-            check_camera(item, self.generator.rig)  # before anything is computed
+            check_camera(item, self.generator.rig, self.pose is not None)  # before anything is computed
         if any(item.label is None and (item.angles is None or item.estimated) for item in items):
             warn_of_embedded(self.generator, self.pose)
 

@@ -268,7 +268,12 @@ def main(arguments: Sequence[str]) -> None:
     common = {key: value for key, value in common.items() if value is not None}
     settings: dict[str, dict[str, Any]] = {name: dict(common) for name in names}
     given: dict[str, Any] = {param.name: getattr(options, param.name) for param in pipeline.params}
-    given |= {param.name: dict(given[param.name] or ()) or None for param in pipeline.params if param.type == NUMBERS}
+    for param in (param for param in pipeline.params if param.type == NUMBERS):
+        pairs = given[param.name] or ()
+        chosen = [name for name, _ in pairs[len(param.default or ()) :]]
+        if twice := [name for name in chosen if chosen.count(name) > 1]:
+            raise UserError(f"--{param.name} is given twice for {shown(twice[0])}: once, with the sum")
+        given[param.name] = dict(pairs) or None
     for param in pipeline.params:
         value = given[param.name]
         if param.type == "path" and value is not None and not resolve(value).exists():

@@ -183,7 +183,7 @@ E3DGE_GLOBAL = {
     "model.encoder.init_args.geometry_side": (32, "B.2"),
     "model.encoder.init_args.texture_side": (64, "B.2"),
     "model.geometry.surface": (1.0, "E3DGE's code"),
-    "model.geometry.normal": (1.0, "E3DGE's code"),
+    "model.geometry.normal": (1 / 3, "E3DGE's code: 1 of a mean over the axes, Eq. 4 sums them"),
     "model.geometry.space": (0.2, "E3DGE's code"),
     "model.geometry.target": ("zero", "Eq. 5"),
     "model.code_weight": (1.0, "Sec. 4.1"),
@@ -202,9 +202,15 @@ E3DGE_DETAILS = {
     "model.thumb_weight": (0.0, "B.3"),
     "data.init_args.views": (2, "B.1"),
 }
+E3DGE_OWN_VIEW = {
+    "data.init_args.views": (1, "B.1: pairs are of novel-view training"),
+    "data.init_args.batch_size": (24 // GPUS, "Sec. 5"),
+}
 E3DGE_ADVERSARIAL = {
     "model.adversarial.module": ("discriminator", "B.3: the generator's"),
     "model.adversarial.weight": (0.01, "B.3"),
+    "model.adversarial.discriminator_weight": (0.01, "B.3: lambda_D"),
+    "model.adversarial.side": (256, "E3DGE's scripts"),
     "model.adversarial.r1_weight": (10 / 2, "B.3: 10, halved as in Mescheder et al."),
 }
 PER_GPU = 24 // GPUS, 16 // GPUS  # Sec. 5; B.1 and E3DGE's scripts
@@ -212,6 +218,9 @@ E3DGE_TEST = {
     "model.protocol.init_args.frames": (250, "B.2"),
     "model.protocol.init_args.side": (256, "Sec. 5"),
     "model.protocol.init_args.perceptual.init_args.net": ("alex", "E3DGE's code"),
+}
+E3DGE_PHOTOS = {
+    **E3DGE_TEST,
     "data.init_args.size": (256, "Sec. 5"),
     "data.init_args.mirror": (False, "each picture once"),
 }
@@ -226,10 +235,11 @@ E3DGE_OPTIMISE = {
     "model.search.restarts": (1, "StyleGAN2's projector"),
     "model.search.refine": (0.0, "C: W alone"),
     "model.perceptual.init_args.net": ("alex", "E3DGE's and PTI's code"),
-    **E3DGE_TEST,
+    **E3DGE_PHOTOS,
 }
 TABLE |= {
-    "e3dge/selftrain_test": E3DGE_TEST,
+    "e3dge/selftrain_test": E3DGE_PHOTOS,
+    "e3dge/selftrain_samples_test": {**E3DGE_TEST, "data.init_args.test_samples": (500, "B.2")},
     "e3dge/directions": {
         "data.init_args.samples": (10_000, "B.2"),
         "data.class_path": ("datamodules.latents.LatentDataModule", "codes are drawn"),
@@ -250,7 +260,8 @@ TABLE |= {
     },
     "e3dge/selftrain": {
         **E3DGE_GLOBAL,
-        "model.encoder.init_args.decoder_heads": (1, "B.2, and E3DGE's code reads one"),
+        "model.encoder.init_args.decoder_heads": (10, "B.2"),
+        "model.encoder.init_args.decoder_shared": (False, "B.2; E3DGE's code reads the first alone"),
         "model.encoder.init_args.decoder_side": (128, "B.2"),
         "model.full_weight": (1.0, "B.3"),
         "model.thumb_weight": (1.0, "B.3"),
@@ -272,6 +283,7 @@ TABLE |= {
         "model.aligner.scale": (0.15, "HFGI's code"),
         "model.aligner.probability": (0.8, "HFGI's code"),
         "model.aligner.residual": (0.0, "HFGI"),
+        **E3DGE_OWN_VIEW,
         "trainer.max_steps": (20_000, "ours"),
     },
     "e3dge/selftrain_local": {
@@ -281,7 +293,7 @@ TABLE |= {
         "model.local.init_args.alignment": ("3d", "Sec. 4.2"),
         "model.novel_views": (False, "Sec. 4.2"),
         "model.curriculum.kind": ("none", "Sec. 4.2"),
-        "data.init_args.batch_size": (PER_GPU[0] // 2, "B.1: half as many codes"),
+        **E3DGE_OWN_VIEW,
     },
     "e3dge/selftrain_hybrid": {
         **E3DGE_DETAILS,
@@ -297,6 +309,8 @@ TABLE |= {
     "e3dge/selftrain_released": {
         **E3DGE_GLOBAL,
         "model.encoder.init_args.decoder_heads": (0, "E3DGE's scripts"),
+        "model.encoder.init_args.geometry_side": (128, "E3DGE's scripts"),
+        "model.geometry.normal": (1.0, "E3DGE's code"),
         "model.full_weight": (0.0, "E3DGE's scripts"),
         "model.thumb_weight": (1.0, "E3DGE's scripts"),
         "model.geometry.smooth": (True, "E3DGE's code"),
@@ -321,6 +335,7 @@ TABLE |= {
         "model.thumb_weight": (1.0, "E3DGE's scripts"),
         "model.local.init_args.alignment": ("hybrid", "E3DGE's scripts"),
         "model.aligner.rate": (0.0, "E3DGE's scripts: frozen"),
+        "model.reconstruction.perceptual": (1.0, "E3DGE's scripts"),
         "model.curriculum.kind": ("none", "E3DGE's scripts"),
         "data.init_args.batch_size": (PER_GPU[1] // 2, "E3DGE's scripts"),
     },

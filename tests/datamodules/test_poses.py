@@ -61,6 +61,8 @@ class TestCheck:
 
     def test_one_that_is_to_be_estimated(self):
         check_camera(artwork(), NEAR)
+        with pytest.raises(UserError, match="has no camera: give"):
+            check_camera(artwork(), NEAR, estimated=False)
 
 
 class TestLabels:

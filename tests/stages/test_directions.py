@@ -12,6 +12,7 @@ from datamodules.mannequins.scene import CODE_NAMES, Z_NAMES
 from datamodules.seeds import index_generator
 from models import artifact
 from models.encoders.e3dge import GlobalEncoder
+from models.encoders.pyramid import GradualStyleEncoder
 from models.errors import UserError
 from models.generators.stylegan2 import StyleGAN2Generator
 from models.generators.stylesdf import StyleSDF
@@ -451,3 +452,9 @@ def test_commands_that_lack_their_input(work, tmp_path):
         run(["directions", "test", *line(work)[2:]], tmp_path, f"--model.tested.path={work / 'sdf'}")
     with pytest.raises(UserError, match=r"--model\.prior\.path, and not --model\.tested"):
         run(line(work), tmp_path, given)
+    flat = GradualStyleEncoder(num_ws=4, w_dim=5, resolution=32, widths=[2] * 4, depths=[1] * 4, reduction=None)
+    artifact.save(tmp_path / "flat", stage="invert", modules={"encoder": flat.eval()})
+    with pytest.raises(UserError, match=r"the encoder gives 4 codes of 5 \(ws\), the generator takes"):
+        run(["directions", "test", *line(work)[2:]], tmp_path, given, f"--model.encoder.path={tmp_path / 'flat'}")
+    with pytest.raises(UserError, match=r"names has '=tall'"):
+        run(line(work, names=["=tall"]), tmp_path)

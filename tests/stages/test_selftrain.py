@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -97,10 +98,10 @@ def line(folder, kind="paper", **model):
     return ["selftrain", "fit", f"--config={file}", *lines.TRAINER]
 
 
-def prepare(folder, count=0):
+def prepare(folder, count=0, **options):
     """A StyleSDF whose heads are balls, with pictures within [-1, 1]."""
     torch.manual_seed(0)
-    generator = awaken(small(decoder=DECODER)).eval()
+    generator = awaken(small(decoder=DECODER, **options)).eval()
     generator.load_state_dict(ball(), strict=False)
     generator.update_mean(256)
     with torch.no_grad():
@@ -359,8 +360,18 @@ def test_pictures_of_others_are_inverted_too(work, tmp_path):
     words = line(work)
     data = ["--data=datamodules.portraits.PortraitDataModule", f"--data.path={work / 'portraits'}", "--data.size=32"]
     data += ["--data.val_fraction=0.2", "--data.test_fraction=0.2", f"--model.tested.path={work / 'selftrain'}"]
+    distant = shutil.copytree(work / "portraits", tmp_path / "distant")
+    content = json.loads((distant / "dataset.json").read_text())
+    for _, label in content["labels"]:
+        label[3:12:4] = [20 * number for number in label[3:12:4]]
+    (distant / "dataset.json").write_text(json.dumps(content))
     for command in ("validate", "test"):
         run([words[0], command, *words[2:]], tmp_path / command, *data)
+        with pytest.raises(UserError, match="where the generator sees from"):
+            run([words[0], command, *words[2:]], tmp_path / "far", *data, f"--data.path={distant}")
+        with pytest.raises(UserError, match="but what learns is trained for another generator"):
+            samples = [f"--model.tested.path={work / 'selftrain'}", f"--data.init_args.path={work / 'manifolds'}"]
+            run([words[0], command, *words[2:]], tmp_path / "others", *samples)
     assert {"psnr", "id"} <= {record.metric for record in read_records(tmp_path / "test")}
 
 

@@ -11,6 +11,7 @@ from models.augment.perspective import random_corners, warp
 from models.camera import Camera
 from models.errors import UserError
 from models.generators.discriminator import ImageDiscriminator
+from models.generators.stylegan2 import StyleGAN2Discriminator
 from models.generators.views import render_views
 from models.heads.photos import PhotoSet
 from models.heads.pixel_aligned import PixelAlignedGenerator, sized
@@ -401,7 +402,7 @@ def test_details_of_opacities(work, tmp_path):
     found = artifact.load(tmp_path / "local")
     assert found.extra["geometry"] == "occupancy" and found.extra["trained"] == ["local_encoder", "texture_fusion"]
     fusion = found.module("local").texture_fusion
-    assert any(parameter.any() for parameter in fusion.parameters()) and "val/psnr_nv" in found.metrics
+    assert fusion.film.fc_1.weight.any() and "val/psnr_nv" in found.metrics  # which begin at nothing
 
 
 # -- the adversarial term ----------------------------------------------------------------------------------------------
@@ -417,7 +418,9 @@ def judge(work):
 
 def test_the_adversarial_term(work, judge):
     """The term, and a step of the discriminator, each computed apart."""
-    term = AdversarialTerm(str(judge), weight=0.4, r1_weight=3.0, r1_every=2, learning_rate=1e-2)
+    term = AdversarialTerm(
+        str(judge), weight=0.4, discriminator_weight=0.2, r1_weight=3.0, r1_every=2, learning_rate=1e-2
+    )
     module = built(work, aligner=AlignerTraining(0.0), adversarial=term).eval()
     wake(module)
     plain = wake(built(work, aligner=AlignerTraining(0.0))).eval()
@@ -439,7 +442,7 @@ def test_the_adversarial_term(work, judge):
     logits = network(own).logits
     (slope,) = torch.autograd.grad(logits.sum(), own, create_graph=True)
     loss = torch.log1p((-logits).exp()).mean() + torch.log1p(network(fake).logits.exp()).mean()
-    (loss + 3.0 * 2 * slope.square().sum((1, 2, 3)).mean()).backward()
+    (0.2 * loss + 3.0 * 2 * slope.square().sum((1, 2, 3)).mean()).backward()
     adam.step()
     found = module.critic.learn(4)
     torch.testing.assert_close(found["discriminator"], loss.detach(), atol=1e-5, rtol=1e-4)
@@ -482,6 +485,19 @@ def test_the_discriminator_is_handed_on(work, judge, tmp_path):
     assert not torch.equal(found.logit.weight, before.logit.weight)
     with pytest.raises(UserError, match="phase 'align' has no adversarial term"):
         stage(work, "align", adversarial=term)
+
+
+def test_it_may_judge_smaller_pictures(work, tmp_path):
+    """The generator's discriminator judges 256 px of 1024 in E3DGE; here 8 of 32."""
+    torch.manual_seed(5)
+    network = StyleGAN2Discriminator([6, 8, 8, 8])
+    artifact.save(tmp_path / "judge", stage="prior", modules={"discriminator": network})
+    module = built(work, aligner=AlignerTraining(0.0), adversarial=AdversarialTerm(str(tmp_path / "judge"), side=8))
+    assert module.discriminator.resolution == 8
+    image, camera = module.pictures(batch_of(work))
+    assert module.losses(image, camera, batch_of(work))["adversarial"].isfinite().all()
+    with pytest.raises(UserError, match=r"for 32 px has no layers that judge 24 px alone: see adversarial\.side"):
+        built(work, aligner=AlignerTraining(0.0), adversarial=AdversarialTerm(str(tmp_path / "judge"), side=24))
 
 
 # -- what comes of it --------------------------------------------------------------------------------------------------
@@ -555,7 +571,8 @@ def test_details_are_measured(work, trained, tmp_path):
     for kind in ("hybrid", "global"):
         words = toy.line(work, protocol=protocol)
         given = [f"--model.tested.path={trained / kind}", "--model.prior=null", "--model.encoder=null"]
-        toy.run([words[0], "test", *words[2:]], tmp_path / kind, *given, "--data.init_args.test_samples=1")
+        given += [f"--data.init_args.path={trained / kind}", "--data.init_args.test_samples=1"]
+        toy.run([words[0], "test", *words[2:]], tmp_path / kind, *given)
         values[kind] = {(r.view, r.metric): r.value for r in read_records(tmp_path / kind)}
     assert values["hybrid"].keys() == values["global"].keys()
     key = next(key for key in values["hybrid"] if key[1] == "mae")
@@ -570,6 +587,8 @@ def test_what_does_not_fit_is_refused(work, tmp_path, trained):
         module = stage(work, *args, **options)
         tiny.fit(module, data or samples(work), tmp_path, max_epochs=-1, max_steps=1, limit_val_batches=0)
 
+    with pytest.raises(UserError, match="neither full_weight nor thumb_weight is above 0"):
+        stage(work, full_weight=0.0, thumb_weight=0.0)
     with pytest.raises(UserError, match="learns from other views of a sample, the data have one each"):
         fitting(data=samples(work, 1))
     with pytest.raises(UserError, match="does not know the codes behind its pictures"):

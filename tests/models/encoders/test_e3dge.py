@@ -15,6 +15,7 @@ from models.encoders.e3dge import (
     positional_encoding,
     within,
 )
+from models.errors import UserError
 from models.generators.stylesdf import StyleSDF
 
 TRUNK = {"widths": (4, 6, 8, 10), "depths": (1, 1, 1, 1), "reduction": 2}
@@ -40,6 +41,17 @@ def test_codes_of_both_groups(changes):
     shapes = {"renderer": (2, 9, 5)} | ({"decoder": (2, 10, 7)} if changes.get("decoder_heads", 1) else {})
     assert {name: tuple(t.shape) for name, t in found.groups.items()} == shapes
     assert build(spec(network)).state_dict().keys() == network.state_dict().keys()
+
+
+@torch.no_grad()
+def test_decoder_codes_are_one_or_each_its_own():
+    """The released encoder owns ten networks and reads the first; the paper has one for each code."""
+    image = torch.rand(1, 3, 64, 64, generator=seeded())
+    shared, own = (encoder(decoder_heads=10, decoder_shared=kind)(image).groups["decoder"] for kind in (True, False))
+    assert torch.equal(shared, own[:, :1].expand(-1, 10, -1))
+    assert len(own[0].unique(dim=0)) == 10
+    with pytest.raises(UserError, match="decoder_heads is 3: 10 codes take one each, or share one"):
+        encoder(decoder_heads=3, decoder_shared=False)
 
 
 @torch.no_grad()
@@ -110,7 +122,11 @@ def test_texture_fusion_paints_and_does_not_move():
     camera = generator.rig.camera(torch.tensor([0.1, -0.1]))
     ws, details = generator.mapping(torch.randn(2, 4)), torch.randn(2, 3, 4, 4, requires_grad=True)
     plain = generator.synthesis(ws, camera, taps=["field"])
-    fused = generator.synthesis(ws, camera, taps=["field"], edit=fusion.edit(details, camera))
+
+    def fuse(points, features):
+        return fusion(features, fusion.local(pixel_features(details, camera, points), points))
+
+    fused = generator.synthesis(ws, camera, taps=["field"], edit=fuse)
     assert_close(fused.taps["field"], plain.taps["field"])
     assert_close(fused.depth, plain.depth)
     assert (fused.image - plain.image).abs().mean() > 1e-3

@@ -138,3 +138,22 @@ def test_residual_block_by_definition():
     main = act(F.conv2d(filtered(main, 2), block.second.weight / 18**0.5, stride=2), block.second.bias)
     skip = F.conv2d(filtered(x, 1), block.skip.weight / 2**0.5, stride=2)
     assert_close(block(x, kernel), (main + skip) / 2**0.5)
+
+
+@torch.no_grad()
+def test_a_discriminator_of_smaller_pictures():
+    """Its last layers are the larger one's: from their features on both say the same."""
+    torch.manual_seed(0)
+    large = StyleGAN2Discriminator([4, 6, 8, 8], minibatch_group=2)
+    small = large.narrowed(16)
+    assert small.resolution == 16 and small.minibatch_group == 2
+    seen = torch.randn(2, 3, 16, 16)
+    features = torch.rand(2, 6, 16, 16)  # which the activation after the first layer leaves as they are
+    large.blocks[0].register_forward_hook(lambda *_: features)
+    small.stem.register_forward_hook(lambda *_: features.clone())
+    torch.testing.assert_close(small(seen).logits, large(torch.randn(2, 3, 32, 32)).logits)
+    assert small.narrowed(16).resolution == 16
+    with pytest.raises(ValueError, match="for 32 px has no layers that judge 64 px"):
+        large.narrowed(64)
+    with pytest.raises(ValueError, match="judge 4 px"):
+        large.narrowed(4)

@@ -11,6 +11,7 @@ from models import artifact
 from models.camera import Camera
 from models.encoders.alignment import ResidualAligner
 from models.encoders.e3dge import AlignmentFusion, LocalEncoder, TextureFusion
+from models.errors import UserError
 from models.generators.manifold import ManifoldGenerator
 from models.generators.stylesdf import StyleSDF
 from models.generators.volume import TriPlaneVolumeGenerator
@@ -362,17 +363,17 @@ def test_photos_of_own_codes_are_not_moved_by_their_neighbours():
 def test_what_does_not_fit():
     encoder, fusion = LocalEncoder(stem=4, features=6, channels=128, stacks=1, depth=1), TextureFusion(16, 6, 2)
     aligner = ResidualAligner([4, 4, 4, 4])
-    with pytest.raises(ValueError, match="alignment must be one of"):
+    with pytest.raises(UserError, match=r"local\.alignment is '4d': take one of 3d, 2d, hybrid"):
         LocalNetworks(encoder, fusion, alignment="4d")
-    with pytest.raises(ValueError, match="2d needs an aligner"):
+    with pytest.raises(UserError, match="2d needs an aligner"):
         LocalNetworks(encoder, fusion, alignment="2d")
-    with pytest.raises(ValueError, match="hybrid alignment, and no other"):
+    with pytest.raises(UserError, match="hybrid, and no other"):
         LocalNetworks(encoder, fusion, aligner, alignment="hybrid")
-    with pytest.raises(ValueError, match="hybrid alignment, and no other"):
+    with pytest.raises(UserError, match="hybrid, and no other"):
         LocalNetworks(encoder, fusion, aligner, AlignmentFusion(6), alignment="2d")
-    with pytest.raises(ValueError, match="texture_fusion takes 5 local features, local_encoder makes 6"):
+    with pytest.raises(UserError, match=r"texture_fusion takes 5 local features, local\.local_encoder makes 6"):
         LocalNetworks(encoder, TextureFusion(16, 5), resolution=64)
-    with pytest.raises(ValueError, match="a multiple of 8, got 20"):
+    with pytest.raises(UserError, match="resolution is 20: it must be a multiple of 8"):
         LocalNetworks(encoder, fusion, resolution=20)
     generator = small()
     ws, image, camera = photographed(generator)

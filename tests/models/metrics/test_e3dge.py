@@ -196,6 +196,24 @@ def test_pictures_of_a_large_generator_are_compared_at_the_papers_size(networks)
     assert found.pictures["source"].shape == (3, 32, 64)
 
 
+def test_a_large_truth_is_compared_at_the_papers_size_too(networks):
+    """What a generator shows of its own samples is as large as its pictures."""
+    camera = RIG.camera(0.1)
+    measure = E3DGEProtocol(*networks, frames=4, side=32)
+
+    def method(image, camera):
+        return lambda views: rendering(look(views))
+
+    image = look(camera).image
+    found = measure("a", image, camera, RIG, method, lambda views: look(views, 64))
+    small = E3DGEProtocol(*networks, frames=4)("a", image, camera, RIG, method, look)
+    views = [trajectory(RIG, 4)[i : i + 1] for i in range(4)]
+    errors = [(look(view).image - resized(look(view, 64).image, 32)).abs().mean() / 2 for view in views]
+    assert found["mae_nv"] == pytest.approx(float(torch.stack(errors).mean()), rel=1e-4)
+    assert 0 < found["depth_mae"] < 0.01 and small["depth_mae"] == 0
+    assert found["psnr_nv@seen"] > 20 and found["psnr_carried"] == pytest.approx(small["psnr_carried"], abs=3)
+
+
 def test_the_input_is_no_frame_of_its_own(networks):
     seen: list[int] = []
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from datamodules.mannequins import MannequinDataModule, Scene, render, subject_code, subject_z
+from datamodules.mannequins.render import RIG
 from datamodules.mannequins.scene import CODE_NAMES, Z_NAMES
 from models import artifact
 from models.camera import Camera
@@ -37,7 +38,7 @@ def _one_thread():
 def work(tmp_path_factory):
     """A generator, its directions and what selftrain makes of it: details of each alignment, and codes alone."""
     folder = tmp_path_factory.mktemp("work")
-    toy.prepare(folder)
+    toy.prepare(folder, rig=RIG)  # that of the mannequins
     heads.directions(folder / "directions", artifact.load(folder / "balls"), NAMES)
     for alignment in ("3d", "hybrid"):
         module = details.wake(details.built(folder, "hybrid" if alignment == "hybrid" else "local", alignment))

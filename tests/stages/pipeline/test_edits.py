@@ -77,6 +77,7 @@ def test_a_photo_is_edited(work, tmp_path):
     [
         (["--edit", "smile", "--directions=D"], "argument --edit: 'smile' is not NAME=NUMBER, as in smile=1.0"),
         (["--edit", "smile=much", "--directions=D"], "argument --edit: 'much' is no number: write smile=1.0"),
+        (["--edit", "smile=1", "--edit", "smile=-1", "--directions=D"], "--edit is given twice for 'smile'"),
         (["--edit", "smile=1"], "the directions of assets/sdf_directions are of the generator [0-9a-f]{12}, the heads"),
         (["--directions=D"], "--directions is what heads are edited along: give --edit NAME=1.0"),
         (["--edit", "joy=1", "--directions=D"], "there is no direction 'joy', there are: smile, glasses"),
