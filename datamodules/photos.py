@@ -6,7 +6,7 @@ import pytorch_lightning as pl
 from torch.utils.data import DataLoader, Dataset
 
 from datamodules.artworks import Artwork, ArtworkSource
-from datamodules.framing import Crop, Edits
+from datamodules.framing import Crop, Edits, recipe_of
 from datamodules.resumable import evaluation_loader
 from models.errors import UserError
 from models.image import MIN_SIDE
@@ -62,9 +62,25 @@ class PhotoDataModule(pl.LightningDataModule):
         self.given = Edits(points=points, face=face)
         self.photos: Photos | None = None
 
+    @property
+    def side(self) -> int:
+        """Of the framed photos, pixels."""
+        return self.size or recipe_of(self.recipe).size
+
     def setup(self, stage: str) -> None:
         """List the photos; none is read yet."""
         self.photos = Photos(ArtworkSource(self.path, self.given, self.size, self.crop, self.recipe))
+
+    def framed(self, path: str) -> Artwork:
+        """One more picture, framed as the photos are.
+
+        Raises:
+            UserError: when it cannot be, or ``path`` holds several.
+        """
+        source = ArtworkSource(path, None, self.size, self.crop, self.recipe)
+        if len(source.entries) != 1:
+            raise UserError(f"{path} has {len(source.entries)} pictures: name one")
+        return source.read(next(iter(source.entries)))
 
     def predict_dataloader(self) -> DataLoader[Artwork | str]:
         """Batches as lists, each photo on one rank."""

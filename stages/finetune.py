@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import logging
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -18,21 +20,25 @@ from models.checks import check_not_negative, check_positive
 from models.errors import UserError
 from models.features.base import Frozen
 from models.generators.base import Discriminator, Generator
-from models.generators.blending import Blend, blended
+from models.generators.blending import Blend, alike, blended
 from models.heads.codes import HeadCodes
 from models.heads.tuning import select_parameters
 from models.image import read_image, resized
 from models.latents import Latents
 from models.losses.adaptation import PairedLoss, SemanticLoss, ShiftLoss, StructureLoss
-from models.metrics.distribution import Distribution, kid
-from models.metrics.image import identity_similarity, psnr, random_pairs
+from models.metrics.distribution import Distribution, kernel_distance
+from models.metrics.image import diversity, identity_similarity, psnr
 from models.metrics.records import Record
 from stages.base.adversarial import AdversarialLoss, AdversarialStage, Fakes, Optimization
+from stages.base.kinship import check_kin
 from stages.base.ranks import gather
 from stages.base.seeds import item_generator
 from stages.base.stage import GeneratorRef
 
+log = logging.getLogger(__name__)
+
 _CHUNK = 16  # pictures made or embedded at once
+_DIVERSE, _PAIRS = 200, 400  # pictures, and pairs of them, by which diversity is told
 PROTOCOL, VERSION = "finetune", "1"
 
 
@@ -52,14 +58,14 @@ class FinetuneStage(AdversarialStage):
         train, freeze: which parameters move, see :func:`models.heads.tuning.select_parameters`. By default all that
             a picture of given codes depends on: codes of z stay what they were.
         semantic, structure, shift, paired: what holds G' to G; null for nothing.
-        perceptual, identity, embedding: networks of these terms.
+        perceptual, identity, embedding: networks of these terms, needed where a term has a weight for them.
         augment: of what the discriminator sees; null for nothing.
         truncation: of the samples that are scored and shown.
         kid_features: network of the kernel distance to held-out style pictures, by which a fit is scored.
         scored: samples of a score.
         patience: validations without a better score after which a fit stops; 0 never does. The best is handed on.
         tested: the adapted generator that ``test`` measures; the averaged one of a checkpoint by default. blend: a
-            mixture of it with G, measured and handed on by ``predict`` in its place.
+            mixture of it with G, measured and handed on by ``predict`` in its place; null for none.
         metric, metric_identity: networks of the scores, by default those of the terms: better ones that no term knows.
         variant: name in the scores.
     """
@@ -104,11 +110,18 @@ class FinetuneStage(AdversarialStage):
         self.scored, self.patience, self._scratch = scored, patience, discriminator
         check_positive(self, "truncation", "scored")
         check_not_negative(self, "patience")
-        for term, needed in ((semantic, "perceptual"), (paired, "perceptual"), (shift, "embedding")):
-            if term is not None and {"perceptual": perceptual, "embedding": embedding}[needed] is None:
-                what = type(term).__name__.removesuffix("Loss").lower()
-                raise UserError(f"model.{what} is measured by a network: set --model.{needed}")
         frozen = {"perceptual": perceptual, "identity": identity, "embedding": embedding, "kid_features": kid_features}
+        for what, network, needed in (
+            ("semantic", "perceptual", semantic is not None),
+            ("semantic.identity", "identity", semantic is not None and semantic.identity > 0),
+            ("paired", "perceptual", paired is not None),
+            ("shift", "embedding", shift is not None),
+            ("patience", "kid_features", patience > 0),
+        ):
+            if needed and frozen[network] is None:
+                raise UserError(f"model.{what} is measured by a network: set --model.{network}")
+        if blend is not None and tested is None:
+            raise UserError("model.blend mixes a generator that was adapted before: give --model.tested.path")
         self.perceptual, self.identity, self.embedding, self.kid_features = (
             None if network is None else Frozen(network) for network in frozen.values()
         )
@@ -140,12 +153,17 @@ class FinetuneStage(AdversarialStage):
         if self.paired is not None:
             name = f"pairs{self.paired.level}"
             self._pairs = Frozen(self.take("pairs", self.paired.path, name, HeadCodes))
-            media, ids, side = self.inputs["pairs"].media, self._pairs.module.ids, generator.resolution
+            check_kin(self.inputs["pairs"], self.inputs["prior"], self.prior.module)
+            media, ids = self.inputs["pairs"].media, self._pairs.module.ids
+            side = min(generator.resolution, self.paired.resolution)  # the loss sees no more
             self._styles = torch.cat([resized(read_image(media(f"style_{i}.png")), side) for i in ids])
         self.adopt(generator, judge)
         if self.tested is not None:
             adapted = self.take("tested", self.tested.path, self.tested.module, Generator).requires_grad_(False)
-            check_related(generator, adapted, self.tested.path)
+            if not alike(generator, adapted):
+                raise UserError(
+                    f"{self.tested.path} is no generator that model.prior could have become: its layers are others"
+                )
             if self.blend is not None:
                 adapted = blended(self.source.module, adapted, self.blend)
             self.average.module = adapted
@@ -195,6 +213,15 @@ class FinetuneStage(AdversarialStage):
         return paired(image, self._styles[drawn].to(image), self.perceptual.module)
 
     def on_fit_start(self) -> None:
+        if self.tested is not None:
+            raise UserError("fit adapts model.prior, and hands on what comes of it: leave --model.tested out")
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        assert isinstance(data, SplitDataModule)
+        if self.kid_features is not None and len(data.datasets["val"]) < 2:
+            raise UserError(
+                f"a fit is scored by held-out pictures, and the data hold out {len(data.datasets['val'])}: hold out "
+                "two or more, or set --model.kid_features null and --model.patience 0"
+            )
         super().on_fit_start()
         if self.shift is not None:
             self._guide = self._direction(self.shift)
@@ -207,34 +234,60 @@ class FinetuneStage(AdversarialStage):
         assert isinstance(data, SplitDataModule)
         train = data.datasets["train"]
         style = [embedding(train[i]["image"].to(self.device)) for i in range(len(train))]
-        source = [embedding(part.to(self.device)) for part in self.pictures(self.source.module, shift.pictures)]
+        source = [embedding(part.to(self.device)) for part in self.pictures(self.source.module, shift.pictures, 1.0)]
         return shift.guide(torch.cat(style), torch.cat(source))
+
+    def on_train_start(self) -> None:
+        super().on_train_start()
+        if self.patience and self._best["waited"] >= self.patience:  # resumed from where it had stopped
+            self.trainer.should_stop = True
+
+    def prepare(self, batch: PortraitBatch, draws: torch.Generator) -> PortraitBatch:
+        self.check_size(batch)
+        return batch
+
+    def check_size(self, batch: PortraitBatch) -> None:
+        """Refuse pictures of another size than the generator's.
+
+        Raises:
+            UserError: saying what to set.
+        """
+        side, own = batch["image"].shape[-1], self.generator.resolution
+        if side != own:
+            raise UserError(
+                f"the style's pictures have {side} px a side, {self.prior.path} makes {own}: set "
+                f"--data.init_args.size={own}"
+            )
 
     # -- validation ----------------------------------------------------------------------------------------------
 
-    def pictures(self, generator: Generator, count: int) -> list[Tensor]:
+    def pictures(self, generator: Generator, count: int, truncation: float | None = None) -> Iterator[Tensor]:
         """Random heads from random poses, (n, 3, R, R) at a time on the CPU: the same of each generator."""
-        found = []
         for start in range(0, count, _CHUNK):
             draws, size = item_generator(self.seed, "sample", start), min(_CHUNK, count - start)
             z = generator.sample_z(size, draws).to(self.device)
             camera: Camera | None = generator.rig.random(size, draws).to(self.device) if generator.is_3d else None
-            ws = generator.mapping(z, truncation=self.truncation)
-            found.append(generator.synthesis(ws, camera).image.clamp(-1, 1).cpu())
-        return found
+            ws = generator.mapping(z, truncation=self.truncation if truncation is None else truncation)
+            yield generator.synthesis(ws, camera).image.clamp(-1, 1).cpu()
+
+    def samples(self, count: int, camera: Camera | None, draws: torch.Generator) -> Tensor:
+        generator = self.average.module
+        z = generator.sample_z(count, draws).to(self.device)
+        return generator.synthesis(generator.mapping(z, truncation=self.truncation), camera).image
 
     @torch.no_grad()
     def validation_step(self, batch: PortraitBatch, batch_idx: int) -> None:
+        self.check_size(batch)
         super().validation_step(batch, batch_idx)
         self._held.append(batch["image"].flatten(0, 1).cpu())
 
     @torch.no_grad()
     def on_validation_epoch_end(self) -> None:
-        held, self._held = torch.cat(gather(self._held)), []
-        if self.kid_features is None or len(held) < 2:
+        held, self._held = gather(self._held), []
+        if self.kid_features is None:
             return
-        samples = torch.cat(self.pictures(self.average.module, self.scored))
-        score = kernel_distance(self.kid_features.module, samples, held, self.seed, self.device)
+        # One score for all ranks, by which all go on, or stop.
+        score = self.trainer.strategy.broadcast(self.kernel_distance(held, self.kid_features))
         self.log("val/kid", score, prog_bar=True, rank_zero_only=False)
         self.validated = {"val/kid": score}
         if self.trainer.sanity_checking:
@@ -248,6 +301,12 @@ class FinetuneStage(AdversarialStage):
             if self.patience and best["waited"] >= self.patience:
                 self.trainer.should_stop = True
 
+    def kernel_distance(self, held: list[Tensor], features: Frozen[Distribution]) -> float:
+        """KID of samples to held-out pictures."""
+        fewest = min(self.scored, sum(map(len, held)))
+        samples = self.pictures(self.average.module, self.scored)
+        return kernel_distance(features.module, samples, held, fewest, self.seed, self.device)
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
         checkpoint["best"] = self._best
@@ -258,12 +317,17 @@ class FinetuneStage(AdversarialStage):
 
     def export(self) -> Export:
         if self.trainer.state.fn == "predict":
-            extra: dict[str, Any] = {} if self.blend is None else {"blend": asdict(self.blend)}
+            extra: dict[str, Any] = {"truncation": self.truncation}
+            if self.blend is not None:
+                extra["blend"] = asdict(self.blend)
             return Export({"generator": self.average.module.eval()}, extra=extra, dtype={"generator": "float16"})
         if self._best["weights"] is not None:
             self.average.module.load_state_dict(self._best["weights"])
+            self.average.module.update_mean()
         found = super().export()
-        extra = {"recipe": recipe} if (recipe := self.inputs["prior"].extra.get("recipe")) else {}
+        extra: dict[str, Any] = {"truncation": self.truncation}
+        if recipe := self.inputs["prior"].extra.get("recipe"):
+            extra["recipe"] = recipe
         metrics = {} if self._best["score"] is None else {"val/kid": self._best["score"]}
         return replace(found, metrics=metrics, extra=extra)
 
@@ -272,18 +336,27 @@ class FinetuneStage(AdversarialStage):
     @torch.no_grad()
     def test_step(self, batch: PortraitBatch, batch_idx: int) -> None:
         """Against the truth where codes are known: what a style's pictures show of the same heads."""
-        image = batch["image"].flatten(0, 1)
+        self.check_size(batch)
+        image, views = batch["image"].flatten(0, 1), batch["image"].shape[1]
         self._held.append(image.cpu())
-        if "z" not in batch or batch["z"].shape[1] != self.generator.z_dim or batch["image"].shape[1] != 1:
+        if "z" not in batch or "seed" not in batch:
+            return
+        if batch["z"].shape[1] != self.generator.z_dim or (views > 1 and not self.generator.is_3d):
+            if batch_idx == 0:
+                log.warning(
+                    "warning: the codes of these pictures, %d numbers for %d views, are none of the generator's, which "
+                    "have %d: nothing is compared with what they show",
+                    *(batch["z"].shape[1], views, self.generator.z_dim),
+                )
             return
         found = self.average.module.synthesis(self.average.module.mapping(batch["z"]), self.camera(batch)).image
         for name, values in self._compared(found.clamp(-1, 1), image).items():
-            subjects = [str(int(seed)) for seed in batch["seed"]] if "seed" in batch else [""] * len(image)
-            for subject, value in zip(subjects, values.tolist(), strict=True):
-                self.records.add([self._record(f"{name}_twin", value, subject, subject)])
+            for row, value in enumerate(values.tolist()):
+                subject, view = str(int(batch["seed"][row // views])), f"picture{batch_idx * len(image) + row}"
+                self.records.add([self._record(name, "twin", value, subject, view, subject)])
 
     def _compared(self, found: Tensor, truth: Tensor) -> dict[str, Tensor]:
-        """Distances (B,) of pictures: psnr, and lpips and id where there are networks."""
+        """How alike pictures are, (B,): psnr, and lpips and id where there are networks."""
         scores = {"psnr": psnr(found, truth)}
         if self.metric is not None:
             scores["lpips"] = self.metric.module(found, truth)
@@ -291,9 +364,13 @@ class FinetuneStage(AdversarialStage):
             scores["id"] = identity_similarity(self.metric_identity.module, found, truth)
         return scores
 
-    def _record(self, metric: str, value: float, item: str = "all", subject: str = "") -> Record:
-        network = "" if self.metric is None else type(self.metric.module).__name__
-        return Record(PROTOCOL, VERSION, "test", item, "", self.seed, self.variant, network, metric, value, subject)
+    def _record(
+        self, metric: str, to: str, value: float, item: str = "all", view: str = "", subject: str = ""
+    ) -> Record:
+        networks = {"kid": self.kid_features, "id": self.metric_identity, "psnr": None}
+        used = networks.get(metric, self.metric)
+        network, name = "" if used is None else type(used.module).__name__, f"{metric}_{to}" if to else metric
+        return Record(PROTOCOL, VERSION, "test", item, view, self.seed, self.variant, network, name, value, subject)
 
     @torch.no_grad()
     def summary(self) -> list[Record]:
@@ -301,24 +378,18 @@ class FinetuneStage(AdversarialStage):
         held, self._held = gather(self._held), []
         if not self.trainer.is_global_zero:
             return []
-        pictures = self.pictures(self.average.module, self.scored)
         records = []
         if self.kid_features is not None and sum(map(len, held)) > 1:
-            kid_value = kernel_distance(
-                self.kid_features.module, torch.cat(pictures), torch.cat(held), self.seed, self.device
-            )
-            records.append(self._record("kid", kid_value))
-        for start, (ours, theirs) in enumerate(
-            zip(pictures, self.pictures(self.source.module, self.scored), strict=True)
-        ):
+            records.append(self._record("kid", "", self.kernel_distance(held, self.kid_features)))
+        both = [self.pictures(network, self.scored) for network in (self.average.module, self.source.module)]
+        for part, (ours, theirs) in enumerate(zip(*both, strict=True)):
             for name, values in self._compared(ours.to(self.device), theirs.to(self.device)).items():
                 for row, value in enumerate(values.tolist()):
-                    records.append(self._record(f"{name}_source", value, f"code{start * _CHUNK + row}"))
-        if self.metric is not None:
-            every = torch.cat(pictures).to(self.device)
-            pairs = random_pairs(len(every), 400, self.seed)
-            apart = torch.cat([self.metric.module(every[i], every[j]) for i, j in (p.T for p in pairs.split(_CHUNK))])
-            records.append(self._record("diversity", float(apart.mean())))
+                    records.append(self._record(name, "source", value, f"code{part * _CHUNK + row}"))
+        if self.metric is not None and self.scored > 1:
+            some = torch.cat(list(self.pictures(self.average.module, min(self.scored, _DIVERSE)))).to(self.device)
+            apart = diversity(self.metric.module, some, _PAIRS, self.seed, _CHUNK)
+            records.append(self._record("diversity", "", float(apart)))
         return records
 
     @torch.no_grad()
@@ -329,26 +400,3 @@ class FinetuneStage(AdversarialStage):
         super().on_predict_start()
         if self.tested is None:
             raise UserError("predict hands on a generator that was adapted before: give --model.tested.path")
-
-
-def check_related(generator: Generator, adapted: Generator, path: str) -> None:
-    """Refuse a generator that cannot have come from another.
-
-    Raises:
-        UserError: saying so.
-    """
-    shapes = [{name: tuple(t.shape) for name, t in g.state_dict().items()} for g in (generator, adapted)]
-    if shapes[0] != shapes[1]:
-        raise UserError(f"{path} is no generator that model.prior could have become: its layers are others")
-
-
-def kernel_distance(features: Distribution, found: Tensor, real: Tensor, seed: int, device: torch.device) -> float:
-    """KID of pictures (N, 3, R, R) to real ones (M, 3, R, R), both in [-1, 1]; subsets are drawn by ``seed``."""
-    metric = kid(features.to(device), subset_size=min(100, len(found), len(real)), gather=False).to(device)
-    for pictures, is_real in ((found, False), (real, True)):
-        for part in pictures.split(32):
-            metric.update(((part.clamp(-1, 1) + 1) / 2).to(device), real=is_real)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        mean, _ = metric.compute()
-    return float(mean)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
+from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
 
 import safetensors.torch
 import torch
 from torch import Tensor, nn
-from torchvision.utils import make_grid
 
 from datamodules.artworks import Artwork
 from datamodules.poses import find_camera
@@ -24,6 +25,7 @@ from models.features.base import Frozen
 from models.files import atomic_write
 from models.generators.base import Generator
 from models.heads.codes import HeadCode, HeadCodes
+from models.heads.index import Entry, subject_index
 from models.heads.projector import Projector, Search
 from models.image import read_image, resized, write_image
 from models.latents import Latents
@@ -31,12 +33,15 @@ from models.losses.adaptation import SemanticLoss
 from models.metrics.image import identity_similarity, psnr
 from models.metrics.portrait import ViewTruth
 from models.metrics.records import Record
+from models.rendering.sheets import sheet
 from stages.base.inversion import check_fit
+from stages.base.kinship import check_kin
 from stages.base.per_item import GroupState, PerItemStage
 from stages.base.stage import ArtifactRef, GeneratorRef
 
 LEVELS = (1, 2, 3)
 PROTOCOL, VERSION = "pairs", "1"
+_PAGE, _TILE = 16, 128  # pictures a sheet, pixels
 
 
 @runtime_checkable
@@ -65,8 +70,10 @@ class PairSearch(Search):
         check_not_negative(self, "shell", where="search.")
         if self.space != "z+":
             raise UserError(f"search.space is {self.space!r}: pairs are looked for in z+, from the encoder's codes on")
-        if self.restarts > 1 or self.candidates or self.refine:
-            raise UserError("search: pairs start at the encoder's codes: no restarts, candidates or refine")
+        if self.restarts > 1 or self.candidates or self.refine or self.length != 1:
+            raise UserError("search: pairs start at the encoder's codes: no restarts, candidates, refine or length")
+        if self.optimize_expression or self.optimize_noise:
+            raise UserError("search: a pair is a code: no optimize_expression or optimize_noise")
 
 
 @dataclass
@@ -127,6 +134,8 @@ class PairsStage(PerItemStage[Artwork, PairsState]):
         seed: int = 0,
     ) -> None:
         super().__init__(steps=steps, group_size=group_size, save_every=save_every, seed=seed)
+        if semantic.identity and identity is None and tested is None:
+            raise UserError("model.semantic.identity is measured by a network: set --model.identity")
         self.prior, self.style, self.embed_from, self.refine_with = prior, style, embed, refine
         self.perceptual = Frozen(perceptual)
         self.identity = None if identity is None else Frozen(identity)
@@ -135,7 +144,7 @@ class PairsStage(PerItemStage[Artwork, PairsState]):
         self.tested, self.variant = tested, variant
         self.metric = self.perceptual if metric is None else Frozen(metric)
         self.metric_identity = self.identity if metric_identity is None else Frozen(metric_identity)
-        self._rows: dict[str, Tensor] = {}
+        self._shown: dict[str, Path] = {}  # sheets by name
 
     def build_model(self) -> None:
         if self.tested is not None:
@@ -156,7 +165,14 @@ class PairsStage(PerItemStage[Artwork, PairsState]):
         for encoder in (self.embed, self.refine):
             check_fit(encoder, self.generator)
         check_fit(self.embed, self.adapted)
+        for role in ("style", "embed", "refine"):
+            check_kin(self.inputs[role], self.inputs["prior"], self.prior.module)
         self.eval()
+
+    def on_fit_start(self) -> None:
+        if self.tested is not None:
+            raise UserError("fit makes pairs, and does not test any: leave --model.tested out")
+        super().on_fit_start()
 
     # -- one group --------------------------------------------------------------------------------
 
@@ -182,7 +198,14 @@ class PairsStage(PerItemStage[Artwork, PairsState]):
     def distance(self, pictures: Tensor, image: Tensor, rows: Tensor) -> dict[str, Tensor]:
         """L_semantic (Eq. 1) of pictures (N, 3, R, R) by G* and those of the style that ``rows`` (N,) name."""
         identity = None if self.identity is None else self.identity.module
-        return {"loss": self.semantic(image, pictures[rows], self.perceptual.module, identity)["semantic"]}
+        found = self.semantic(image, pictures[rows], self.perceptual.module, identity)["semantic"]
+        return {"loss": self.semantic.weight * found}
+
+    def active(self, state: PairsState, step: int) -> Collection[str]:
+        return state.projector.active(step)
+
+    def settled(self, state: PairsState) -> bool:
+        return state.projector.settled
 
     def optimise(self, state: PairsState, step: int) -> dict[str, Tensor]:
         losses = state.projector.losses(state.optimizers, step)
@@ -214,15 +237,16 @@ class PairsStage(PerItemStage[Artwork, PairsState]):
                 write_image(folder / f"p{k}.png", photo)
             distances = {f"p{k}": float(self.distance(picture, photo, torch.zeros(1, dtype=torch.long))["loss"])
                          for k, photo in zip(LEVELS, photos, strict=True)}  # fmt: skip
+            losses = found.curve[:, 0]
+            summary = {"id": item.id, "loss": float(losses[losses.isfinite()][-1]), **distances}
             with atomic_write(folder / "pairs.json") as file:
-                file.write_text(json.dumps({"id": item.id, "loss": float(found.curve[-1, 0]), **distances}) + "\n")
-            self._rows[item.id] = torch.cat([picture, *photos]).cpu()
+                file.write_text(json.dumps(summary) + "\n")
 
     # -- results ----------------------------------------------------------------------------------
 
     def export(self) -> Export:
         levels: dict[str, dict[str, HeadCode]] = {f"pairs{k}": {} for k in LEVELS}
-        media, summaries, neutral = {}, [], torch.zeros(1, len(self.generator.expressions))
+        media, summaries, neutral = self._sheets(), [], torch.zeros(1, len(self.generator.expressions))
         for item in self.items:
             folder = self.item_dir(item.id)
             tensors = safetensors.torch.load_file(folder / "pairs.safetensors")
@@ -235,7 +259,11 @@ class PairsStage(PerItemStage[Artwork, PairsState]):
         packed: dict[str, nn.Module] = {name: HeadCodes.pack(codes, self.generator) for name, codes in levels.items()}
         modules = {"generator": self.generator, **packed}
         metrics = {key: sum(s[key] for s in summaries) / len(summaries) for key in ("loss", "p1", "p2", "p3")}
-        extra = {"items": summaries, "refine_from": self.refine_from}
+        entries = [
+            Entry(item.id, codes="pairs2", artwork=f"style_{item.id}.png", caption="pseudo photograph, level 2")
+            for item in self.items
+        ]
+        extra = {"items": summaries, "refine_from": self.refine_from, **subject_index(entries)}
         return Export(modules, metrics, media, extra=extra, delta_of=self.unchanged(modules))
 
     # -- test -------------------------------------------------------------------------------------
@@ -260,10 +288,31 @@ class PairsStage(PerItemStage[Artwork, PairsState]):
                     scores["id"] = identity_similarity(self.metric_identity.module, photo, truth)
                 for name, value in scores.items():
                     variant = f"{self.variant}, level {k}" if k else "the style's picture"
-                    record = Record(PROTOCOL, VERSION, "test", item.id, "", self.seed, variant, "", name, float(value))
+                    used = {"lpips": self.metric, "id": self.metric_identity}.get(name)
+                    network = "" if used is None else type(used.module).__name__
+                    record = Record(
+                        PROTOCOL, VERSION, "test", item.id, "", self.seed, variant, network, name, float(value)
+                    )
                     self.records.add([record])
 
+    def _sheets(self) -> dict[str, Path]:
+        """By name, pages of all pictures, each beside its photographs, by which a level is chosen."""
+        for page, start in enumerate(range(0, len(self.items), _PAGE), 1):
+            file = self.out / "sheets" / f"sheet_{page:02d}.png"
+            write_image(file, self._sheet(self.items[start : start + _PAGE]))
+            self._shown[file.name] = file
+        return dict(self._shown)
+
+    def _sheet(self, items: Sequence[Artwork]) -> Tensor:
+        """Two pictures a row: S, P1, P2, P3."""
+        cells = [
+            [(item.id if name == "style" else name.upper(), read_image(self.item_dir(item.id) / f"{name}.png")[0])
+             for name in ("style", *(f"p{k}" for k in LEVELS))]
+            for item in items
+        ]  # fmt: skip
+        return sheet([list(chain(*cells[i : i + 2])) for i in range(0, len(cells), 2)], _TILE)
+
     def panels(self) -> dict[str, Tensor]:
-        """A row for each picture: S, P1, P2, P3."""
-        rows = list(self._rows.values())[-12:]
-        return {"pairs": make_grid(torch.cat(rows), nrow=4, pad_value=1.0)} if rows else {}
+        """The last pictures that are done, each beside its photographs."""
+        done = [item for item in self.items if (self.item_dir(item.id) / "pairs.json").exists()]
+        return {"pairs": self._sheet(done[-_PAGE:])} if done else {}

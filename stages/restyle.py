@@ -14,16 +14,19 @@ import torch
 from torch import Tensor, nn
 
 from datamodules.artworks import Artwork
+from datamodules.photos import PhotoDataModule
 from models.encoders.base import Encoder, inverted
 from models.errors import UserError
 from models.features.base import Frozen, PerceptualDistance
-from models.files import atomic_write
+from models.files import atomic_write, cache_root, os_errors
 from models.generators.base import Generator
-from models.heads.mixing import ReferenceSearch, first_code, mixed
-from models.image import read_image, resized, write_image
+from models.heads.directions import fingerprint
+from models.heads.mixing import ReferenceSearch, code_sides
+from models.image import write_image
 from models.latents import Latents
 from models.rendering.sheets import sheet
 from stages.base.inversion import check_fit
+from stages.base.kinship import check_kin
 from stages.base.ranks import gather
 from stages.base.seeds import item_generator
 from stages.base.stage import ArtifactRef, GeneratorRef, Stage
@@ -35,7 +38,8 @@ class RestyleStage(Stage):
     """Pseudo-paired stylization's inference (Lu and Zhou, Sec. 3.3): w = E(photo), and pictures of it by G'.
 
     - general: G'(w).
-    - variations: random codes, truncated, take the layers from a block on; the smaller its side, the more is theirs.
+    - variations: random codes, truncated, take the place of the photo's from number n on; the smaller n, the more is
+      theirs (:func:`models.heads.mixing.code_sides` tells what each code goes into).
     - by a reference: likewise, with the code of a picture in the style, looked for once.
 
     Photos are read one after the other; one that cannot be read is named, left out, and makes the command fail at the
@@ -44,9 +48,10 @@ class RestyleStage(Stage):
     Args:
         style: artifact and module of G'.
         encoder: artifact of the encoder to W of the generator that G' came from.
-        samples: variations of each photo. mix_from: side of the block that theirs begin at, pixels.
-        truncation: of the random codes.
-        reference: a picture in the style; null for none. reference_from: as ``mix_from``, for the reference.
+        samples: variations of each photo. mix_from: the n of theirs, one picture each.
+        truncation: of the random codes. content_truncation: of the photo's own (the paper: .7 for cartoons, .6 for
+            anime, .9 otherwise).
+        reference: a picture in the style, framed as the photos are; null for none. reference_from: as ``mix_from``.
         search: how the reference's code is looked for. perceptual: its LPIPS.
         tile: side of a picture on the page, pixels.
         seed: of the variations, which are the same for all photos, and of the search.
@@ -59,27 +64,30 @@ class RestyleStage(Stage):
         style: GeneratorRef,
         encoder: ArtifactRef,
         samples: int = 4,
-        mix_from: int = 16,
+        mix_from: list[int] = [3, 6, 9, 12],  # noqa: B006 - read only
         truncation: float = 0.7,
+        content_truncation: float = 1.0,
         reference: str | None = None,
-        reference_from: int = 16,
+        reference_from: list[int] = [3, 6, 9],  # noqa: B006
         search: ReferenceSearch = ReferenceSearch(),  # noqa: B008 - frozen
         perceptual: nn.Module | None = None,
         tile: int = 192,
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if samples < 0 or not truncation > 0 or tile < 32:
-            raise UserError("restyle: samples must not be negative, truncation above 0, and tile at least 32")
+        if samples < 0 or not min(truncation, content_truncation) > 0 or tile < 32:
+            raise UserError("restyle: samples must not be negative, truncations above 0, and tile at least 32")
         if reference is not None and perceptual is None:
             raise UserError(
                 "restyle: a reference's code is looked for by a perceptual distance: give --model.perceptual"
             )
         self.style, self.encoder_from, self.samples, self.mix_from = style, encoder, samples, mix_from
-        self.truncation, self.reference, self.reference_from = truncation, reference, reference_from
+        self.truncation, self.content_truncation = truncation, content_truncation
+        self.reference, self.reference_from = reference, reference_from
         self.search, self.tile, self.seed = search, tile, seed
         self.perceptual = None if perceptual is None else Frozen(perceptual)
         self.broken: list[str] = []
+        self._done: list[str] = []
         self._shown: Tensor | None = None
 
     def build_model(self) -> None:
@@ -88,8 +96,16 @@ class RestyleStage(Stage):
         check_fit(self.encoder, self.generator)
         if self.generator.is_3d:
             raise UserError(f"{self.style.path} is a 3D generator: its heads are shown by invert and present")
-        for side in (self.mix_from, self.reference_from):
-            first_code(self.generator, side)
+        check_kin(self.inputs["encoder"], self.inputs["style"], self.style.module)
+        self.sides = code_sides(self.generator)
+        for name in ("mix_from", "reference_from"):
+            for first in getattr(self, name):
+                if not 0 <= first < len(self.sides):
+                    told = ", ".join(map(str, self.sides))
+                    raise UserError(
+                        f"restyle.{name} names code {first}, {self.style.path} has {len(self.sides)}, numbered from 0, "
+                        f"for blocks of {told} px"
+                    )
         self.eval()
 
     # -- codes ------------------------------------------------------------------------------------
@@ -97,36 +113,60 @@ class RestyleStage(Stage):
     @torch.no_grad()
     def on_predict_start(self) -> None:
         super().on_predict_start()
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        if not isinstance(data, PhotoDataModule):
+            raise UserError("restyle reads photos one by one: give --data datamodules.photos.PhotoDataModule")
+        if (side := data.side) < self.encoder.resolution:
+            raise UserError(
+                f"photos are framed with {side} px a side, the encoder of {self.encoder_from.path} reads "
+                f"{self.encoder.resolution}: raise --data.init_args.size"
+            )
         z = [self.generator.sample_z(1, item_generator(self.seed, "variation", k)) for k in range(self.samples)]
         self._variations = [self.generator.mapping(one.to(self.device), truncation=self.truncation) for one in z]
-        self._guide = None if self.reference is None else self._reference(self.reference)
+        self._guide = None
+        if self.reference is not None:
+            picture = data.framed(self.reference).at(self.generator.resolution)[None]
+            self._guide = self._reference(self.reference, picture.to(self.device))
 
-    def _reference(self, path: str) -> Latents:
-        """The reference's code, kept in ``OUT/references`` by all that it depends on."""
-        picture = resized(read_image(path), self.generator.resolution).to(self.device)
+    def _reference(self, path: str, picture: Tensor) -> Latents:
+        """The code of a reference (1, 3, R, R), kept by all that it depends on; rank 0 looks for it."""
+        assert self.perceptual is not None
+        distance: PerceptualDistance = self.perceptual.module  # type: ignore[assignment]
         digest = hashlib.sha256(picture.cpu().numpy().tobytes())
-        digest.update(f"{self.inputs['style'].id} {self.style.module} {self.search} {self.seed}".encode())
-        file = self.out / "references" / f"{digest.hexdigest()[:16]}.safetensors"
-        if not file.exists():
+        told = (self.inputs["style"].id, self.style.module, self.search, self.seed, type(distance).__qualname__)
+        digest.update(f"{told} {fingerprint(self.perceptual.module)}".encode())
+        file = cache_root() / "references" / f"{digest.hexdigest()[:32]}.safetensors"
+        if self.global_rank == 0 and _kept(file) is None:
             log.info("%s: its code is looked for, %d steps", path, self.search.steps)
-            assert self.perceptual is not None
-            distance: PerceptualDistance = self.perceptual.module  # type: ignore[assignment]
             found = self.search.fit(self.generator, picture, distance, item_generator(self.seed, "reference", 0))
             content = {name: codes.cpu().contiguous() for name, codes in found.groups.items()}
+            with os_errors(file.parent):
+                file.parent.mkdir(parents=True, exist_ok=True)
             with atomic_write(file) as temporary:
                 temporary.write_bytes(safetensors.torch.save(content))
-        return Latents({name: t.to(self.device) for name, t in safetensors.torch.load_file(file).items()})
+        self.trainer.strategy.barrier("reference")
+        kept = _kept(file)
+        assert kept is not None
+        return Latents({name: t.to(self.device) for name, t in kept.items()})
 
     def pictures(self, photo: Tensor) -> dict[str, Tensor]:
         """What becomes of photos (B, 3, H, W): pictures (B, 3, R, R) by name."""
         ws, _ = inverted(photo, self.encoder, self.generator)
+        ws = ws.truncate(self.generator.mean_latents, self.content_truncation)
         found = {"general": ws}
         for k, style in enumerate(self._variations, 1):
-            found[f"sample{k}"] = mixed(ws, style.repeat_interleave(len(photo)), self.generator, self.mix_from)
+            for first in self.mix_from:
+                found[f"sample{k}_from{first}"] = ws.mix(style.repeat_interleave(len(photo)), first)
         if self._guide is not None:
-            guide = self._guide.repeat_interleave(len(photo))
-            found["reference"] = mixed(ws, guide, self.generator, self.reference_from)
+            for first in self.reference_from:
+                found[f"reference_from{first}"] = ws.mix(self._guide.repeat_interleave(len(photo)), first)
         return {name: self.generator.synthesis(codes).image.clamp(-1, 1) for name, codes in found.items()}
+
+    def caption(self, name: str) -> str:
+        """What a picture's name says, in words."""
+        kind, _, first = name.partition("_from")
+        what = f"{kind} (seed {self.seed})" if kind.startswith("sample") else kind
+        return f"{what}, codes from {first} on ({self.sides[int(first)]} px)" if first else what
 
     # -- predict ----------------------------------------------------------------------------------
 
@@ -149,39 +189,47 @@ class RestyleStage(Stage):
             write_image(folder / "row.png", contact := sheet([tiles], self.tile))
             self._shown = contact if self._shown is None else self._shown
             with atomic_write(folder / "item.json") as file:
-                file.write_text(json.dumps({"id": item.id, "pictures": ["photo", *shown]}) + "\n")
+                file.write_text(json.dumps({"id": item.id, "pictures": ["photo", *shown], "seed": self.seed}) + "\n")
+            self._done.append(item.id)
 
     @torch.no_grad()
     def on_predict_epoch_end(self) -> None:
         """The page; then, where photos were left out, the failure that says so, on all ranks alike."""
-        broken = gather(self.broken)
+        broken, done = gather(self.broken), sorted(gather(self._done))
         if self.trainer.is_global_zero:
             with atomic_write(self.out / "index.html") as file:
-                file.write_text(page(self.out, broken), encoding="utf-8")
+                file.write_text(self.page(done, broken), encoding="utf-8")
         if broken:
-            others = "the others are done" if any((self.out / "items").glob("*/item.json")) else "there are no others"
+            others = "the others are done" if done else "there are no others"
             more = f", and {len(broken) - 1} more" if len(broken) > 1 else ""
             raise UserError(f"{broken[0]}{more}: left out, {others}")
+
+    def page(self, done: Sequence[str], broken: Sequence[str]) -> str:
+        """One row for each photo: itself, general, variations, by reference."""
+        rows = []
+        for identity in done:
+            names = json.loads((self.out / "items" / identity / "item.json").read_text("utf-8"))["pictures"]
+            safe = html.escape(identity, quote=True)
+            cells = "".join(
+                f'<figure><img src="items/{safe}/{name}.png" alt="{name}" loading="lazy">'
+                f"<figcaption>{html.escape(self.caption(name))}</figcaption></figure>"
+                for name in names
+            )
+            rows.append(f'<section id="{safe}"><h2>{safe}</h2><div>{cells}</div></section>')
+        left = "".join(f"<li>{html.escape(sentence)}</li>" for sentence in broken)
+        notes = f"<h2>Left out</h2><ul>{left}</ul>" if broken else ""
+        return _PAGE.replace("<!--rows-->", "\n".join(rows)).replace("<!--notes-->", notes)
 
     def panels(self) -> dict[str, Tensor]:
         return {} if self._shown is None else {"restyled": self._shown}
 
 
-def page(out: Path, broken: Sequence[str]) -> str:
-    """One row for each photo of ``OUT/items``: photo, general, variations, by reference."""
-    rows = []
-    for file in sorted((out / "items").glob("*/item.json")):
-        item = json.loads(file.read_text("utf-8"))
-        identity = html.escape(item["id"], quote=True)
-        cells = "".join(
-            f'<figure><img src="items/{identity}/{name}.png" alt="{name}" loading="lazy">'
-            f"<figcaption>{name}</figcaption></figure>"
-            for name in item["pictures"]
-        )
-        rows.append(f'<section id="{identity}"><h2>{identity}</h2><div>{cells}</div></section>')
-    left = "".join(f"<li>{html.escape(sentence)}</li>" for sentence in broken)
-    notes = f"<h2>Left out</h2><ul>{left}</ul>" if broken else ""
-    return _PAGE.replace("<!--rows-->", "\n".join(rows)).replace("<!--notes-->", notes)
+def _kept(file: Path) -> dict[str, Tensor] | None:
+    """The tensors of a file; None where there is none that can be read."""
+    try:
+        return safetensors.torch.load_file(file)
+    except (OSError, safetensors.SafetensorError):
+        return None
 
 
 _PAGE = """<!doctype html>

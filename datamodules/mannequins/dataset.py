@@ -44,7 +44,7 @@ from datamodules.mannequins.styles import PLAIN, STYLES
 from models.camera import LABEL_SIZE, Camera
 from models.documents import MOST_BYTES, parse_json
 from models.errors import UserError
-from models.files import os_errors, read_bytes
+from models.files import cache_root, os_errors, read_bytes
 
 MANIFEST = "manifest.json"
 # Was meant to keep a subject's views apart from its latent. It does not, as PyTorch's generators take the lower 32 bits
@@ -137,11 +137,6 @@ class CacheConfig:
         }
 
 
-def default_root() -> Path:
-    """Where caches live: $GALATEA_CACHE, or ~/.cache/galatea."""
-    return Path(os.environ.get("GALATEA_CACHE") or Path.home() / ".cache" / "galatea")
-
-
 def draw_views(
     seed: int, count: int, styles: tuple[str, ...] = (PLAIN,), salt: int = 0, pose_step: float = 0.0
 ) -> tuple[Camera, Tensor, list[str]]:
@@ -204,7 +199,7 @@ def build_cache(
 
     Args:
         config: what to draw.
-        root: parent folder; default :func:`default_root`.
+        root: parent folder; default :func:`models.files.cache_root`.
         workers: drawing processes; 0 or 1 draws in this process.
         compiled: compile the distance field in each process; pays from some thousand pictures on.
         progress: show a progress bar.
@@ -212,7 +207,7 @@ def build_cache(
     Raises:
         UserError: when it cannot be written.
     """
-    folder = (Path(root) if root is not None else default_root()) / "mannequins" / config.key
+    folder = (Path(root) if root is not None else cache_root()) / "mannequins" / config.key
     if folder.exists():
         problem = find_damage(folder, config)
         if problem is None:

@@ -13,9 +13,8 @@ from datamodules.mannequins.render import RIG
 from datamodules.mannequins.scene import CODE_DIM
 from models.camera import Camera
 
-_END = (
-    5e-3  # shares of the poses at both ends that have one number: poses come in steps, the last of which is the limit
-)
+# Shares of the poses at both ends that have one number: poses come in steps, the last of which is the limit.
+_END = 5e-3
 
 
 def pose_numbers(camera: Camera) -> Tensor:

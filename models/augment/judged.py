@@ -20,7 +20,7 @@ class JudgedAugmentation:
     Attributes:
         brightness: largest change, of pictures in [-1, 1].
         saturation, contrast: largest relative changes.
-        shift: farthest, as a share of the side; what comes in is black, as there.
+        shift: farthest, as a share of the side; what comes in is 0, as there.
         cutout: side of the square that is blanked, as a share of the picture's; 0 leaves it out.
     """
 

@@ -41,8 +41,14 @@ class Blend:
         if self.width == 0:
             rise = 1.0 if above >= 0 else 0.0
         else:
-            rise = 1 / (1 + math.exp(-4 * (above + 0.5) / self.width))  # the middle is between two octaves
+            rise = (1 + math.tanh(2 * (above + 0.5) / self.width)) / 2  # the middle is between two octaves
         return self.coarse + (self.fine - self.coarse) * rise
+
+
+def alike(one: Generator, other: Generator) -> bool:
+    """Whether two generators have equal layers, as one has with what it became."""
+    shapes = [{name: t.shape for name, t in generator.state_dict().items()} for generator in (one, other)]
+    return shapes[0] == shapes[1]
 
 
 def blended(original: Generator, adapted: Generator, blend: Blend) -> Generator:
@@ -51,8 +57,8 @@ def blended(original: Generator, adapted: Generator, blend: Blend) -> Generator:
     Raises:
         UserError: when they are not of one kind and size, or have no layers of growing resolution.
     """
-    mixed, first, second = copy.deepcopy(original), dict(original.named_parameters()), dict(adapted.named_parameters())
-    if {name: p.shape for name, p in first.items()} != {name: p.shape for name, p in second.items()}:
+    mixed, second = copy.deepcopy(original), dict(adapted.named_parameters())
+    if not alike(original, adapted):
         raise UserError("blend: the two generators have other layers: only a generator and what it became can be mixed")
     sides = layer_sides(original)
     if not sides:

@@ -20,30 +20,24 @@ from models.errors import UserError
 from models.generators.base import Generator
 from models.generators.stylegan2 import SynthesisNetwork
 from models.heads.projector import noise_correlation
+from models.image import at_most
 from models.latents import Latents
 
 
-def first_code(generator: Generator, side: int) -> int:
-    """The first code that the block of a side reads: from it on a mixture takes another's codes.
+def code_sides(generator: Generator) -> list[int]:
+    """For each code of a StyleGAN2 the side of the block that it goes into, pixels.
 
-    At 1024 px the sides 16, 32, 128 and 256 begin at the codes 3, 5, 9 and 11; the paper's 6 and 12 are each within
-    their block.
+    At 1024 px the paper's codes 3, 6, 9 and 12 of 18 go into blocks of 16, 32, 128 and 256 px.
 
     Raises:
-        UserError: when the generator has no block of this side, or no such blocks.
+        UserError: when the generator is none.
     """
     networks = [network for network in generator.modules() if isinstance(network, SynthesisNetwork)]
     if len(networks) != 1 or len(generator.mean_latents.groups) != 1:
         raise UserError(f"{type(generator).__name__} is not mixed by layer: a StyleGAN2 is")
-    sides = networks[0].sides
-    if side not in sides:
-        raise UserError(f"there is no block of {side} px to mix from, there are {', '.join(map(str, sides))}")
-    return max(2 * sides.index(side) - 1, 0)
-
-
-def mixed(content: Latents, style: Latents, generator: Generator, side: int) -> Latents:
-    """Codes (B, n, w) of the content, replaced by the style's from the block of a side on."""
-    return content.mix(style, first_code(generator, side))
+    # Each block has two convolutions but the first, which has one; the last picture has a code of its own.
+    counted = [side for k, side in enumerate(networks[0].sides) for _ in range(1 if k == 0 else 2)]
+    return [*counted, counted[-1]][: generator.num_ws]
 
 
 def layer_basis(generator: Generator) -> Tensor:
@@ -64,6 +58,7 @@ class ReferenceSearch:
         space: "v" looks along the axes of :func:`layer_basis` from w = 0 on; "w" from the mean on.
         steps, learning_rate: of Adam; the rate rises over the first 5 % and falls over the last 25 %, as StyleGAN2's.
         start: deviation of the drawn numbers that "v" starts from.
+        resolution: side at which the distance sees larger pictures, pixels.
         noise: weight of the noise maps' correlations; null leaves the maps as they are stored.
     """
 
@@ -71,10 +66,11 @@ class ReferenceSearch:
     steps: int = 1000
     learning_rate: float = 0.1
     start: float = 1e-3
+    resolution: int = 256
     noise: float | None = 1e5
 
     def __post_init__(self) -> None:
-        check_positive(self, "steps", "learning_rate", where="search.")
+        check_positive(self, "steps", "learning_rate", "resolution", where="search.")
         check_not_negative(self, "start", "noise", where="search.")
 
     def rate(self, step: int) -> float:
@@ -96,6 +92,7 @@ class ReferenceSearch:
             distance: of two pictures, (1,).
             draws: of the start and of the noise maps, on the CPU.
         """
+        wanted = at_most(picture, self.resolution)
         mean = generator.mean_latents
         ((name, middle),) = mean.groups.items()
         basis = layer_basis(generator).to(middle) if self.space == "v" else torch.eye(middle.shape[2]).to(middle)
@@ -110,7 +107,8 @@ class ReferenceSearch:
             for step in range(self.steps):
                 optimizer.param_groups[0]["lr"] = self.learning_rate * self.rate(step)
                 ws = Latents({name: (origin + numbers @ basis)[:, None].expand(-1, count, -1)})
-                loss = distance(generator.synthesis(ws, randomness=noise).image, picture).sum()
+                found = at_most(generator.synthesis(ws, randomness=noise).image, self.resolution)
+                loss = distance(found, wanted).sum()
                 if noise is not None:
                     loss = loss + (self.noise or 0.0) * noise_correlation(noise, generator.noise_sides).sum()
                 optimizer.zero_grad()

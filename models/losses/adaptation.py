@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from models.checks import check_not_negative, check_positive
 from models.features.base import PerceptualDistance
 from models.generators.base import Generator
-from models.image import resized
+from models.image import at_most
 from models.losses.direction import directional_l2, directional_loss, displacement
 from models.rendering.output import Rendering
 
@@ -152,8 +152,3 @@ class ShiftLoss:
             return whole
         direction = directional_loss(guide, delta)
         return torch.where(direction.valid, direction.loss, whole)
-
-
-def at_most(image: Tensor, side: int) -> Tensor:
-    """Pictures (B, 3, H, W), made smaller where they are larger than ``side``."""
-    return resized(image, side) if image.shape[-1] > side else image

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -104,6 +105,32 @@ def fid(features: Distribution, gather: bool = True) -> FrechetInceptionDistance
         gather: whether ``compute()`` joins what all ranks have seen.
     """
     return FrechetInceptionDistance(feature=features, normalize=True, sync_on_compute=gather)
+
+
+def kernel_distance(
+    features: Distribution,
+    found: Iterable[Tensor],
+    real: Iterable[Tensor],
+    fewest: int,
+    seed: int,
+    device: torch.device,
+) -> float:
+    """KID of pictures to real ones, given in parts (N, 3, H, W) in [-1, 1], by one process.
+
+    Args:
+        fewest: of the pictures of either kind, or fewer; subsets have half as many, 2 to 100.
+        seed: of the subsets.
+        device: where they are compared.
+    """
+    metric = kid(features.to(device), subset_size=max(2, min(100, fewest // 2)), gather=False).to(device)
+    for parts, is_real in ((found, False), (real, True)):
+        for part in parts:
+            for chunk in part.split(32):
+                metric.update(((chunk.clamp(-1, 1) + 1) / 2).to(device), real=is_real)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        mean, _ = metric.compute()
+    return float(mean)
 
 
 def kid(features: Distribution, subset_size: int, subsets: int = 50, gather: bool = True) -> KernelInceptionDistance:

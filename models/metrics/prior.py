@@ -17,7 +17,7 @@ from models.generators.views import render_views
 from models.heads.projector import fit_latents
 from models.heads.subjects import TRUNCATION
 from models.latents import Latents
-from models.metrics.distribution import Distribution, kid
+from models.metrics.distribution import Distribution, kernel_distance
 from models.metrics.geometry import at_size, depth_mae, normal_error
 from models.metrics.image import change_correlation, masked_mean, psnr, ssim
 from models.metrics.records import Record
@@ -162,14 +162,9 @@ def kernel_distances(
     half = len(pictures) // 2
     records = []
     for variant, others in {"samples": sample(labels[:half]), "real halves": pictures[half : 2 * half]}.items():
-        metric = kid(features.to(device), subset_size=max(2, min(100, half // 2)), gather=False).to(device)
-        for part, real in ((others, False), (pictures[:half], True)):
-            for chunk in part.split(32):
-                metric.update(((chunk + 1) / 2).to(device), real=real)
-        torch.manual_seed(seed)
-        mean, _ = metric.compute()
+        value = kernel_distance(features, [others], [pictures[:half]], half, seed, device)
         network = type(features).__name__
-        records.append(Record("prior", "1", "test", "all", "", seed, variant, network, "kid", float(mean)))
+        records.append(Record("prior", "1", "test", "all", "", seed, variant, network, "kid", value))
     return records
 
 

@@ -1,6 +1,7 @@
 """Adapting a generator to a style set: a few steps on tiny pictures."""
 
 import copy
+import shutil
 
 import numpy as np
 import pytest
@@ -147,8 +148,13 @@ def test_pairs_are_learnt(tmp_path):
     test_pairs.run(test_pairs.line(tmp_path), tmp_path / "pairs")
     paired = {"path": str(tmp_path / "pairs"), "level": 2, "weight": 1.0, "batch": 2}
     terms = {"prior": {"path": str(tmp_path / "photos")}, "semantic": None, "structure": None, "judge": None}
+    terms["kid_features"] = None
     data = {"path": str(tmp_path / "set"), "size": 32, "batch_size": 2, "val_fraction": 0.0, "test_fraction": 0.0}
     run(line(tmp_path, data, paired=paired, total_images=120, **terms), tmp_path / "out")
+    stranger = artifact.load(tmp_path / "adapted").module("generator")
+    artifact.save(tmp_path / "stranger", stage="prior", modules={"generator": stranger})
+    with pytest.raises(UserError, match=r"pairs.* was made for another generator than that of .*stranger"):
+        run(line(tmp_path, data, paired=paired, **{**terms, "prior": {"path": str(tmp_path / "stranger")}}), tmp_path)
     pairs = artifact.load(tmp_path / "pairs")
     errors = []
     for folder in ("photos", "out"):
@@ -197,6 +203,11 @@ def test_the_best_is_handed_on(work, tmp_path, monkeypatch):
     for name, tensor in kept[1].items():
         torch.testing.assert_close(found[name], tensor, atol=2e-3, rtol=2e-3)
     assert artifact.load(tmp_path).metrics["val/kid"] == 0.2
+    shutil.rmtree(tmp_path / "artifact")  # killed before it was written: there is nothing left to learn
+    run(line(work, total_images=400, patience=2, kid_features=features), tmp_path, *options, "--ckpt_path=last")
+    assert len(kept) == 4 and artifact.load(tmp_path).metrics["val/kid"] == 0.2
+    for name, tensor in states(tmp_path).items():
+        torch.testing.assert_close(tensor, found[name])
 
 
 @pytest.fixture(scope="module")
@@ -285,6 +296,21 @@ def test_a_blend_is_measured_and_handed_on(work, coded, tmp_path):
 def test_what_does_not_fit(work, tmp_path):
     with pytest.raises(UserError, match=r"set --model\.perceptual"):
         run(line(work, perceptual=None), tmp_path)
+    with pytest.raises(UserError, match=r"model\.semantic\.identity is measured by a network: set --model\.identity"):
+        run(line(work, identity=None), tmp_path)
+    with pytest.raises(UserError, match=r"model\.patience is measured by a network: set --model\.kid_features"):
+        run(line(work, patience=2, kid_features=None), tmp_path)
+    with pytest.raises(UserError, match=r"model\.blend mixes .*: give --model\.tested\.path"):
+        run(line(work, blend={"swap": 8}), tmp_path)
+    with pytest.raises(UserError, match=r"leave --model\.tested out"):
+        run(line(work, tested={"path": str(work / "prior2d")}), tmp_path)
+    with pytest.raises(
+        UserError, match=r"pictures have 32 px a side, .*prior2d makes 16: set --data\.init_args\.size=16"
+    ):
+        run(line(work, {"size": 32}), tmp_path)
+    features = {"class_path": "tests.stages.test_finetune.Means"}
+    with pytest.raises(UserError, match="the data hold out 1: hold out two or more"):
+        run(line(work, {"val_fraction": 0.1}, kid_features=features), tmp_path)
     with pytest.raises(UserError, match=r"structure\.blocks is 9, StyleGAN2Generator has 3"):
         run(line(work, structure={"blocks": 9}), tmp_path)
     with pytest.raises(UserError, match="has no 'critic' to start from"):

@@ -15,6 +15,7 @@ from models.encoders.base import inverted
 from models.encoders.pyramid import GradualStyleEncoder, MappedStyleEncoder
 from models.errors import UserError
 from models.generators.stylegan2 import StyleGAN2Generator
+from models.heads.index import read_index
 from models.image import read_image
 from models.metrics.records import read_records
 from stages import cli
@@ -56,8 +57,8 @@ def inputs(folder, count=0):
                 parameter.add_(0.05 * torch.randn_like(parameter))
         z = generator.sample_z(len(IDS), torch.Generator().manual_seed(1))
         pictures = style.synthesis(style.mapping(z)).image
-    artifact.save(folder / "photos", stage="prior", modules={"generator": generator})
-    artifact.save(folder / "adapted", stage="finetune", modules={"generator": style})
+    photos = artifact.save(folder / "photos", stage="prior", modules={"generator": generator})
+    artifact.save(folder / "adapted", stage="finetune", modules={"generator": style}, parents={"prior": photos})
     embed = MappedStyleEncoder(groups={"z": (generator.num_ws, 6)}, **TRUNK)
     refine = GradualStyleEncoder(generator.num_ws, 6, **TRUNK)
     for name, encoder in (("embed", embed), ("refine", refine)):
@@ -133,17 +134,38 @@ def test_levels_are_what_the_paper_says(work, tmp_path):
         assert float(after) < float(before)
 
 
-def test_the_shell_holds_codes(work, tmp_path):
+def test_the_shell_holds_codes(work, tmp_path, monkeypatch):
     """Each layer's z stays as long as N(0, I) has it."""
-    away = []
+    lengths = {}
+    original = PairsStage.finish_group
+
+    def watch(self, state):
+        codes = torch.cat([item.codes["z"].detach() for item in state.projector])
+        lengths[self.search.shell] = (codes.square().mean(-1) - 1).square().mean()
+        original(self, state)
+
+    monkeypatch.setattr(PairsStage, "finish_group", watch)
     for shell in (0.0, 10.0):
-        search = {"learning_rate": 0.3, "shell": shell}
-        found = run(line(work, search=search, steps=25, group_size=3), tmp_path / str(shell))
-        generator, codes = found.module("generator"), found.module("pairs2")
-        spread = torch.cat([codes[name].latents.ws for name in IDS]) - generator.mean_latents.ws
-        typical = generator.mapping(generator.sample_z(256, torch.Generator().manual_seed(2))).ws
-        away.append(float(spread.norm(dim=-1).mean() / (typical - generator.mean_latents.ws).norm(dim=-1).mean()))
-    assert abs(away[1] - 1) < abs(away[0] - 1) or away[1] <= away[0]
+        run(line(work, search={"learning_rate": 0.3, "shell": shell}, steps=25, group_size=3), tmp_path / str(shell))
+    assert float(lengths[10.0]) < 0.1 * float(lengths[0.0])
+
+
+def test_a_plateau_ends_the_search(work, tmp_path):
+    losses = []
+    for patience in (0, 1):
+        search = {"learning_rate": 5e-3, "patience": patience, "plateau": 1e9}
+        found = run(line(work, search=search, steps=40, group_size=3), tmp_path / str(patience))
+        losses.append(found.metrics["loss"])
+    assert losses[1] > losses[0]
+
+
+def test_sheets_show_all(work, tmp_path, monkeypatch):
+    """Pages of the artifact hold every picture beside its three photographs; the index shows heads."""
+    monkeypatch.setattr("stages.pairs._PAGE", 2)
+    found = run(line(work), tmp_path)
+    heights = [picture(found, f"sheet_{page:02d}.png").shape[-2:] for page in (1, 2)]
+    assert heights[0][0] == heights[1][0] and heights[0][1] == 2 * heights[1][1] - 5
+    assert [entry.id for entry in read_index(found.manifest)] == list(IDS)
 
 
 @torch.no_grad()
@@ -197,3 +219,13 @@ def test_what_does_not_fit(work, tmp_path):
         run(line(work, refine={"path": str(work / "embed")}), tmp_path)
     with pytest.raises(UserError, match=r"search\.space is 'w\+'"):
         run(line(work, search={"space": "w+"}), tmp_path)
+    with pytest.raises(UserError, match="no optimize_expression or optimize_noise"):
+        run(line(work, search={"optimize_noise": True}), tmp_path)
+    with pytest.raises(UserError, match=r"set --model\.identity"):
+        run(line(work, identity=None), tmp_path)
+    with pytest.raises(UserError, match=r"leave --model\.tested out"):
+        run(line(work, tested={"path": str(work / "adapted")}), tmp_path)
+    stranger = artifact.load(work / "adapted").module("generator")
+    artifact.save(work / "stranger", stage="finetune", modules={"generator": stranger})
+    with pytest.raises(UserError, match=r"stranger was made for another generator than that of .*photos"):
+        run(line(work, style={"path": str(work / "stranger")}), tmp_path)

@@ -1,6 +1,7 @@
 """Photos in a style: codes of a tiny encoder, pictures of a tiny generator."""
 
 import pytest
+import safetensors.torch
 import torch
 from PIL import Image
 
@@ -9,13 +10,16 @@ from models.encoders.base import inverted
 from models.encoders.pyramid import SharedStyleEncoder
 from models.errors import UserError
 from models.generators.stylegan2 import StyleGAN2Generator
-from models.heads.mixing import first_code
+from models.heads.mixing import ReferenceSearch
 from models.image import read_image
+from models.latents import Latents
 from stages import cli
+from stages.base.seeds import item_generator
 from stages.restyle import RestyleStage
 from tests.models.generators.protocol import awaken
 from tests.stages import small
 from tests.stages.cases import Command, StageCase
+from tests.stages.test_pairs import Difference
 
 SIDE, IDS = 32, ("a", "b", "c")
 TRUNK = {"resolution": SIDE, "widths": (4, 6, 8, 10), "depths": (1, 1, 1, 1), "reduction": 1}
@@ -40,6 +44,8 @@ def line(folder, photos="photos", **model):
         "style": {"path": str(folder / "instyle")},
         "encoder": {"path": str(folder / "encoder")},
         "samples": 2,
+        "mix_from": [3],
+        "reference_from": [3],
         "reference": str(folder / "photos" / "a.png"),
         "search": {"steps": 3},
         "perceptual": {"class_path": "tests.stages.test_pairs.Difference"},
@@ -66,25 +72,65 @@ def run(words, out, *more):
 
 
 @torch.no_grad()
-def test_pictures_are_of_mixed_codes(work, tmp_path):
-    run(line(work, mix_from=8, reference_from=16), tmp_path)
+def test_pictures_are_of_mixed_codes(work, tmp_path, monkeypatch):
+    """Of the photo's code, pulled to the mean, with those of a drawn one or of the reference from a number on."""
+    monkeypatch.setenv("GALATEA_CACHE", str(tmp_path / "cache"))
+    run(line(work, mix_from=[1, 5], reference_from=[3], content_truncation=0.8), tmp_path / "out")
     generator, encoder = (
         artifact.load(work / n).module(m) for n, m in (("instyle", "generator"), ("encoder", "encoder"))
     )
-    others = {}
+    (kept,) = (tmp_path / "cache" / "references").iterdir()
+    guide = Latents(safetensors.torch.load_file(kept))
+    drawn = [
+        generator.mapping(generator.sample_z(1, item_generator(0, "variation", k)), truncation=0.7) for k in (0, 1)
+    ]
     for name in IDS:
-        folder = tmp_path / "items" / name
         ws, _ = inverted(read_image(work / "photos" / f"{name}.png"), encoder, generator)
-        general = generator.synthesis(ws).image.clamp(-1, 1)
-        torch.testing.assert_close(read_image(folder / "general.png"), general, atol=0.01, rtol=0)
-        others[name] = [read_image(folder / f"{kind}.png") for kind in ("sample1", "sample2", "reference")]
-        assert all(float((picture - general).abs().max()) > 0.02 for picture in others[name])
-        assert not torch.equal(others[name][0], others[name][1])
+        ws = ws.truncate(generator.mean_latents, 0.8)
+        expected = {"general": ws, "reference_from3": ws.mix(guide, 3)}
+        expected |= {f"sample{k}_from{n}": ws.mix(drawn[k - 1], n) for k in (1, 2) for n in (1, 5)}
+        folder = tmp_path / "out" / "items" / name
+        assert {file.stem for file in folder.glob("*.png")} == {*expected, "photo", "row"}
+        for kind, codes in expected.items():
+            picture = generator.synthesis(codes).image.clamp(-1, 1)
+            torch.testing.assert_close(read_image(folder / f"{kind}.png"), picture, atol=0.01, rtol=0)
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert all(f"items/{name}/{kind}.png" in page for name in IDS for kind in ("photo", *expected))
+    assert "sample2 (seed 0), codes from 5 on (32 px)" in page
+
+
+def test_a_reference_is_looked_for_once(work, tmp_path, monkeypatch):
+    """By all that its code depends on; a damaged file is looked for again."""
+    monkeypatch.setenv("GALATEA_CACHE", str(tmp_path / "cache"))
+    counted = []
+    original = ReferenceSearch.fit
+    monkeypatch.setattr(ReferenceSearch, "fit", lambda self, *a: counted.append(1) or original(self, *a))
+    run(line(work), tmp_path / "1")
+    run(line(work), tmp_path / "2")
+    assert len(counted) == 1
+    run(line(work, perceptual={"class_path": "tests.stages.test_restyle.Loud"}), tmp_path / "3")
+    assert len(counted) == 2
+    for file in (tmp_path / "cache" / "references").iterdir():
+        file.write_bytes(file.read_bytes()[:50])
+    run(line(work), tmp_path / "4")
+    assert len(counted) == 3
+
+
+class Loud(Difference):
+    """Another distance."""
+
+    def forward(self, a, b):
+        return 2 * super().forward(a, b)
+
+
+def test_the_page_shows_what_was_asked(work, tmp_path):
+    """And no photos of a run before."""
+    run(line(work), tmp_path)
+    (work / "later").mkdir()
+    (work / "later" / "z.png").write_bytes((work / "photos" / "a.png").read_bytes())
+    run(line(work, "later"), tmp_path)
     page = (tmp_path / "index.html").read_text()
-    assert all(
-        f"items/{name}/{kind}.png" in page for name in IDS for kind in ("photo", "general", "sample2", "reference")
-    )
-    assert first_code(generator, 8) == 1 and len(list((tmp_path / "references").iterdir())) == 1
+    assert "items/z/" in page and "items/a/" not in page
 
 
 def test_without_variations_or_a_reference(work, tmp_path):
@@ -106,8 +152,15 @@ def test_a_broken_photo_is_left_out_and_told_of(work, tmp_path):
 
 
 def test_what_does_not_fit(work, tmp_path):
-    with pytest.raises(UserError, match="no block of 24 px to mix from"):
-        run(line(work, mix_from=24), tmp_path)
+    with pytest.raises(UserError, match=r"mix_from names code 12, .* has 8, numbered from 0, for blocks of 4, 8, 8"):
+        run(line(work, mix_from=[3, 12]), tmp_path)
+    with pytest.raises(UserError, match=r"framed with 16 px a side, the encoder of .* reads 32"):
+        run([*line(work), "--data.init_args.size=16"], tmp_path)
+    Image.new("RGB", (SIDE, 2 * SIDE)).save(work / "tall.png")
+    with pytest.raises(UserError, match=r"tall\.png"):
+        run(line(work, reference=str(work / "tall.png")), tmp_path)
+    with pytest.raises(UserError, match="has 3 pictures: name one"):
+        run(line(work, reference=str(work / "photos")), tmp_path)
     with pytest.raises(UserError, match=r"give --model\.perceptual"):
         run(line(work, perceptual=None), tmp_path)
     with pytest.raises(UserError, match="artwork nowhere does not exist"):

@@ -7,7 +7,7 @@ from torch.testing import assert_close
 from models.errors import UserError
 from models.generators.stylegan2 import StyleGAN2Generator
 from models.generators.stylesdf import StyleSDF
-from models.heads.mixing import ReferenceSearch, first_code, layer_basis, mixed
+from models.heads.mixing import ReferenceSearch, code_sides, layer_basis
 from tests.models.generators.protocol import awaken, seeded
 
 
@@ -19,25 +19,27 @@ def generator(channels=(6, 6, 4, 4), w_dim=6):
 
 
 def test_bands_of_the_paper():
-    """n of 18 layers at 1024 px: 3 begins the 16 px block, 9 that of 128 px."""
+    """n of 18 codes at 1024 px: 3 begins the 16 px block and 9 that of 128 px; 6 and 12 are within theirs."""
     large = StyleGAN2Generator(channels=[2] * 9, style_dim=2, mapping_layers=1)
-    assert [first_code(large, side) for side in (4, 16, 32, 128, 256)] == [0, 3, 5, 9, 11]
-    with pytest.raises(UserError, match="no block of 24 px to mix from, there are 4, 8"):
-        first_code(large, 24)
+    sides = code_sides(large)
+    assert len(sides) == large.num_ws == 18
+    assert [sides[n] for n in (0, 3, 6, 9, 12, 17)] == [4, 16, 32, 128, 256, 1024]
+    assert code_sides(generator()) == [4, 8, 8, 16, 16, 32, 32, 32]
     with pytest.raises(UserError, match="StyleSDF is not mixed by layer"):
-        first_code(StyleSDF(6, 8, 2, 1, raw_resolution=8, samples=4), 16)
+        code_sides(StyleSDF(6, 8, 2, 1, raw_resolution=8, samples=4))
 
 
-def test_coarse_blocks_keep_the_content():
+@pytest.mark.parametrize("first", [1, 3, 5])
+def test_codes_go_where_it_is_said(first):
+    """What is mixed from a code on changes its block and those after it, and none before."""
     made = generator()
     content, style = made.mapping(made.sample_z(2, seeded(1))), made.mapping(made.sample_z(2, seeded(2)))
-    found = mixed(content, style, made, 16)
-    taps = ("block8", "block16")
-    ours, theirs, both = (made.synthesis(ws, taps=taps).taps for ws in (content, style, found))
-    assert_close(both["block8"], ours["block8"])
-    assert float((both["block16"] - ours["block16"]).abs().max()) > 1e-3
-    everything = mixed(content, style, made, 4)
-    assert torch.equal(everything.ws, style.ws) and float((theirs["block8"] - ours["block8"]).abs().max()) > 1e-3
+    found, sides = content.mix(style, first), code_sides(made)
+    taps = tuple(f"block{side}" for side in (4, 8, 16, 32))
+    ours, both = (made.synthesis(ws, taps=taps).taps for ws in (content, found))
+    for side, tap in zip((4, 8, 16, 32), taps, strict=True):
+        changed = float((both[tap] - ours[tap]).abs().max()) > 1e-3
+        assert changed == (side >= sides[first])
 
 
 def test_axes_of_the_layers():
