@@ -1,4 +1,7 @@
-"""FID and KID with a network of choice. Their values depend on that network: name it beside them."""
+"""FID and KID with a network of choice. Their values depend on that network: name it beside them.
+
+The metrics hand it pictures as they are given, in [-1, 1]: torchmetrics scales for its own network alone.
+"""
 
 from __future__ import annotations
 
@@ -103,7 +106,7 @@ def fid(features: Distribution, gather: bool = True) -> FrechetInceptionDistance
         features: the network.
         gather: whether ``compute()`` joins what all ranks have seen.
     """
-    return FrechetInceptionDistance(feature=features, normalize=True, sync_on_compute=gather)
+    return FrechetInceptionDistance(feature=features, sync_on_compute=gather)
 
 
 def kid(features: Distribution, subset_size: int, subsets: int = 50, gather: bool = True) -> KernelInceptionDistance:
@@ -115,6 +118,4 @@ def kid(features: Distribution, subset_size: int, subsets: int = 50, gather: boo
         subsets: number of them, drawn from torch's global generator.
         gather: whether ``compute()`` joins what all ranks have seen.
     """
-    return KernelInceptionDistance(
-        feature=features, subsets=subsets, subset_size=subset_size, normalize=True, sync_on_compute=gather
-    )
+    return KernelInceptionDistance(feature=features, subsets=subsets, subset_size=subset_size, sync_on_compute=gather)

@@ -149,7 +149,7 @@ def kernel_distances(
         metric = kid(features.to(device), subset_size=max(2, min(100, half // 2)), gather=False).to(device)
         for part, real in ((others, False), (pictures[:half], True)):
             for chunk in part.split(32):
-                metric.update(((chunk + 1) / 2).to(device), real=real)
+                metric.update(chunk.to(device), real=real)
         torch.manual_seed(seed)
         mean, _ = metric.compute()
         network = type(features).__name__

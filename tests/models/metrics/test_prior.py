@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from models.generators.manifold import ManifoldGenerator
-from models.metrics.distribution import Precomputed
+from models.metrics.distribution import Precomputed, kid
 from models.metrics.prior import KnowsSubjects, kernel_distances, nearest_pictures, subject_scores
 from models.rendering.output import Rendering
 
@@ -69,6 +69,11 @@ def test_kernel_distances_of_equal_halves():
         return rows + 3
 
     far, near = kernel_distances(Precomputed(8), sample, pictures, labels, 5, torch.device("cpu"))
+    metric = kid(Precomputed(8), subset_size=20)  # of the numbers as they are
+    metric.update(rows + 3, real=False)
+    metric.update(rows, real=True)
+    torch.manual_seed(5)
+    assert far.value == pytest.approx(float(metric.compute()[0]), rel=1e-6)
     assert (far.variant, near.variant, far.feature_network) == ("samples", "real halves", "Precomputed")
     assert far.value > 10 * abs(near.value)
 
