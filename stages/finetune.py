@@ -26,7 +26,7 @@ from models.heads.tuning import select_parameters
 from models.image import read_image, resized
 from models.latents import Latents
 from models.losses.adaptation import PairedLoss, SemanticLoss, ShiftLoss, StructureLoss
-from models.metrics.distribution import Distribution, kernel_distance
+from models.metrics.distribution import Distribution, cmmd, feature_distances, features_of
 from models.metrics.image import diversity, identity_similarity, psnr
 from models.metrics.records import Record
 from stages.base.adversarial import AdversarialLoss, AdversarialStage, Fakes, Optimization
@@ -67,6 +67,7 @@ class FinetuneStage(AdversarialStage):
         tested: the adapted generator that ``test`` measures; the averaged one of a checkpoint by default. blend: a
             mixture of it with G, measured and handed on by ``predict`` in its place; null for none.
         metric, metric_identity: networks of the scores, by default those of the terms: better ones that no term knows.
+            metric_embedding: of CMMD; null leaves it out.
         variant: name in the scores.
     """
 
@@ -99,6 +100,7 @@ class FinetuneStage(AdversarialStage):
         blend: Blend | None = None,
         metric: nn.Module | None = None,
         metric_identity: nn.Module | None = None,
+        metric_embedding: nn.Module | None = None,
         variant: str = "finetune",
         channels_last: bool = True,
         seed: int = 0,
@@ -128,6 +130,7 @@ class FinetuneStage(AdversarialStage):
         self.tested, self.blend, self.variant = tested, blend, variant
         self.metric = self.perceptual if metric is None else Frozen(metric)
         self.metric_identity = self.identity if metric_identity is None else Frozen(metric_identity)
+        self.metric_embedding = None if metric_embedding is None else Frozen(metric_embedding)
         self._held: list[Tensor] = []  # of the running validation, or test
         self._best: dict[str, Any] = {"score": None, "waited": 0, "weights": None}
         self._guide: Tensor | None = None
@@ -287,7 +290,7 @@ class FinetuneStage(AdversarialStage):
         if self.kid_features is None:
             return
         # One score for all ranks, by which all go on, or stop.
-        score = self.trainer.strategy.broadcast(self.kernel_distance(held, self.kid_features))
+        score = self.trainer.strategy.broadcast(self._distances(held, self.kid_features.module, "kid")["kid"])
         self.log("val/kid", score, prog_bar=True, rank_zero_only=False)
         self.validated = {"val/kid": score}
         if self.trainer.sanity_checking:
@@ -301,11 +304,11 @@ class FinetuneStage(AdversarialStage):
             if self.patience and best["waited"] >= self.patience:
                 self.trainer.should_stop = True
 
-    def kernel_distance(self, held: list[Tensor], features: Frozen[Distribution]) -> float:
-        """KID of samples to held-out pictures."""
-        fewest = min(self.scored, sum(map(len, held)))
-        samples = self.pictures(self.average.module, self.scored)
-        return kernel_distance(features.module, samples, held, fewest, self.seed, self.device)
+    def _distances(self, held: list[Tensor], features: Distribution, *metrics: str) -> dict[str, float]:
+        """Of samples to held-out pictures."""
+        pictures = (self.pictures(self.average.module, self.scored), held)
+        found, real = (features_of(features, parts, self.device) for parts in pictures)
+        return feature_distances(found, real, self.seed, metrics=metrics)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
@@ -367,7 +370,8 @@ class FinetuneStage(AdversarialStage):
     def _record(
         self, metric: str, to: str, value: float, item: str = "all", view: str = "", subject: str = ""
     ) -> Record:
-        networks = {"kid": self.kid_features, "id": self.metric_identity, "psnr": None}
+        networks = {"fid": self.kid_features, "kid": self.kid_features, "cmmd": self.metric_embedding}
+        networks |= {"id": self.metric_identity, "psnr": None}
         used = networks.get(metric, self.metric)
         network, name = "" if used is None else type(used.module).__name__, f"{metric}_{to}" if to else metric
         return Record(PROTOCOL, VERSION, "test", item, view, self.seed, self.variant, network, name, value, subject)
@@ -380,7 +384,13 @@ class FinetuneStage(AdversarialStage):
             return []
         records = []
         if self.kid_features is not None and sum(map(len, held)) > 1:
-            records.append(self._record("kid", "", self.kernel_distance(held, self.kid_features)))
+            values = self._distances(held, self.kid_features.module, "fid", "kid")
+            records += [self._record(name, "", value) for name, value in values.items()]
+        if self.metric_embedding is not None:
+            network = self.metric_embedding.module
+            pictures = (self.pictures(self.average.module, self.scored), held)
+            ours, style = (features_of(network, parts, self.device) for parts in pictures)
+            records.append(self._record("cmmd", "", cmmd(ours, style)))
         both = [self.pictures(network, self.scored) for network in (self.average.module, self.source.module)]
         for part, (ours, theirs) in enumerate(zip(*both, strict=True)):
             for name, values in self._compared(ours.to(self.device), theirs.to(self.device)).items():

@@ -25,9 +25,9 @@ from models.metrics.distribution import Distribution
 from models.metrics.prior import (
     KnowsSubjects,
     closed_meshes,
-    kernel_distances,
     nearest_pictures,
     picture_scores,
+    sample_distances,
     subject_scores,
 )
 from models.metrics.records import Record
@@ -271,7 +271,7 @@ class PriorStage(AdversarialStage):
         pictures, labels = (torch.cat([subject[name] for subject in subjects]) for name in ("image", "label"))
         if self.kid_features is not None:
             features = self.kid_features.module
-            records += kernel_distances(features, self._samples, pictures, labels, self.seed, self.device)
+            records += sample_distances(features, self._samples, pictures, labels, self.seed, self.device)
         if self.meshes:
             records += closed_meshes(self.average.module.eval(), self.meshes, self.seed)
         if self.neighbours:

@@ -1,10 +1,13 @@
-"""FID and KID with a network of choice. Their values depend on that network: name it beside them."""
+"""FID and KID with a network of choice. Their values depend on that network: name it beside them.
+
+The metrics hand it pictures as they are given, in [-1, 1]: torchmetrics scales for its own network alone.
+"""
 
 from __future__ import annotations
 
 import importlib.util
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -104,33 +107,7 @@ def fid(features: Distribution, gather: bool = True) -> FrechetInceptionDistance
         features: the network.
         gather: whether ``compute()`` joins what all ranks have seen.
     """
-    return FrechetInceptionDistance(feature=features, normalize=True, sync_on_compute=gather)
-
-
-def kernel_distance(
-    features: Distribution,
-    found: Iterable[Tensor],
-    real: Iterable[Tensor],
-    fewest: int,
-    seed: int,
-    device: torch.device,
-) -> float:
-    """KID of pictures to real ones, given in parts (N, 3, H, W) in [-1, 1], by one process.
-
-    Args:
-        fewest: of the pictures of either kind, or fewer; subsets have half as many, 2 to 100.
-        seed: of the subsets.
-        device: where they are compared.
-    """
-    metric = kid(features.to(device), subset_size=max(2, min(100, fewest // 2)), gather=False).to(device)
-    for parts, is_real in ((found, False), (real, True)):
-        for part in parts:
-            for chunk in part.split(32):
-                metric.update(((chunk.clamp(-1, 1) + 1) / 2).to(device), real=is_real)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        mean, _ = metric.compute()
-    return float(mean)
+    return FrechetInceptionDistance(feature=features, sync_on_compute=gather)
 
 
 def kid(features: Distribution, subset_size: int, subsets: int = 50, gather: bool = True) -> KernelInceptionDistance:
@@ -142,6 +119,49 @@ def kid(features: Distribution, subset_size: int, subsets: int = 50, gather: boo
         subsets: number of them, drawn from torch's global generator.
         gather: whether ``compute()`` joins what all ranks have seen.
     """
-    return KernelInceptionDistance(
-        feature=features, subsets=subsets, subset_size=subset_size, normalize=True, sync_on_compute=gather
-    )
+    return KernelInceptionDistance(feature=features, subsets=subsets, subset_size=subset_size, sync_on_compute=gather)
+
+
+@torch.no_grad()
+def features_of(network: nn.Module, parts: Iterable[Tensor], device: torch.device) -> Tensor:
+    """Features (N, F) on the CPU of pictures that come in parts (n, 3, H, W), in [-1, 1]."""
+    network.to(device)
+    return torch.cat([network(chunk.to(device)).cpu() for part in parts for chunk in part.split(32)])
+
+
+def feature_distances(
+    found: Tensor, real: Tensor, seed: int, subset: int | None = None, metrics: Sequence[str] = ("fid", "kid")
+) -> dict[str, float]:
+    """``fid`` and ``kid`` of features (N, F) and (M, F), two or more of either.
+
+    Args:
+        seed: of KID's subsets. subset: their size; half of what there are of either kind by default, 100 at most.
+        metrics: which of the two.
+    """
+    given, values = Precomputed(found.shape[1]), {}
+    if subset is None:
+        subset = max(2, min(100, len(found) // 2, len(real) // 2))
+    for name in metrics:
+        metric = fid(given, gather=False) if name == "fid" else kid(given, subset, gather=False)
+        metric.update(real, real=True)
+        metric.update(found, real=False)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            value = metric.compute()
+        values[name] = float(value[0] if isinstance(value, tuple) else value)  # KID has a deviation too
+    return values
+
+
+def cmmd(found: Tensor, real: Tensor, sigma: float = 10.0, scale: float = 1000.0) -> float:
+    """Maximum mean discrepancy of embeddings (N, D) and (M, D) by a Gaussian kernel, after these are brought to unit
+    length (CMMD, Jayasumana et al. 2024, whose embedding is CLIP's). In float64; unlike KID it needs no subsets.
+
+    Args:
+        sigma: width of the kernel. scale: of the value.
+    """
+    one, other = (torch.nn.functional.normalize(embeddings.double(), dim=1) for embeddings in (found, real))
+
+    def kernel(a: Tensor, b: Tensor) -> Tensor:
+        return (-torch.cdist(a, b).square() / (2 * sigma**2)).exp().mean()
+
+    return float(scale * (kernel(one, one) + kernel(other, other) - 2 * kernel(one, other)))

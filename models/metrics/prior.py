@@ -17,7 +17,7 @@ from models.generators.views import render_views
 from models.heads.projector import fit_latents
 from models.heads.subjects import TRUNCATION
 from models.latents import Latents
-from models.metrics.distribution import Distribution, kernel_distance
+from models.metrics.distribution import Distribution, feature_distances, features_of
 from models.metrics.geometry import at_size, depth_mae, normal_error
 from models.metrics.image import change_correlation, masked_mean, psnr, ssim
 from models.metrics.records import Record
@@ -143,7 +143,7 @@ def closed_meshes(generator: Generator, count: int, seed: int) -> list[Record]:
     return records
 
 
-def kernel_distances(
+def sample_distances(
     features: Distribution,
     sample: Callable[[Tensor], Tensor],
     pictures: Tensor,
@@ -151,7 +151,7 @@ def kernel_distances(
     seed: int,
     device: torch.device,
 ) -> list[Record]:
-    """KID of samples against one half of held-out pictures, beside that of the two halves.
+    """FID and KID of samples against one half of held-out pictures, beside those of the two halves.
 
     Args:
         sample: cameras (N, 25) to pictures.
@@ -162,9 +162,10 @@ def kernel_distances(
     half = len(pictures) // 2
     records = []
     for variant, others in {"samples": sample(labels[:half]), "real halves": pictures[half : 2 * half]}.items():
-        value = kernel_distance(features, [others], [pictures[:half]], half, seed, device)
+        found, real = (features_of(features, [part], device) for part in (others, pictures[:half]))
         network = type(features).__name__
-        records.append(Record("prior", "1", "test", "all", "", seed, variant, network, "kid", value))
+        for name, value in feature_distances(found, real, seed).items():
+            records.append(Record("prior", "1", "test", "all", "", seed, variant, network, name, value))
     return records
 
 

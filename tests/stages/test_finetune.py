@@ -185,7 +185,7 @@ def test_a_shift_without_a_discriminator(work, tmp_path):
 def test_the_best_is_handed_on(work, tmp_path, monkeypatch):
     """A fit ends when its score has not improved for a while, and hands on the generator of the best one."""
     scores = iter([0.5, 0.2, 0.3, 0.4, 0.1])
-    monkeypatch.setattr("stages.finetune.kernel_distance", lambda *_: next(scores))
+    monkeypatch.setattr("stages.finetune.feature_distances", lambda *_, **__: {"kid": next(scores)})
     kept = []
     original = FinetuneStage.on_validation_epoch_end
 
@@ -236,6 +236,7 @@ def coded(work):
         "tested": {"path": str(work / "instyle")},
         "metric": {"class_path": "tests.stages.test_pairs.Difference"},
         "metric_identity": {"class_path": "tests.stages.test_pairs.Corners"},
+        "metric_embedding": {"class_path": "tests.stages.test_pairs.Corners"},
         "kid_features": {"class_path": "tests.stages.test_finetune.Means"},
         "scored": 20,
     }
@@ -257,7 +258,7 @@ def test_it_is_measured_against_the_truth(work, coded, tmp_path):
     found = scores(tmp_path)
     assert {name: len(values) for name, values in found.items()} == {
         "psnr_twin": 3, "lpips_twin": 3, "id_twin": 3, "psnr_source": 20, "lpips_source": 20, "id_source": 20,
-        "kid": 1, "diversity": 1,
+        "fid": 1, "kid": 1, "cmmd": 1, "diversity": 1,
     }  # fmt: skip
     data = MannequinDataModule(
         1, 1, 3, SIDE, 1, styles=["toon"], supersample=1, draw_workers=0, cache_dir=str(work / "cache"), coded=True,
