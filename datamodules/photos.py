@@ -88,3 +88,7 @@ class PhotoDataModule(pl.LightningDataModule):
         return evaluation_loader(
             self.photos, self.batch_size, trainer=self.trainer, collate_fn=list, num_workers=self.workers
         )
+
+    def test_dataloader(self) -> DataLoader[Artwork | str]:
+        """As the photos of predict."""
+        return self.predict_dataloader()

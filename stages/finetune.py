@@ -27,7 +27,7 @@ from models.image import read_image, resized
 from models.latents import Latents
 from models.losses.adaptation import PairedLoss, SemanticLoss, ShiftLoss, StructureLoss
 from models.metrics.distribution import Distribution, cmmd, feature_distances, features_of
-from models.metrics.image import diversity, identity_similarity, psnr
+from models.metrics.image import diversity, likeness
 from models.metrics.records import Record
 from stages.base.adversarial import AdversarialLoss, AdversarialStage, Fakes, Optimization
 from stages.base.kinship import check_kin
@@ -359,13 +359,9 @@ class FinetuneStage(AdversarialStage):
                 self.records.add([self._record(name, "twin", value, subject, view, subject)])
 
     def _compared(self, found: Tensor, truth: Tensor) -> dict[str, Tensor]:
-        """How alike pictures are, (B,): psnr, and lpips and id where there are networks."""
-        scores = {"psnr": psnr(found, truth)}
-        if self.metric is not None:
-            scores["lpips"] = self.metric.module(found, truth)
-        if self.metric_identity is not None:
-            scores["id"] = identity_similarity(self.metric_identity.module, found, truth)
-        return scores
+        """How alike pictures are, (B,) each."""
+        networks = (None if held is None else held.module for held in (self.metric, self.metric_identity))
+        return likeness(found, truth, *networks)
 
     def _record(
         self, metric: str, to: str, value: float, item: str = "all", view: str = "", subject: str = ""

@@ -30,7 +30,7 @@ from models.heads.projector import Projector, Search
 from models.image import read_image, resized, write_image
 from models.latents import Latents
 from models.losses.adaptation import SemanticLoss
-from models.metrics.image import identity_similarity, psnr
+from models.metrics.image import likeness
 from models.metrics.portrait import ViewTruth
 from models.metrics.records import Record
 from models.rendering.sheets import sheet
@@ -283,9 +283,8 @@ class PairsStage(PerItemStage[Artwork, PairsState]):
             files = {0: f"style_{item.id}.png", **{k: f"p{k}_{item.id}.png" for k in LEVELS}}
             for k, file in files.items():
                 photo = resized(read_image(found.media(file)), truth.shape[-1]).to(self.device)
-                scores = {"psnr": psnr(photo, truth), "lpips": self.metric.module(photo, truth)}
-                if self.metric_identity is not None:
-                    scores["id"] = identity_similarity(self.metric_identity.module, photo, truth)
+                identity = None if self.metric_identity is None else self.metric_identity.module
+                scores = likeness(photo, truth, self.metric.module, identity)
                 for name, value in scores.items():
                     variant = f"{self.variant}, level {k}" if k else "the style's picture"
                     used = {"lpips": self.metric, "id": self.metric_identity}.get(name)

@@ -14,7 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from datamodules.artworks import Artwork
+from datamodules.mannequins.twins import MannequinTwins
 from datamodules.photos import PhotoDataModule
+from models.batches import PortraitBatch
 from models.encoders.base import Encoder, inverted
 from models.errors import UserError
 from models.features.base import Frozen, PerceptualDistance
@@ -22,8 +24,11 @@ from models.files import atomic_write, cache_root, os_errors
 from models.generators.base import Generator
 from models.heads.directions import fingerprint
 from models.heads.mixing import ReferenceSearch, code_sides
-from models.image import write_image
+from models.image import resized, write_image
 from models.latents import Latents
+from models.metrics.distribution import Distribution, cmmd, feature_distances, features_of
+from models.metrics.image import likeness
+from models.metrics.records import Record
 from models.rendering.sheets import sheet
 from stages.base.inversion import check_fit
 from stages.base.kinship import check_kin
@@ -32,6 +37,8 @@ from stages.base.seeds import item_generator
 from stages.base.stage import ArtifactRef, GeneratorRef, Stage
 
 log = logging.getLogger(__name__)
+
+PROTOCOL, VERSION = "restyle", "1"
 
 
 class RestyleStage(Stage):
@@ -54,6 +61,10 @@ class RestyleStage(Stage):
         reference: a picture in the style, framed as the photos are; null for none. reference_from: as ``mix_from``.
         search: how the reference's code is looked for. perceptual: its LPIPS.
         tile: side of a picture on the page, pixels.
+        metric, metric_identity: networks by which ``test`` compares pictures with the photos, and with the true
+            pictures of the same heads in the style. metric_embedding, kid_features: those of the distances to the
+            style set. attributes: what scores heads by their pictures. null, or none, leaves values out.
+        variant: name in the scores.
         seed: of the variations, which are the same for all photos, and of the search.
     """
 
@@ -72,6 +83,12 @@ class RestyleStage(Stage):
         search: ReferenceSearch = ReferenceSearch(),  # noqa: B008 - frozen
         perceptual: nn.Module | None = None,
         tile: int = 192,
+        metric: nn.Module | None = None,
+        metric_identity: nn.Module | None = None,
+        metric_embedding: nn.Module | None = None,
+        kid_features: Distribution | None = None,
+        attributes: list[nn.Module] | None = None,
+        variant: str = "restyle",
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -87,6 +104,15 @@ class RestyleStage(Stage):
         self.search, self.tile, self.seed = search, tile, seed
         self.perceptual = None if perceptual is None else Frozen(perceptual)
         self.broken: list[str] = []
+        frozen = (metric, metric_identity, metric_embedding, kid_features)
+        self.metric, self.metric_identity, self.metric_embedding, self.kid_features = (
+            None if network is None else Frozen(network) for network in frozen
+        )
+        self._scorers = [f"_scorer_{i}" for i in range(len(attributes or ()))]  # fields, which move with the stage
+        for field, network in zip(self._scorers, attributes or (), strict=True):
+            setattr(self, field, Frozen(network))
+        self.variant = variant
+        self._features: dict[tuple[str, str], list[Tensor]] = {}  # of the running test, by metric and variant
         self._done: list[str] = []
         self._shown: Tensor | None = None
 
@@ -110,7 +136,6 @@ class RestyleStage(Stage):
 
     # -- codes ------------------------------------------------------------------------------------
 
-    @torch.no_grad()
     def on_predict_start(self) -> None:
         super().on_predict_start()
         data = self.trainer.datamodule  # type: ignore[attr-defined]
@@ -121,13 +146,19 @@ class RestyleStage(Stage):
                 f"photos are framed with {side} px a side, the encoder of {self.encoder_from.path} reads "
                 f"{self.encoder.resolution}: raise --data.init_args.size"
             )
-        z = [self.generator.sample_z(1, item_generator(self.seed, "variation", k)) for k in range(self.samples)]
-        self._variations = [self.generator.mapping(one.to(self.device), truncation=self.truncation) for one in z]
-        self._guide = None
+        self._begin()
         if self.reference is not None:
             picture = data.framed(self.reference).at(self.generator.resolution)[None]
             self._guide = self._reference(self.reference, picture.to(self.device))
 
+    @torch.no_grad()
+    def _begin(self) -> None:
+        """Draw the variations, before any photo comes."""
+        z = [self.generator.sample_z(1, item_generator(self.seed, "variation", k)) for k in range(self.samples)]
+        self._variations = [self.generator.mapping(one.to(self.device), truncation=self.truncation) for one in z]
+        self._guide = None
+
+    @torch.no_grad()
     def _reference(self, path: str, picture: Tensor) -> Latents:
         """The code of a reference (1, 3, R, R), kept by all that it depends on; rank 0 looks for it."""
         assert self.perceptual is not None
@@ -219,6 +250,69 @@ class RestyleStage(Stage):
         left = "".join(f"<li>{html.escape(sentence)}</li>" for sentence in broken)
         notes = f"<h2>Left out</h2><ul>{left}</ul>" if broken else ""
         return _PAGE.replace("<!--rows-->", "\n".join(rows)).replace("<!--notes-->", notes)
+
+    # -- test -------------------------------------------------------------------------------------
+
+    def on_test_start(self) -> None:
+        if not isinstance(self.trainer.datamodule, MannequinTwins):  # type: ignore[attr-defined]
+            raise UserError(
+                "nobody knows what these photos look like in the style: test is for data of the embedded world, "
+                "--data datamodules.mannequins.twins.MannequinTwins"
+            )
+        if self.reference is not None:
+            raise UserError("test takes no reference: leave --model.reference out")
+        self._begin()
+
+    @torch.no_grad()
+    def test_step(self, batch: PortraitBatch, batch_idx: int) -> None:
+        """How like the photos pictures are, and how like the same heads in the style."""
+        assert "twin" in batch and "seed" in batch
+        photo, twin = batch["image"].flatten(0, 1), batch["twin"].flatten(0, 1)
+        shown = self.pictures(resized(photo, self.encoder.resolution))
+        networks = [None if held is None else held.module for held in (self.metric, self.metric_identity)]
+        for kind, pictures in shown.items():
+            variant = self.variant if kind == "general" else f"{self.variant}, {kind}"
+            for to, truth in (("photo", photo), ("twin", twin)):
+                truth = resized(truth, pictures.shape[-1])
+                scores = likeness(pictures, truth, *networks)
+                for network in (getattr(self, field).module for field in self._scorers):
+                    errors = (network(pictures) - network(truth)).abs()
+                    scores |= {f"{what}_error": v for what, v in zip(network.names, errors.T, strict=True)}
+                for metric, values in scores.items():
+                    for row, value in enumerate(values.tolist()):
+                        seed = str(int(batch["seed"][row]))
+                        self.records.add([self._record(variant, f"{metric}_{to}", value, seed)])
+            for name, network in self._of_sets().items():
+                self._features.setdefault((name, variant), []).append(network(pictures).cpu())
+
+    def _record(self, variant: str, metric: str, value: float, item: str = "all") -> Record:
+        used = {"lpips": self.metric, "id": self.metric_identity, "cmmd": self.metric_embedding}
+        used |= dict.fromkeys(("fid", "kid"), self.kid_features)
+        held = used.get(metric.split("_")[0])
+        network = "" if held is None else type(held.module).__name__
+        return Record(PROTOCOL, VERSION, "test", item, "", self.seed, variant, network, metric, value)
+
+    @torch.no_grad()
+    def summary(self) -> list[Record]:
+        """How far from the style set the pictures are, all together."""
+        features = {key: torch.cat(gather(parts)) for key, parts in self._features.items()}
+        if not self.trainer.is_global_zero or not features:
+            return []
+        pictures = self.trainer.datamodule.style_set()  # type: ignore[attr-defined]
+        parts = [pictures[i]["image"] for i in range(len(pictures))]
+        style = {name: features_of(network, parts, self.device) for name, network in self._of_sets().items()}
+        records = []
+        for (name, variant), found in features.items():
+            values = feature_distances(found, style[name], self.seed) if name == "kid" else {}
+            if name == "cmmd":
+                values["cmmd"] = cmmd(found, style[name])
+            records += [self._record(variant, metric, value) for metric, value in values.items()]
+        return records
+
+    def _of_sets(self) -> dict[str, nn.Module]:
+        """Networks of the distances between sets, by what they tell."""
+        held = {"kid": self.kid_features, "cmmd": self.metric_embedding}
+        return {name: frozen.module for name, frozen in held.items() if frozen is not None}
 
     def panels(self) -> dict[str, Tensor]:
         return {} if self._shown is None else {"restyled": self._shown}

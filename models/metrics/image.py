@@ -100,6 +100,21 @@ def identity_similarity(network: Callable[[Tensor], Tensor], image: Tensor, trut
     return F.cosine_similarity(network(image), network(truth), dim=1)
 
 
+def likeness(
+    image: Tensor,
+    truth: Tensor,
+    perceptual: PerceptualDistance | None = None,
+    identity: Callable[[Tensor], Tensor] | None = None,
+) -> dict[str, Tensor]:
+    """How like their truth pictures are, (B,) each: ``psnr``, and ``lpips`` and ``id`` where there are networks."""
+    scores = {"psnr": psnr(image, truth)}
+    if perceptual is not None:
+        scores["lpips"] = perceptual(image, truth)
+    if identity is not None:
+        scores["id"] = identity_similarity(identity, image, truth)
+    return scores
+
+
 def random_pairs(count: int, pairs: int, seed: int = 0) -> Tensor:
     """(P, 2) different pairs i < j out of ``count`` items; all of them when there are no more than ``pairs``."""
     every = torch.combinations(torch.arange(count), 2)

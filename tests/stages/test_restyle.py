@@ -5,6 +5,7 @@ import safetensors.torch
 import torch
 from PIL import Image
 
+from datamodules.mannequins.twins import MannequinTwins
 from models import artifact
 from models.encoders.base import inverted
 from models.encoders.pyramid import SharedStyleEncoder
@@ -13,6 +14,7 @@ from models.generators.stylegan2 import StyleGAN2Generator
 from models.heads.mixing import ReferenceSearch
 from models.image import read_image
 from models.latents import Latents
+from models.metrics.records import read_records
 from stages import cli
 from stages.base.seeds import item_generator
 from stages.restyle import RestyleStage
@@ -165,3 +167,44 @@ def test_what_does_not_fit(work, tmp_path):
         run(line(work, perceptual=None), tmp_path)
     with pytest.raises(UserError, match="artwork nowhere does not exist"):
         run([*line(work), "--data.init_args.path=nowhere"], tmp_path)
+
+
+@torch.no_grad()
+def test_against_the_true_twins(work, tmp_path):
+    """The same heads in the style, drawn; and the style set, which no photo is part of."""
+    options = {
+        "style": "toon", "exaggerate": {"big_eyes": 1.0}, "test_subjects": 3, "style_subjects": 4, "size": SIDE,
+        "batch_size": 2, "supersample": 1, "draw_workers": 0, "cache_dir": str(work / "cache"),
+    }  # fmt: skip
+    embedding = {"class_path": "tests.stages.test_pairs.Corners"}
+    config = {
+        "model": {
+            "style": {"path": str(work / "instyle")}, "encoder": {"path": str(work / "encoder")}, "samples": 1,
+            "mix_from": [3], "reference": None, "metric": {"class_path": "tests.stages.test_pairs.Difference"},
+            "metric_identity": embedding, "metric_embedding": embedding,
+            "kid_features": {"class_path": "tests.stages.test_finetune.Means"}, "attributes": [],
+        },
+        "data": {"class_path": "datamodules.mannequins.twins.MannequinTwins", "init_args": options},
+    }  # fmt: skip
+    words = ["test", f"--config={small.write(work / 'twins.yaml', config)}", *small.TRAINER]
+    cli.run("restyle", RestyleStage, [*words, f"--out={tmp_path}"])
+    records = read_records(tmp_path)
+    data = MannequinTwins(**options)
+    data.setup("test")
+    samples = [data.datasets["test"][i] for i in range(3)]
+    generator, encoder = (
+        artifact.load(work / n).module(m) for n, m in (("instyle", "generator"), ("encoder", "encoder"))
+    )
+    for sample in samples:
+        assert not torch.equal(sample["image"], sample["twin"])
+        picture = generator.synthesis(inverted(sample["image"], encoder, generator)[0]).image.clamp(-1, 1)
+        for to, truth in (("photo", sample["image"]), ("twin", sample["twin"])):
+            (value,) = [
+                r.value for r in records
+                if (r.item, r.metric, r.variant) == (str(int(sample["seed"])), f"lpips_{to}", "restyle")
+            ]  # fmt: skip
+            assert value == pytest.approx(float(Difference()(picture, truth)), rel=1e-3)
+    sets = {(r.variant, r.metric) for r in records if r.item == "all"}
+    assert sets == {(v, m) for v in ("restyle", "restyle, sample1_from3") for m in ("fid", "kid", "cmmd")}
+    with pytest.raises(UserError, match="nobody knows what these photos look like"):
+        run(["restyle", "test", *line(work)[2:], "--model.reference=null"], tmp_path)
