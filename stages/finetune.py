@@ -17,6 +17,7 @@ from models.augment.judged import JudgedAugmentation
 from models.batches import PortraitBatch
 from models.camera import Camera
 from models.checks import check_not_negative, check_positive
+from models.encoders.base import Encoder
 from models.errors import UserError
 from models.features.base import Frozen
 from models.generators.base import Discriminator, Generator
@@ -30,10 +31,11 @@ from models.metrics.distribution import Distribution, cmmd, feature_distances, f
 from models.metrics.image import diversity, likeness
 from models.metrics.records import Record
 from stages.base.adversarial import AdversarialLoss, AdversarialStage, Fakes, Optimization
+from stages.base.inversion import check_fit
 from stages.base.kinship import check_kin
 from stages.base.ranks import gather
 from stages.base.seeds import item_generator
-from stages.base.stage import GeneratorRef
+from stages.base.stage import ArtifactRef, GeneratorRef
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +67,9 @@ class FinetuneStage(AdversarialStage):
         scored: samples of a score.
         patience: validations without a better score after which a fit stops; 0 never does. The best is handed on.
         tested: the adapted generator that ``test`` measures; the averaged one of a checkpoint by default. blend: a
-            mixture of it with G, measured and handed on by ``predict`` in its place; null for none.
+            mixture of it with G, measured and handed on by ``predict`` in its place; null for none. encoder: artifact
+            of an encoder of G, which ``predict`` hands on beside it: photos become heads in the style by ``predict`` of
+            the stage that trained that encoder (E3DGE, Fig. 8); null for none.
         metric, metric_identity: networks of the scores, by default those of the terms: better ones that no term knows.
             metric_embedding: of CMMD; null leaves it out.
         variant: name in the scores.
@@ -98,6 +102,7 @@ class FinetuneStage(AdversarialStage):
         patience: int = 0,
         tested: GeneratorRef | None = None,
         blend: Blend | None = None,
+        encoder: ArtifactRef | None = None,
         metric: nn.Module | None = None,
         metric_identity: nn.Module | None = None,
         metric_embedding: nn.Module | None = None,
@@ -127,7 +132,7 @@ class FinetuneStage(AdversarialStage):
         self.perceptual, self.identity, self.embedding, self.kid_features = (
             None if network is None else Frozen(network) for network in frozen.values()
         )
-        self.tested, self.blend, self.variant = tested, blend, variant
+        self.tested, self.blend, self.encoder_from, self.variant = tested, blend, encoder, variant
         self.metric = self.perceptual if metric is None else Frozen(metric)
         self.metric_identity = self.identity if metric_identity is None else Frozen(metric_identity)
         self.metric_embedding = None if metric_embedding is None else Frozen(metric_embedding)
@@ -170,6 +175,11 @@ class FinetuneStage(AdversarialStage):
             if self.blend is not None:
                 adapted = blended(self.source.module, adapted, self.blend)
             self.average.module = adapted
+        self.encoder = None
+        if self.encoder_from is not None:
+            self.encoder = Frozen(self.take("encoder", self.encoder_from.path, "encoder", Encoder))
+            check_fit(self.encoder.module, generator)
+            check_kin(self.inputs["encoder"], self.inputs["prior"], self.prior.module)
 
     # -- terms ---------------------------------------------------------------------------------------------------
 
@@ -323,7 +333,10 @@ class FinetuneStage(AdversarialStage):
             extra: dict[str, Any] = {"truncation": self.truncation}
             if self.blend is not None:
                 extra["blend"] = asdict(self.blend)
-            return Export({"generator": self.average.module.eval()}, extra=extra, dtype={"generator": "float16"})
+            modules: dict[str, nn.Module] = {"generator": self.average.module.eval()}
+            if self.encoder is not None:
+                modules["encoder"] = self.encoder.module
+            return Export(modules, extra=extra, dtype={"generator": "float16"}, delta_of=self.unchanged(modules))
         if self._best["weights"] is not None:
             self.average.module.load_state_dict(self._best["weights"])
             self.average.module.update_mean()

@@ -11,6 +11,8 @@ from PIL import Image
 from datamodules.mannequins import MannequinDataModule
 from datamodules.mannequins.scene import POSED_DIM
 from models import artifact
+from models.encoders.base import inverted
+from models.encoders.pyramid import SharedStyleEncoder
 from models.errors import UserError
 from models.generators.stylegan2 import StyleGAN2Discriminator, StyleGAN2Generator
 from models.image import read_image
@@ -292,6 +294,33 @@ def test_a_blend_is_measured_and_handed_on(work, coded, tmp_path):
         run(predict, tmp_path / "nothing", "--model.tested=null")
     with pytest.raises(UserError, match=r"no generator that model\.prior could have become"):
         run(test, tmp_path / "other", f"--model.tested.path={work / 'prior2d'}")
+
+
+@torch.no_grad()
+def test_an_encoder_is_handed_on_beside_it(work, coded, tmp_path):
+    """Photos become heads in the style by the encoder of the generator that was adapted."""
+    prior = artifact.load(work / "coded")
+    generator = prior.module("generator")
+    encoder = SharedStyleEncoder(
+        generator.num_ws, 8, resolution=32, widths=(4, 6, 8, 10), depths=(1, 1, 1, 1), reduction=1
+    )
+    encoder.start(generator.mean_latents)
+    artifact.save(work / "encoder", stage="invert", modules={"encoder": encoder.eval()}, parents={"prior": prior})
+    words = ["finetune", "predict", f"--config={coded}", *small.TRAINER]
+    run([*words, f"--model.encoder.path={work / 'encoder'}"], tmp_path)
+    found = artifact.load(tmp_path)
+    photo = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    adapted, together = artifact.load(work / "instyle").module("generator"), found.module("generator")
+    ws, _ = inverted(photo, found.module("encoder"), together)
+    torch.testing.assert_close(ws.ws, inverted(photo, encoder, generator)[0].ws)
+    torch.testing.assert_close(together.synthesis(ws).image, adapted.synthesis(ws).image, atol=1e-2, rtol=1e-2)
+    artifact.save(work / "stranger", stage="prior", modules={"generator": copy.deepcopy(adapted)})
+    artifact.save(
+        work / "of_another", stage="invert", modules={"encoder": encoder},
+        parents={"prior": artifact.load(work / "stranger")},
+    )  # fmt: skip
+    with pytest.raises(UserError, match=r"of_another was made for another generator than that of .*coded"):
+        run([*words, f"--model.encoder.path={work / 'of_another'}"], tmp_path / "other")
 
 
 def test_what_does_not_fit(work, tmp_path):
