@@ -27,6 +27,7 @@ from models.heads.tuning import select_parameters
 from models.image import read_image, resized
 from models.latents import Latents
 from models.losses.adaptation import PairedLoss, SemanticLoss, ShiftLoss, StructureLoss
+from models.low_rank import truncate_change
 from models.metrics.distribution import Distribution, cmmd, feature_distances, features_of
 from models.metrics.image import diversity, likeness
 from models.metrics.records import Record
@@ -66,6 +67,8 @@ class FinetuneStage(AdversarialStage):
         kid_features: network of the kernel distance to held-out style pictures, by which a fit is scored.
         scored: samples of a score.
         patience: validations without a better score after which a fit stops; 0 never does. The best is handed on.
+        rank: ``test`` and ``predict`` take the changes of weights down to this rank, and hand on no more than their
+            factors: a style of some hundred kilobytes, beside G; null leaves them whole.
         tested: the adapted generator that ``test`` measures; the averaged one of a checkpoint by default. blend: a
             mixture of it with G, measured and handed on by ``predict`` in its place; null for none. encoder: artifact
             of an encoder of G, which ``predict`` hands on beside it: photos become heads in the style by ``predict`` of
@@ -102,6 +105,7 @@ class FinetuneStage(AdversarialStage):
         patience: int = 0,
         tested: GeneratorRef | None = None,
         blend: Blend | None = None,
+        rank: int | None = None,
         encoder: ArtifactRef | None = None,
         metric: nn.Module | None = None,
         metric_identity: nn.Module | None = None,
@@ -114,7 +118,7 @@ class FinetuneStage(AdversarialStage):
         self.prior, self.judge_name, self.selection = prior, judge, (train, freeze)
         self.semantic, self.structure, self.shift, self.paired = semantic, structure, shift, paired
         self.augmentation, self.truncation = augment, truncation
-        self.scored, self.patience, self._scratch = scored, patience, discriminator
+        self.scored, self.patience, self.rank, self._scratch = scored, patience, rank, discriminator
         check_positive(self, "truncation", "scored")
         check_not_negative(self, "patience")
         frozen = {"perceptual": perceptual, "identity": identity, "embedding": embedding, "kid_features": kid_features}
@@ -127,8 +131,10 @@ class FinetuneStage(AdversarialStage):
         ):
             if needed and frozen[network] is None:
                 raise UserError(f"model.{what} is measured by a network: set --model.{network}")
-        if blend is not None and tested is None:
-            raise UserError("model.blend mixes a generator that was adapted before: give --model.tested.path")
+        check_positive(self, "rank")
+        for what, given in (("blend", blend), ("rank", rank)):
+            if given is not None and tested is None:
+                raise UserError(f"model.{what} is of a generator that was adapted before: give --model.tested.path")
         self.perceptual, self.identity, self.embedding, self.kid_features = (
             None if network is None else Frozen(network) for network in frozen.values()
         )
@@ -174,6 +180,10 @@ class FinetuneStage(AdversarialStage):
                 )
             if self.blend is not None:
                 adapted = blended(self.source.module, adapted, self.blend)
+            if self.rank is not None:
+                adapted = copy.deepcopy(adapted)
+                truncate_change(adapted, self.source.module, self.rank)
+                adapted.update_mean()
             self.average.module = adapted
         self.encoder = None
         if self.encoder_from is not None:
@@ -336,7 +346,13 @@ class FinetuneStage(AdversarialStage):
             modules: dict[str, nn.Module] = {"generator": self.average.module.eval()}
             if self.encoder is not None:
                 modules["encoder"] = self.encoder.module
-            return Export(modules, extra=extra, dtype={"generator": "float16"}, delta_of=self.unchanged(modules))
+            if self.rank is None:
+                return Export(modules, extra=extra, dtype={"generator": "float16"}, delta_of=self.unchanged(modules))
+            extra["rank"] = self.rank
+            delta_of = {**self.unchanged(modules), "generator": (self.inputs["prior"], self.prior.module)}
+            return Export(
+                modules, extra=extra, dtype={"generator": "float16"}, delta_of=delta_of, rank={"generator": self.rank}
+            )
         if self._best["weights"] is not None:
             self.average.module.load_state_dict(self._best["weights"])
             self.average.module.update_mean()

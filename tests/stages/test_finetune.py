@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from datamodules.mannequins import MannequinDataModule
 from datamodules.mannequins.scene import POSED_DIM
@@ -297,6 +298,29 @@ def test_a_blend_is_measured_and_handed_on(work, coded, tmp_path):
 
 
 @torch.no_grad()
+def test_a_style_of_low_rank(work, coded, tmp_path):
+    """Measured and handed on as factors: what is loaded is G with a change of that rank, the nearest to the whole."""
+    words = ["finetune", "predict", f"--config={coded}", *small.TRAINER]
+    run([*words, "--model.rank=2"], tmp_path / "thin")
+    run(words, tmp_path / "whole")
+    original, adapted, thin = (states(folder) for folder in (work / "coded", work / "instyle", tmp_path / "thin"))
+    name = "backbone.blocks.1.conv0.weight"
+    changes = [(state[name].double() - original[name].double()).flatten(1) for state in (adapted, thin)]
+    left, strength, right = torch.linalg.svd(changes[0], full_matrices=False)
+    torch.testing.assert_close(changes[1], left[:, :2] * strength[:2] @ right[:2], atol=2e-3, rtol=2e-3)
+    assert float((changes[1] - changes[0]).abs().max()) > 0.01
+    stored = set(load_file(tmp_path / "thin" / "artifact" / "generator.safetensors"))
+    assert {f"{name}//left", f"{name}//right"} <= stored and name not in stored
+    run(["finetune", "test", f"--config={coded}", *small.TRAINER, "--model.rank=2"], tmp_path / "measured")
+    run(
+        ["finetune", "test", f"--config={coded}", *small.TRAINER, f"--model.tested.path={tmp_path / 'thin'}"],
+        tmp_path / "t",
+    )
+    ours, theirs = (scores(tmp_path / folder)["psnr_source"] for folder in ("measured", "t"))
+    assert ours == pytest.approx(theirs, abs=0.05)
+
+
+@torch.no_grad()
 def test_an_encoder_is_handed_on_beside_it(work, coded, tmp_path):
     """Photos become heads in the style by the encoder of the generator that was adapted."""
     prior = artifact.load(work / "coded")
@@ -330,7 +354,7 @@ def test_what_does_not_fit(work, tmp_path):
         run(line(work, identity=None), tmp_path)
     with pytest.raises(UserError, match=r"model\.patience is measured by a network: set --model\.kid_features"):
         run(line(work, patience=2, kid_features=None), tmp_path)
-    with pytest.raises(UserError, match=r"model\.blend mixes .*: give --model\.tested\.path"):
+    with pytest.raises(UserError, match=r"model\.blend is of .*: give --model\.tested\.path"):
         run(line(work, blend={"swap": 8}), tmp_path)
     with pytest.raises(UserError, match=r"leave --model\.tested out"):
         run(line(work, tested={"path": str(work / "prior2d")}), tmp_path)
