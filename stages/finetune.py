@@ -22,7 +22,8 @@ from models.errors import UserError
 from models.features.base import Frozen
 from models.generators.base import Discriminator, Generator
 from models.generators.blending import Blend, alike, blended
-from models.heads.codes import HeadCodes
+from models.heads.codes import HeadCode, HeadCodes
+from models.heads.index import Entry, subject_index
 from models.heads.tuning import select_parameters
 from models.image import read_image, resized
 from models.latents import Latents
@@ -40,6 +41,7 @@ from stages.base.stage import ArtifactRef, GeneratorRef
 
 log = logging.getLogger(__name__)
 
+_SAMPLES = 6  # codes that an artifact holds
 _CHUNK = 16  # pictures made or embedded at once
 _DIVERSE, _PAIRS = 200, 400  # pictures, and pairs of them, by which diversity is told
 PROTOCOL, VERSION = "finetune", "1"
@@ -339,29 +341,48 @@ class FinetuneStage(AdversarialStage):
         self._best = checkpoint.get("best", self._best)
 
     def export(self) -> Export:
-        if self.trainer.state.fn == "predict":
-            extra: dict[str, Any] = {"truncation": self.truncation}
-            if self.blend is not None:
-                extra["blend"] = asdict(self.blend)
-            modules: dict[str, nn.Module] = {"generator": self.average.module.eval()}
-            if self.encoder is not None:
-                modules["encoder"] = self.encoder.module
-            if self.rank is None:
-                return Export(modules, extra=extra, dtype={"generator": "float16"}, delta_of=self.unchanged(modules))
-            extra["rank"] = self.rank
-            delta_of = {**self.unchanged(modules), "generator": (self.inputs["prior"], self.prior.module)}
-            return Export(
-                modules, extra=extra, dtype={"generator": "float16"}, delta_of=delta_of, rank={"generator": self.rank}
-            )
-        if self._best["weights"] is not None:
+        """The generator; beside it G, and codes of samples that both show: a style has a strength in ``view``."""
+        predicts, prior = self.trainer.state.fn == "predict", (self.inputs["prior"], self.prior.module)
+        if not predicts and self._best["weights"] is not None:
             self.average.module.load_state_dict(self._best["weights"])
             self.average.module.update_mean()
-        found = super().export()
-        extra: dict[str, Any] = {"truncation": self.truncation}
-        if recipe := self.inputs["prior"].extra.get("recipe"):
-            extra["recipe"] = recipe
-        metrics = {} if self._best["score"] is None else {"val/kid": self._best["score"]}
-        return replace(found, metrics=metrics, extra=extra)
+        found = Export({"generator": self.average.module.eval()}) if predicts else super().export()
+        codes = self._samples()
+        modules: dict[str, nn.Module] = {**found.modules, "original": self.source.module}
+        modules["samples"] = HeadCodes.pack(codes, self.source.module)
+        if self.encoder is not None:
+            modules["encoder"] = self.encoder.module
+        entries = [Entry(name, codes="samples", original="original", caption="in the style") for name in codes]
+        given = {
+            "recipe": self.inputs["prior"].extra.get("recipe"),
+            "blend": None if self.blend is None else asdict(self.blend),
+            "rank": self.rank,
+        }
+        extra = {name: value for name, value in given.items() if value is not None}
+        delta_of = {**self.unchanged(modules), "original": prior}
+        if self.rank is not None:
+            delta_of["generator"] = prior
+        return replace(
+            found,
+            modules=modules,
+            metrics={} if self._best["score"] is None else {"val/kid": self._best["score"]},
+            extra={**extra, "truncation": self.truncation, **subject_index(entries)},
+            dtype={**found.dtype, "generator": "float16"},
+            delta_of=delta_of,
+            rank={} if self.rank is None else {"generator": self.rank},
+        )
+
+    @torch.no_grad()
+    def _samples(self) -> dict[str, HeadCode]:
+        """Codes of some heads, which both generators show."""
+        source = self.source.module
+        z = source.sample_z(_SAMPLES, item_generator(self.seed, "shown", 0)).to(self.device)
+        ws, neutral = (
+            source.mapping(z, truncation=self.truncation).map(Tensor.cpu),
+            torch.zeros(1, len(source.expressions)),
+        )
+        label = source.rig.camera(0.0).label() if source.is_3d else None
+        return {f"sample{k}": HeadCode(ws[k : k + 1], None, neutral, label) for k in range(_SAMPLES)}
 
     # -- test ----------------------------------------------------------------------------------------------------
 

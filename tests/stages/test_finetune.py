@@ -16,6 +16,7 @@ from models.encoders.base import inverted
 from models.encoders.pyramid import SharedStyleEncoder
 from models.errors import UserError
 from models.generators.stylegan2 import StyleGAN2Discriminator, StyleGAN2Generator
+from models.heads.subjects import Subjects
 from models.image import read_image
 from models.metrics.distribution import Distribution
 from models.metrics.records import read_records
@@ -295,6 +296,24 @@ def test_a_blend_is_measured_and_handed_on(work, coded, tmp_path):
         run(predict, tmp_path / "nothing", "--model.tested=null")
     with pytest.raises(UserError, match=r"no generator that model\.prior could have become"):
         run(test, tmp_path / "other", f"--model.tested.path={work / 'prior2d'}")
+
+
+@torch.no_grad()
+def test_a_style_has_a_strength(work, tmp_path):
+    """Of samples that G and G' show at equal codes, and what lies between."""
+    run(line(work), tmp_path)
+    subjects = Subjects(artifact.load(tmp_path))
+    subject = subjects["sample2"]
+    before, after = (artifact.load(folder).module("generator") for folder in (work / "prior2d", tmp_path))
+    pictures = [network.synthesis(subject.latents).image for network in (before, after)]
+    for strength, picture in zip((0.0, 1.0), pictures, strict=True):
+        torch.testing.assert_close(
+            subject.styled(strength).synthesis(subject.latents).image, picture, atol=1e-4, rtol=1e-4
+        )
+    half = subject.styled(0.5).synthesis(subject.latents).image
+    assert all(float((half - picture).abs().max()) > 1e-3 for picture in pictures)
+    original = load_file(tmp_path / "artifact" / "original.safetensors")
+    assert original == {}  # a reference
 
 
 @torch.no_grad()
