@@ -31,7 +31,7 @@ class MannequinDataModule(SplitDataModule):
         size: of the pictures, pixels.
         views_per_subject: V.
         batch_size: subjects per batch.
-        styles: each view is drawn in one of them, at random.
+        styles: each view is drawn in one of them, at random; one by itself is a style.
         supersample: samples per pixel and axis.
         workers: loader processes.
         draw_workers: processes that draw a missing cache.
@@ -53,7 +53,7 @@ class MannequinDataModule(SplitDataModule):
         size: int = 64,
         views_per_subject: int = 4,
         batch_size: int = 4,
-        styles: list[str] | None = None,
+        styles: list[str] | str | None = None,
         supersample: int = 2,
         workers: int = 0,
         draw_workers: int = 2,
@@ -84,7 +84,7 @@ class MannequinDataModule(SplitDataModule):
                 exaggerate=exaggerate or {},
                 views_per_subject=views_per_subject,
                 size=size,
-                styles=tuple(styles or (PLAIN,)),
+                styles=(styles,) if isinstance(styles, str) else tuple(styles or (PLAIN,)),
                 supersample=supersample,
                 seed=seed,
                 pose_step=pose_step,
