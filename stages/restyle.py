@@ -17,6 +17,7 @@ from datamodules.artworks import Artwork
 from datamodules.mannequins.twins import MannequinTwins
 from datamodules.photos import PhotoDataModule
 from models.batches import PortraitBatch
+from models.camera import Camera
 from models.encoders.base import Encoder, inverted
 from models.errors import UserError
 from models.features.base import Frozen, PerceptualDistance
@@ -120,9 +121,16 @@ class RestyleStage(Stage):
         self.generator = self.take("style", self.style.path, self.style.module, Generator).requires_grad_(False)
         self.encoder = self.take("encoder", self.encoder_from.path, "encoder", Encoder).requires_grad_(False)
         check_fit(self.encoder, self.generator)
-        if self.generator.is_3d:
-            raise UserError(f"{self.style.path} is a 3D generator: its heads are shown by invert and present")
         check_kin(self.inputs["encoder"], self.inputs["style"], self.style.module)
+        if self.generator.is_3d:  # heads, which test alone sees
+            if self.samples or self.reference is not None:
+                raise UserError(
+                    f"{self.style.path} is a 3D generator, whose codes are not mixed by layer: set --model.samples 0 "
+                    "and --model.reference null"
+                )
+            self.sides = []
+            self.eval()
+            return
         self.sides = code_sides(self.generator)
         for name in ("mix_from", "reference_from"):
             for first in getattr(self, name):
@@ -138,6 +146,11 @@ class RestyleStage(Stage):
 
     def on_predict_start(self) -> None:
         super().on_predict_start()
+        if self.generator.is_3d:
+            raise UserError(
+                f"{self.style.path} is a 3D generator: galatea finetune predict with --model.encoder.path makes an "
+                "artifact of which galatea invert, or selftrain, predicts heads"
+            )
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         if not isinstance(data, PhotoDataModule):
             raise UserError("restyle reads photos one by one: give --data datamodules.photos.PhotoDataModule")
@@ -180,8 +193,8 @@ class RestyleStage(Stage):
         assert kept is not None
         return Latents({name: t.to(self.device) for name, t in kept.items()})
 
-    def pictures(self, photo: Tensor) -> dict[str, Tensor]:
-        """What becomes of photos (B, 3, H, W): pictures (B, 3, R, R) by name."""
+    def pictures(self, photo: Tensor, camera: Camera | None = None) -> dict[str, Tensor]:
+        """What becomes of photos (B, 3, H, W), seen by their cameras in 3D: pictures (B, 3, R, R) by name."""
         ws, _ = inverted(photo, self.encoder, self.generator)
         ws = ws.truncate(self.generator.mean_latents, self.content_truncation)
         found = {"general": ws}
@@ -191,7 +204,7 @@ class RestyleStage(Stage):
         if self._guide is not None:
             for first in self.reference_from:
                 found[f"reference_from{first}"] = ws.mix(self._guide.repeat_interleave(len(photo)), first)
-        return {name: self.generator.synthesis(codes).image.clamp(-1, 1) for name, codes in found.items()}
+        return {name: self.generator.synthesis(codes, camera).image.clamp(-1, 1) for name, codes in found.items()}
 
     def caption(self, name: str) -> str:
         """What a picture's name says, in words."""
@@ -266,9 +279,10 @@ class RestyleStage(Stage):
     @torch.no_grad()
     def test_step(self, batch: PortraitBatch, batch_idx: int) -> None:
         """How like the photos pictures are, and how like the same heads in the style."""
-        assert "twin" in batch and "seed" in batch
+        assert "twin" in batch and "seed" in batch and "label" in batch
         photo, twin = batch["image"].flatten(0, 1), batch["twin"].flatten(0, 1)
-        shown = self.pictures(resized(photo, self.encoder.resolution))
+        camera = Camera.from_label(batch["label"].flatten(0, 1)) if self.generator.is_3d else None
+        shown = self.pictures(resized(photo, self.encoder.resolution), camera)
         networks = [None if held is None else held.module for held in (self.metric, self.metric_identity)]
         for kind, pictures in shown.items():
             variant = self.variant if kind == "general" else f"{self.variant}, {kind}"

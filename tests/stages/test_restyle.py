@@ -7,13 +7,16 @@ from PIL import Image
 
 from datamodules.mannequins.twins import MannequinTwins
 from models import artifact
+from models.camera import Camera
 from models.encoders.base import inverted
-from models.encoders.pyramid import SharedStyleEncoder
+from models.encoders.pyramid import GradualStyleEncoder, SharedStyleEncoder
 from models.errors import UserError
 from models.generators.stylegan2 import StyleGAN2Generator
+from models.generators.stylesdf import StyleSDF
 from models.heads.mixing import ReferenceSearch
-from models.image import read_image
+from models.image import read_image, resized
 from models.latents import Latents
+from models.metrics.image import psnr
 from models.metrics.records import read_records
 from stages import cli
 from stages.base.seeds import item_generator
@@ -208,3 +211,50 @@ def test_against_the_true_twins(work, tmp_path):
     assert sets == {(v, m) for v in ("restyle", "restyle, sample1_from3") for m in ("fid", "kid", "cmmd")}
     with pytest.raises(UserError, match="nobody knows what these photos look like"):
         run(["restyle", "test", *line(work)[2:], "--model.reference=null"], tmp_path)
+
+
+@torch.no_grad()
+def test_heads_in_the_style_against_the_true_twins(work, tmp_path):
+    """Of a 3D generator, by the encoder of what it was, seen by the photos' cameras."""
+    torch.manual_seed(1)
+    sizes = {"z_dim": 51, "width": 8, "depth": 2, "raw_resolution": 8, "samples": 4}
+    generator = StyleSDF(**sizes, decoder={"channels": [8], "w_dim": 8, "mapping_layers": 1}).eval()
+    generator.update_mean()
+    groups = {name: tuple(t.shape[1:]) for name, t in generator.mean_latents.groups.items()}
+    encoder = GradualStyleEncoder(groups=groups, **TRUNK)
+    encoder.start(generator.mean_latents)
+    prior = artifact.save(work / "sdf", stage="prior", modules={"generator": generator})
+    parents = {"prior": prior}
+    artifact.save(work / "sdf_encoder", stage="selftrain", modules={"encoder": encoder.eval()}, parents=parents)
+    for parameter in generator.parameters():
+        parameter.add_(0.02 * torch.randn_like(parameter))
+    artifact.save(work / "sdf_toon", stage="finetune", modules={"generator": generator}, parents=parents)
+    options = {
+        "test_subjects": 2, "style_subjects": 2, "size": SIDE, "supersample": 1, "draw_workers": 0, "posed": False,
+        "cache_dir": str(work / "cache"),
+    }  # fmt: skip
+    config = {
+        "model": {
+            "style": {"path": str(work / "sdf_toon")}, "encoder": {"path": str(work / "sdf_encoder")}, "samples": 0,
+            "reference": None, "metric": None, "metric_identity": None, "metric_embedding": None,
+            "kid_features": None, "attributes": [],
+        },
+        "data": {"class_path": "datamodules.mannequins.twins.MannequinTwins", "init_args": options},
+    }  # fmt: skip
+    file = small.write(work / "sdf.yaml", config)
+    cli.run("restyle", RestyleStage, ["test", f"--config={file}", *small.TRAINER, f"--out={tmp_path}"])
+    data = MannequinTwins(**options)
+    data.setup("test")
+    sample = data.datasets["test"][1]
+    generator, encoder = (
+        artifact.load(work / n).module(m) for n, m in (("sdf_toon", "generator"), ("sdf_encoder", "encoder"))
+    )
+    ws, _ = inverted(sample["image"], encoder, generator)
+    picture = generator.synthesis(ws, Camera.from_label(sample["label"])).image.clamp(-1, 1)
+    (found,) = [
+        r.value for r in read_records(tmp_path) if r.metric == "psnr_twin" and r.item == str(int(sample["seed"]))
+    ]
+    truth = resized(sample["twin"], picture.shape[-1])
+    assert found == pytest.approx(float(psnr(picture, truth)), abs=0.01)
+    with pytest.raises(UserError, match=r"set --model\.samples 0"):
+        cli.run("restyle", RestyleStage, ["test", f"--config={file}", "--model.samples=1", f"--out={tmp_path}"])
