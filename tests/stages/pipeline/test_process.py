@@ -55,7 +55,9 @@ def run(command, ask=None, **variables):
 @pytest.fixture
 def command(monkeypatch):
     monkeypatch.setitem(VERBS, "probe", (f"{__name__}:probe", "a probe"))
-    return [*PROGRAM, "probe"]
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where tests run in the background
+    yield [*PROGRAM, "probe"]
+    signal.signal(signal.SIGINT, previous)
 
 
 @linux
