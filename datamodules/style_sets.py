@@ -1,10 +1,12 @@
-"""A style set as items: each picture that a fit learns from, by itself."""
+"""Pictures in a style: as items, and beside photos that are shown in it."""
 
 from __future__ import annotations
 
+from torch.utils.data import Dataset
+
 from datamodules.artworks import Artwork
 from datamodules.items import ItemsDataModule
-from datamodules.portraits import PortraitDataModule, ids_of
+from datamodules.portraits import Portrait, PortraitDataModule, ids_of
 
 
 class StyleSet(ItemsDataModule[Artwork]):
@@ -36,3 +38,15 @@ class StyleSet(ItemsDataModule[Artwork]):
             label = item["label"][0] if "label" in item else None
             found.append(Artwork(identity, item["image"][0], label, (side, side)))
         return found
+
+
+class PhotosAndStyle(PortraitDataModule):
+    """Photos, ``test_path``, to be shown in the style of the pictures of ``path``. Arguments as of the base."""
+
+    def __init__(self, path: str, test_path: str, size: int = 256, batch_size: int = 8, workers: int = 0) -> None:
+        super().__init__(path, None, test_path, 0.0, 0.0, size, batch_size, mirror=False, labels=False, workers=workers)
+
+    def style_set(self) -> Dataset[Portrait]:
+        """All pictures in the style."""
+        self.setup("test")
+        return self.datasets["train"]

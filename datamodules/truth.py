@@ -8,6 +8,7 @@ from typing import Any, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from models.camera import Camera
 from models.metrics.portrait import HeadTruth, ViewTruth
@@ -33,6 +34,15 @@ class KnowsItemTruth(Protocol):
 
     def item_truth(self, identity: str) -> HeadTruth:
         """What the item of that id must look like."""
+        ...
+
+
+@runtime_checkable
+class KnowsStyleSet(Protocol):
+    """Photos that are to be shown in the style of some pictures; with ``twin``, where that is known."""
+
+    def style_set(self) -> Dataset[Any]:
+        """Samples whose ``image`` (V, 3, H, W) is in the style."""
         ...
 
 

@@ -19,18 +19,19 @@ from models.camera import Camera
 from models.checks import check_not_negative, check_positive
 from models.encoders.base import Encoder
 from models.errors import UserError
-from models.features.base import Frozen
+from models.features.base import Frozen, frozen_scorers
 from models.generators.base import Discriminator, Generator
 from models.generators.blending import Blend, alike, blended
 from models.heads.codes import HeadCode, HeadCodes
 from models.heads.index import Entry, subject_index
 from models.heads.tuning import select_parameters
-from models.image import read_image, resized
+from models.image import read_image, resized, write_image
 from models.latents import Latents
 from models.losses.adaptation import PairedLoss, SemanticLoss, ShiftLoss, StructureLoss
 from models.low_rank import truncate_change
-from models.metrics.distribution import Distribution, cmmd, feature_distances, features_of
+from models.metrics.distribution import Distribution, cmmd, feature_distances, features_of, recall
 from models.metrics.image import diversity, likeness
+from models.metrics.prior import nearest_pictures
 from models.metrics.records import Record
 from stages.base.adversarial import AdversarialLoss, AdversarialStage, Fakes, Optimization
 from stages.base.inversion import check_fit
@@ -76,7 +77,9 @@ class FinetuneStage(AdversarialStage):
             of an encoder of G, which ``predict`` hands on beside it: photos become heads in the style by ``predict`` of
             the stage that trained that encoder (E3DGE, Fig. 8); null for none.
         metric, metric_identity: networks of the scores, by default those of the terms: better ones that no term knows.
-            metric_embedding: of CMMD; null leaves it out.
+            metric_embedding: of CMMD; null leaves it out. attributes: what scores heads by their pictures.
+        neighbours: samples shown beside the nearest picture that was trained on, the distance beside that of held-out
+            pictures; 0 skips it.
         variant: name in the scores.
     """
 
@@ -112,6 +115,8 @@ class FinetuneStage(AdversarialStage):
         metric: nn.Module | None = None,
         metric_identity: nn.Module | None = None,
         metric_embedding: nn.Module | None = None,
+        attributes: list[nn.Module] | None = None,
+        neighbours: int = 0,
         variant: str = "finetune",
         channels_last: bool = True,
         seed: int = 0,
@@ -144,6 +149,8 @@ class FinetuneStage(AdversarialStage):
         self.metric = self.perceptual if metric is None else Frozen(metric)
         self.metric_identity = self.identity if metric_identity is None else Frozen(metric_identity)
         self.metric_embedding = None if metric_embedding is None else Frozen(metric_embedding)
+        self.attributes, self.neighbours = frozen_scorers(attributes), neighbours
+        check_not_negative(self, "neighbours")
         self._held: list[Tensor] = []  # of the running validation, or test
         self._best: dict[str, Any] = {"score": None, "waited": 0, "weights": None}
         self._guide: Tensor | None = None
@@ -312,7 +319,8 @@ class FinetuneStage(AdversarialStage):
         if self.kid_features is None:
             return
         # One score for all ranks, by which all go on, or stop.
-        score = self.trainer.strategy.broadcast(self._distances(held, self.kid_features.module, "kid")["kid"])
+        found, real = self._features(held, self.kid_features.module)
+        score = self.trainer.strategy.broadcast(feature_distances(found, real, self.seed, metrics=["kid"])["kid"])
         self.log("val/kid", score, prog_bar=True, rank_zero_only=False)
         self.validated = {"val/kid": score}
         if self.trainer.sanity_checking:
@@ -326,11 +334,10 @@ class FinetuneStage(AdversarialStage):
             if self.patience and best["waited"] >= self.patience:
                 self.trainer.should_stop = True
 
-    def _distances(self, held: list[Tensor], features: Distribution, *metrics: str) -> dict[str, float]:
-        """Of samples to held-out pictures."""
-        pictures = (self.pictures(self.average.module, self.scored), held)
-        found, real = (features_of(features, parts, self.device) for parts in pictures)
-        return feature_distances(found, real, self.seed, metrics=metrics)
+    def _features(self, held: list[Tensor], network: nn.Module) -> tuple[Tensor, Tensor]:
+        """Of samples, and of held-out pictures."""
+        samples = self.pictures(self.average.module, self.scored)
+        return features_of(network, samples, self.device), features_of(network, held, self.device)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
@@ -411,12 +418,13 @@ class FinetuneStage(AdversarialStage):
     def _compared(self, found: Tensor, truth: Tensor) -> dict[str, Tensor]:
         """How alike pictures are, (B,) each."""
         networks = (None if held is None else held.module for held in (self.metric, self.metric_identity))
-        return likeness(found, truth, *networks)
+        return likeness(found, truth, *networks, attributes=[held.module for held in self.attributes])
 
     def _record(
         self, metric: str, to: str, value: float, item: str = "all", view: str = "", subject: str = ""
     ) -> Record:
         networks = {"fid": self.kid_features, "kid": self.kid_features, "cmmd": self.metric_embedding}
+        networks["recall"] = self.kid_features
         networks |= {"id": self.metric_identity, "psnr": None}
         used = networks.get(metric, self.metric)
         network, name = "" if used is None else type(used.module).__name__, f"{metric}_{to}" if to else metric
@@ -430,13 +438,12 @@ class FinetuneStage(AdversarialStage):
             return []
         records = []
         if self.kid_features is not None and sum(map(len, held)) > 1:
-            values = self._distances(held, self.kid_features.module, "fid", "kid")
+            features = self._features(held, self.kid_features.module)
+            values = {**feature_distances(*features, self.seed), "recall": recall(*features)}
             records += [self._record(name, "", value) for name, value in values.items()]
         if self.metric_embedding is not None:
-            network = self.metric_embedding.module
-            pictures = (self.pictures(self.average.module, self.scored), held)
-            ours, style = (features_of(network, parts, self.device) for parts in pictures)
-            records.append(self._record("cmmd", "", cmmd(ours, style)))
+            value = cmmd(*self._features(held, self.metric_embedding.module))
+            records.append(self._record("cmmd", "", value))
         both = [self.pictures(network, self.scored) for network in (self.average.module, self.source.module)]
         for part, (ours, theirs) in enumerate(zip(*both, strict=True)):
             for name, values in self._compared(ours.to(self.device), theirs.to(self.device)).items():
@@ -446,7 +453,23 @@ class FinetuneStage(AdversarialStage):
             some = torch.cat(list(self.pictures(self.average.module, min(self.scored, _DIVERSE)))).to(self.device)
             apart = diversity(self.metric.module, some, _PAIRS, self.seed, _CHUNK)
             records.append(self._record("diversity", "", float(apart)))
-        return records
+        return records + (self._nearest(torch.cat(held)) if self.neighbours else [])
+
+    def _nearest(self, held: Tensor) -> list[Record]:
+        """Whether samples repeat what was trained on: nearer than pictures are that were not."""
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        assert isinstance(data, SplitDataModule)
+        data.setup("fit")
+        train = data.datasets["train"]
+        asked = {"train": torch.cat(list(self.pictures(self.average.module, self.neighbours)))}
+        asked["train_held_out"] = held[: self.neighbours]
+        found, shown = nearest_pictures(asked, (train[i]["image"] for i in range(len(train))))
+        write_image(self.out / "neighbours.png", shown)
+        return [
+            self._record("psnr", name, value, f"nearest{item}")
+            for name, values in found.items()
+            for item, value in enumerate(values.tolist())
+        ]
 
     @torch.no_grad()
     def predict_step(self, batch: PortraitBatch, batch_idx: int) -> None:

@@ -280,8 +280,12 @@ class PriorStage(AdversarialStage):
             data.setup("fit")
             train = data.datasets["train"]
             asked = {"samples": self._samples(labels[: self.neighbours]), "held out": pictures[: self.neighbours]}
-            found, sheet = nearest_pictures(asked, (train[i]["image"] for i in range(len(train))), self.seed)
-            records += found
+            found, sheet = nearest_pictures(asked, (train[i]["image"] for i in range(len(train))))
+            records += [
+                Record("prior", "1", "test", str(item), "", self.seed, variant, "", "psnr_to_nearest_training", value)
+                for variant, values in found.items()
+                for item, value in enumerate(values.tolist())
+            ]
             write_image(self.out / "neighbours.png", sheet)
         return records
 

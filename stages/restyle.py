@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from datamodules.artworks import Artwork
-from datamodules.mannequins.twins import MannequinTwins
 from datamodules.photos import PhotoDataModule
+from datamodules.truth import KnowsStyleSet
 from models.batches import PortraitBatch
 from models.camera import Camera
 from models.encoders.base import Encoder, inverted
 from models.errors import UserError
-from models.features.base import Frozen, PerceptualDistance
+from models.features.base import Frozen, PerceptualDistance, frozen_scorers
 from models.files import atomic_write, cache_root, os_errors
 from models.generators.base import Generator
 from models.heads.directions import fingerprint
@@ -109,9 +109,7 @@ class RestyleStage(Stage):
         self.metric, self.metric_identity, self.metric_embedding, self.kid_features = (
             None if network is None else Frozen(network) for network in frozen
         )
-        self._scorers = [f"_scorer_{i}" for i in range(len(attributes or ()))]  # fields, which move with the stage
-        for field, network in zip(self._scorers, attributes or (), strict=True):
-            setattr(self, field, Frozen(network))
+        self.attributes = frozen_scorers(attributes)
         self.variant = variant
         self._features: dict[tuple[str, str], list[Tensor]] = {}  # of the running test, by metric and variant
         self._done: list[str] = []
@@ -267,10 +265,10 @@ class RestyleStage(Stage):
     # -- test -------------------------------------------------------------------------------------
 
     def on_test_start(self) -> None:
-        if not isinstance(self.trainer.datamodule, MannequinTwins):  # type: ignore[attr-defined]
+        if not isinstance(self.trainer.datamodule, KnowsStyleSet):  # type: ignore[attr-defined]
             raise UserError(
-                "nobody knows what these photos look like in the style: test is for data of the embedded world, "
-                "--data datamodules.mannequins.twins.MannequinTwins"
+                "test compares photos with a style set: give --data datamodules.style_sets.PhotosAndStyle, or "
+                "datamodules.mannequins.twins.MannequinTwins, which knows the photos' true pictures in a style as well"
             )
         if self.reference is not None:
             raise UserError("test takes no reference: leave --model.reference out")
@@ -278,24 +276,24 @@ class RestyleStage(Stage):
 
     @torch.no_grad()
     def test_step(self, batch: PortraitBatch, batch_idx: int) -> None:
-        """How like the photos pictures are, and how like the same heads in the style."""
-        assert "twin" in batch and "seed" in batch and "label" in batch
-        photo, twin = batch["image"].flatten(0, 1), batch["twin"].flatten(0, 1)
-        camera = Camera.from_label(batch["label"].flatten(0, 1)) if self.generator.is_3d else None
+        """How like the photos pictures are, and how like the same heads in the style where these are known."""
+        photo, camera = batch["image"].flatten(0, 1), None
+        truths = {"photo": photo} | ({"twin": batch["twin"].flatten(0, 1)} if "twin" in batch else {})
+        if self.generator.is_3d:
+            if "label" not in batch:
+                raise UserError("these photos have no cameras, which a 3D generator needs: give their labels")
+            camera = Camera.from_label(batch["label"].flatten(0, 1))
+        items = [str(int(seed)) for seed in batch["seed"]] if "seed" in batch else batch.get("name", [])
         shown = self.pictures(resized(photo, self.encoder.resolution), camera)
         networks = [None if held is None else held.module for held in (self.metric, self.metric_identity)]
         for kind, pictures in shown.items():
             variant = self.variant if kind == "general" else f"{self.variant}, {kind}"
-            for to, truth in (("photo", photo), ("twin", twin)):
+            for to, truth in truths.items():
                 truth = resized(truth, pictures.shape[-1])
-                scores = likeness(pictures, truth, *networks)
-                for network in (getattr(self, field).module for field in self._scorers):
-                    errors = (network(pictures) - network(truth)).abs()
-                    scores |= {f"{what}_error": v for what, v in zip(network.names, errors.T, strict=True)}
+                scores = likeness(pictures, truth, *networks, attributes=[held.module for held in self.attributes])
                 for metric, values in scores.items():
                     for row, value in enumerate(values.tolist()):
-                        seed = str(int(batch["seed"][row]))
-                        self.records.add([self._record(variant, f"{metric}_{to}", value, seed)])
+                        self.records.add([self._record(variant, f"{metric}_{to}", value, items[row])])
             for name, network in self._of_sets().items():
                 self._features.setdefault((name, variant), []).append(network(pictures).cpu())
 
@@ -312,8 +310,10 @@ class RestyleStage(Stage):
         features = {key: torch.cat(gather(parts)) for key, parts in self._features.items()}
         if not self.trainer.is_global_zero or not features:
             return []
-        pictures = self.trainer.datamodule.style_set()  # type: ignore[attr-defined]
-        parts = [pictures[i]["image"] for i in range(len(pictures))]
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        assert isinstance(data, KnowsStyleSet)
+        pictures = data.style_set()
+        parts = [pictures[i]["image"] for i in range(len(pictures))]  # type: ignore[arg-type]
         style = {name: features_of(network, parts, self.device) for name, network in self._of_sets().items()}
         records = []
         for (name, variant), found in features.items():

@@ -152,6 +152,20 @@ def feature_distances(
     return values
 
 
+def recall(found: Tensor, real: Tensor, neighbours: int = 3) -> float:
+    """Share of real features (M, D) that lie among those found (N, D): no farther from one of these than its own
+    ``neighbours``-th nearest neighbour is (Kynkaanniemi et al. 2019, Eq. 2). What it misses, samples do not show.
+
+    Raises:
+        UserError: for fewer than ``neighbours`` + 1 of those found.
+    """
+    if len(found) <= neighbours:
+        raise UserError(f"recall is told by {neighbours + 1} pictures or more, there are {len(found)}")
+    found, real = found.double(), real.double()
+    radius = torch.cdist(found, found).kthvalue(neighbours + 1).values  # each is its own nearest
+    return float((torch.cdist(real, found) <= radius).any(1).double().mean())
+
+
 def cmmd(found: Tensor, real: Tensor, sigma: float = 10.0, scale: float = 1000.0) -> float:
     """Maximum mean discrepancy of embeddings (N, D) and (M, D) by a Gaussian kernel, after these are brought to unit
     length (CMMD, Jayasumana et al. 2024, whose embedding is CLIP's). In float64; unlike KID it needs no subsets.

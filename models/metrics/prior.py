@@ -169,16 +169,16 @@ def sample_distances(
     return records
 
 
-def nearest_pictures(asked: dict[str, Tensor], training: Iterable[Tensor], seed: int) -> tuple[list[Record], Tensor]:
+def nearest_pictures(asked: dict[str, Tensor], training: Iterable[Tensor]) -> tuple[dict[str, Tensor], Tensor]:
     """How near pictures come to a training set.
 
     Args:
-        asked: by variant, as many pictures (N, 3, R, R) of each.
+        asked: by variant, pictures (N, 3, R, R) of each.
         training: batches of pictures (V, 3, R, R).
-        seed: of the run, for the records.
 
     Returns:
-        the distances; and a picture of the first variant: rows of it, each above that of the nearest ones.
+        by variant, the PSNR (N,) of each to the nearest; and a picture of the first variant: rows of it, each above
+        that of the nearest ones.
     """
     first, *_ = asked.values()
     queries = torch.cat(list(asked.values())).flatten(1)
@@ -190,10 +190,5 @@ def nearest_pictures(asked: dict[str, Tensor], training: Iterable[Tensor], seed:
         best[closer], nearest[closer] = value[closer], views[view[closer]]
     rows = torch.stack([queries, nearest])[:, : len(first)].unflatten(2, first.shape[1:]).split(12, 1)
     sheet = make_grid(torch.cat([pair.flatten(0, 1) for pair in rows]), nrow=rows[0].shape[1], pad_value=1.0)
-    psnrs = (-10 * (best / 4).log10()).split(len(first))
-    records = [
-        Record("prior", "1", "test", str(item), "", seed, variant, "", "psnr_to_nearest_training", float(value))
-        for variant, values in zip(asked, psnrs, strict=True)
-        for item, value in enumerate(values)
-    ]
-    return records, sheet
+    psnrs = (-10 * (best / 4).log10()).split([len(pictures) for pictures in asked.values()])
+    return dict(zip(asked, psnrs, strict=True)), sheet

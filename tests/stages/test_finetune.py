@@ -19,6 +19,7 @@ from models.generators.stylegan2 import StyleGAN2Discriminator, StyleGAN2Generat
 from models.heads.subjects import Subjects
 from models.image import read_image
 from models.metrics.distribution import Distribution
+from models.metrics.image import psnr
 from models.metrics.records import read_records
 from stages import cli
 from stages.finetune import FinetuneStage
@@ -242,6 +243,8 @@ def coded(work):
         "metric_identity": {"class_path": "tests.stages.test_pairs.Corners"},
         "metric_embedding": {"class_path": "tests.stages.test_pairs.Corners"},
         "kid_features": {"class_path": "tests.stages.test_finetune.Means"},
+        "attributes": [{"class_path": "tests.stages.test_directions.Colours"}],
+        "neighbours": 2,
         "scored": 20,
     }
     config = {"model": model, "data": {"class_path": "datamodules.mannequins.MannequinDataModule", "init_args": data}}
@@ -262,7 +265,9 @@ def test_it_is_measured_against_the_truth(work, coded, tmp_path):
     found = scores(tmp_path)
     assert {name: len(values) for name, values in found.items()} == {
         "psnr_twin": 3, "lpips_twin": 3, "id_twin": 3, "psnr_source": 20, "lpips_source": 20, "id_source": 20,
-        "fid": 1, "kid": 1, "cmmd": 1, "diversity": 1,
+        "bright_error_twin": 3, "bright_error_source": 20, "reddish_error_twin": 3, "reddish_error_source": 20,
+        "fid": 1, "kid": 1, "cmmd": 1, "recall": 1, "diversity": 1,
+        "psnr_train": 2, "psnr_train_held_out": 2,
     }  # fmt: skip
     data = MannequinDataModule(
         1, 1, 3, SIDE, 1, styles=["toon"], supersample=1, draw_workers=0, cache_dir=str(work / "cache"), coded=True,
@@ -276,6 +281,11 @@ def test_it_is_measured_against_the_truth(work, coded, tmp_path):
         picture = adapted.synthesis(adapted.mapping(sample["z"][None])).image.clamp(-1, 1)
         expected.append(float(Difference()(picture, sample["image"])))
     assert sorted(found["lpips_twin"]) == pytest.approx(sorted(expected), rel=1e-3)
+    data.setup("fit")
+    learnt = data.datasets["train"][0]["image"]
+    wanted = [float(psnr(sample["image"], learnt)) for sample in samples[:2]]
+    assert found["psnr_train_held_out"] == pytest.approx(wanted, rel=1e-3)
+    assert read_image(tmp_path / "neighbours.png").shape[1] == 3
     assert min(found["lpips_source"]) > 0
 
 

@@ -209,8 +209,40 @@ def test_against_the_true_twins(work, tmp_path):
             assert value == pytest.approx(float(Difference()(picture, truth)), rel=1e-3)
     sets = {(r.variant, r.metric) for r in records if r.item == "all"}
     assert sets == {(v, m) for v in ("restyle", "restyle, sample1_from3") for m in ("fid", "kid", "cmmd")}
-    with pytest.raises(UserError, match="nobody knows what these photos look like"):
+    with pytest.raises(UserError, match="test compares photos with a style set"):
         run(["restyle", "test", *line(work)[2:], "--model.reference=null"], tmp_path)
+
+
+def test_of_photos_whose_pictures_in_the_style_nobody_knows(work, tmp_path):
+    """How like the photos pictures are, and how far all of them are from the style set."""
+    (work / "style").mkdir()
+    for i in range(5):
+        pixels = (torch.rand(SIDE, SIDE, 3, generator=torch.Generator().manual_seed(9 + i)) * 255).byte().numpy()
+        Image.fromarray(pixels).save(work / "style" / f"{i}.png")
+    options = {"path": str(work / "style"), "test_path": str(work / "photos"), "size": SIDE, "batch_size": 2}
+    embedding = {"class_path": "tests.stages.test_pairs.Corners"}
+    config = {
+        "model": {
+            "style": {"path": str(work / "instyle")}, "encoder": {"path": str(work / "encoder")}, "samples": 0,
+            "reference": None, "metric": {"class_path": "tests.stages.test_pairs.Difference"},
+            "metric_identity": embedding, "metric_embedding": embedding,
+            "kid_features": {"class_path": "tests.stages.test_finetune.Means"},
+        },
+        "data": {"class_path": "datamodules.style_sets.PhotosAndStyle", "init_args": options},
+    }  # fmt: skip
+    run(["restyle", "test", f"--config={small.write(work / 'known.yaml', config)}", *small.TRAINER], tmp_path)
+    records = read_records(tmp_path)
+    generator, encoder = (
+        artifact.load(work / n).module(m) for n, m in (("instyle", "generator"), ("encoder", "encoder"))
+    )
+    with torch.no_grad():
+        for name in IDS:
+            photo = read_image(work / "photos" / f"{name}.png")
+            picture = generator.synthesis(inverted(photo, encoder, generator)[0]).image.clamp(-1, 1)
+            (value,) = [r.value for r in records if (r.item, r.metric) == (f"{name}.png", "lpips_photo")]
+            assert value == pytest.approx(float(Difference()(picture, photo)), rel=1e-3)
+    assert {r.metric for r in records if r.item == "all"} == {"fid", "kid", "cmmd"}
+    assert not any(r.metric.endswith("_twin") for r in records)
 
 
 @torch.no_grad()
