@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import html
 import json
 import logging
 from collections.abc import Sequence
@@ -36,6 +35,7 @@ from stages.base.kinship import check_kin
 from stages.base.ranks import gather
 from stages.base.seeds import item_generator
 from stages.base.stage import ArtifactRef, GeneratorRef, Stage
+from stages.gallery.rows import page
 
 log = logging.getLogger(__name__)
 
@@ -240,27 +240,19 @@ class RestyleStage(Stage):
         broken, done = gather(self.broken), sorted(gather(self._done))
         if self.trainer.is_global_zero:
             with atomic_write(self.out / "index.html") as file:
-                file.write_text(self.page(done, broken), encoding="utf-8")
+                file.write_text(page("photos in a style", self._rows(done), broken), encoding="utf-8")
         if broken:
             others = "the others are done" if done else "there are no others"
             more = f", and {len(broken) - 1} more" if len(broken) > 1 else ""
             raise UserError(f"{broken[0]}{more}: left out, {others}")
 
-    def page(self, done: Sequence[str], broken: Sequence[str]) -> str:
-        """One row for each photo: itself, general, variations, by reference."""
-        rows = []
+    def _rows(self, done: Sequence[str]) -> dict[str, list[tuple[str, str]]]:
+        """By photo its pictures: itself, general, variations, by reference."""
+        found = {}
         for identity in done:
             names = json.loads((self.out / "items" / identity / "item.json").read_text("utf-8"))["pictures"]
-            safe = html.escape(identity, quote=True)
-            cells = "".join(
-                f'<figure><img src="items/{safe}/{name}.png" alt="{name}" loading="lazy">'
-                f"<figcaption>{html.escape(self.caption(name))}</figcaption></figure>"
-                for name in names
-            )
-            rows.append(f'<section id="{safe}"><h2>{safe}</h2><div>{cells}</div></section>')
-        left = "".join(f"<li>{html.escape(sentence)}</li>" for sentence in broken)
-        notes = f"<h2>Left out</h2><ul>{left}</ul>" if broken else ""
-        return _PAGE.replace("<!--rows-->", "\n".join(rows)).replace("<!--notes-->", notes)
+            found[identity] = [(f"items/{identity}/{name}.png", self.caption(name)) for name in names]
+        return found
 
     # -- test -------------------------------------------------------------------------------------
 
@@ -338,20 +330,3 @@ def _kept(file: Path) -> dict[str, Tensor] | None:
         return safetensors.torch.load_file(file)
     except (OSError, safetensors.SafetensorError):
         return None
-
-
-_PAGE = """<!doctype html>
-<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>Galatea: photos in a style</title>
-<style>
-  body { margin: 2rem; font: 15px/1.4 system-ui, sans-serif; background: #f7f5f0; color: #26221c }
-  h1, h2 { font-weight: 600 } h2 { font-size: 1rem; margin: 1.2rem 0 .4rem }
-  section > div { display: flex; flex-wrap: wrap; gap: .6rem }
-  figure { margin: 0 } img { width: 160px; height: 160px; display: block; border-radius: 4px; image-rendering: auto }
-  figcaption { font-size: .8rem; color: #6d665b; padding-top: .2rem }
-</style>
-<h1>Photos in a style</h1>
-<!--notes-->
-<!--rows-->
-</html>
-"""
