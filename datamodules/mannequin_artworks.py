@@ -179,7 +179,7 @@ class MannequinStyleSet(ItemsDataModule[Artwork]):
     Args:
         style: one of ``STYLES``.
         subjects: how many, from number ``first`` of the split ``train`` on.
-        exaggerate, size, pose_step, coded, seed: as there.
+        exaggerate, size, pose_step, coded, posed, seed: as there.
         supersample, compiled, draw_workers, cache_dir: as there, of the drawing.
     """
 
@@ -192,6 +192,7 @@ class MannequinStyleSet(ItemsDataModule[Artwork]):
         size: int = 64,
         pose_step: float = 0.0,
         coded: bool = True,
+        posed: bool = True,
         supersample: int = 2,
         compiled: bool = False,
         draw_workers: int = 2,
@@ -204,7 +205,18 @@ class MannequinStyleSet(ItemsDataModule[Artwork]):
         self.style, self.compiled, self.draw_workers, self.cache_dir = style, compiled, draw_workers, cache_dir
         try:
             self.config = CacheConfig(
-                "train", subjects, first, 1, size, (style,), supersample, seed, pose_step, coded, exaggerate or {}
+                "train",
+                subjects,
+                first,
+                1,
+                size,
+                (style,),
+                supersample,
+                seed,
+                pose_step,
+                coded,
+                exaggerate or {},
+                posed,
             )
         except ValueError as error:
             raise UserError(str(error)) from error

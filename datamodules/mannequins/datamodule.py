@@ -89,6 +89,7 @@ class MannequinDataModule(SplitDataModule):
                 seed=seed,
                 pose_step=pose_step,
                 coded=coded,
+                posed=posed,
             )
             for split, count in subjects.items()
         }

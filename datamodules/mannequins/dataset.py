@@ -37,6 +37,7 @@ from datamodules.mannequins.scene import (
     Z_DIM,
     Scene,
     sample_expression,
+    stream,
     subject_code,
     subject_z,
 )
@@ -73,6 +74,8 @@ class CacheConfig:
             again and can keep what depends on the camera alone. 0 leaves them as drawn.
         coded: a subject's expression is part of its code z, the same in all its views.
         exaggerate: strengths of geometric exaggerations, by name.
+        posed: poses are to be part of codes, and say nothing of who is seen: they are drawn apart from the subjects,
+            whose first view otherwise follows from the numbers of their code.
     """
 
     split: str = "train"
@@ -86,6 +89,7 @@ class CacheConfig:
     pose_step: float = 0.0
     coded: bool = False
     exaggerate: dict[str, float] = field(default_factory=dict)
+    posed: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "styles", tuple(self.styles))
@@ -103,11 +107,9 @@ class CacheConfig:
 
     @property
     def described(self) -> dict[str, Any]:
-        """All that determines the content; what is not exaggerated is as it was before there were exaggerations."""
+        """All that determines the content; without what came later, caches keep the names they had."""
         found = asdict(self)
-        if not self.exaggerate:
-            del found["exaggerate"]
-        return found
+        return {name: value for name, value in found.items() if value or name not in ("exaggerate", "posed")}
 
     @property
     def seeds(self) -> range:
@@ -138,14 +140,22 @@ class CacheConfig:
 
 
 def draw_views(
-    seed: int, count: int, styles: tuple[str, ...] = (PLAIN,), salt: int = 0, pose_step: float = 0.0
+    seed: int,
+    count: int,
+    styles: tuple[str, ...] = (PLAIN,),
+    salt: int = 0,
+    pose_step: float = 0.0,
+    posed: bool = False,
 ) -> tuple[Camera, Tensor, list[str]]:
     """Poses, expressions (count, E) and styles of one subject's views; more views never change the first ones.
 
-    Yaw lies in +-60 degrees and pitch in +-25 degrees, both denser in the middle.
+    Yaw lies in +-60 degrees and pitch in +-25 degrees, both denser in the middle. Not ``posed``, those of the first view
+    follow from a subject's code, whose numbers are drawn from the same stream.
     """
     cameras, expressions, names = [], [], []
     generator = torch.Generator().manual_seed(_VIEWS_SEED + seed + 10_000_019 * salt)
+    if posed:
+        generator = stream("views", seed, salt)
     for _ in range(count):
         yaw, pitch, style = torch.rand(3, dtype=torch.float64, generator=generator).tolist()
         yaw, pitch = 2 * yaw - 1, 2 * pitch - 1
@@ -163,7 +173,7 @@ def _draw_subject(config: CacheConfig, folder: Path, compiled: bool, number: int
     """Draw all views of the ``number``-th subject into the arrays of ``folder``."""
     torch.set_num_threads(1)
     seed, views = config.seeds[number], config.views_per_subject
-    camera, expression, names = draw_views(seed, views, config.styles, config.seed, config.pose_step)
+    camera, expression, names = draw_views(seed, views, config.styles, config.seed, config.pose_step, config.posed)
     z = (subject_code([seed]) if config.coded else subject_z([seed])).expand(views, -1)
     scene = Scene.from_code(z) if config.coded else Scene.from_z(z, expression)
     for name, strength in config.exaggerate.items():

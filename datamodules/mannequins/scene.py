@@ -125,14 +125,14 @@ def subject_z(seeds: Iterable[int]) -> Tensor:
 def subject_code(seeds: Iterable[int]) -> Tensor:
     """(B, CODE_DIM) codes of numbered subjects: their latents, then their faces."""
     seeds = [int(seed) for seed in seeds]
-    faces = [torch.randn(len(FACE_AXES), dtype=torch.float64, generator=_face_generator(seed)) for seed in seeds]
+    faces = [torch.randn(len(FACE_AXES), dtype=torch.float64, generator=stream("face", seed)) for seed in seeds]
     face = torch.stack(faces).float() if faces else torch.zeros(0, len(FACE_AXES))
     return torch.cat([subject_z(seeds), face], 1)
 
 
-def _face_generator(seed: int) -> torch.Generator:
-    """A stream of its own. PyTorch takes a seed's lower 32 bits: adding a large number would not do."""
-    digest = hashlib.sha256(f"face:{seed}".encode()).digest()
+def stream(what: str, *numbers: int) -> torch.Generator:
+    """Draws of their own for each purpose. PyTorch takes a seed's lower 32 bits: adding a large number would not do."""
+    digest = hashlib.sha256(":".join(map(str, (what, *numbers))).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:4], "little"))
 
 
