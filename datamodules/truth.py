@@ -8,7 +8,6 @@ from typing import Any, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from models.camera import Camera
 from models.metrics.portrait import HeadTruth, ViewTruth
@@ -37,11 +36,19 @@ class KnowsItemTruth(Protocol):
         ...
 
 
+class Samples(Protocol):
+    """Samples by number."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Any: ...
+
+
 @runtime_checkable
 class KnowsStyleSet(Protocol):
     """Photos that are to be shown in the style of some pictures; with ``twin``, where that is known."""
 
-    def style_set(self) -> Dataset[Any]:
+    def style_set(self) -> Samples:
         """Samples whose ``image`` (V, 3, H, W) is in the style."""
         ...
 

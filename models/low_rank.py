@@ -30,7 +30,9 @@ def folded(before: Tensor, left: Tensor, right: Tensor) -> Tensor:
     Raises:
         ValueError: when the factors are of another weight.
     """
-    if left.shape != (len(before), len(right)) or right.shape[1] != before[0].numel():
+    if not min(before.ndim, left.ndim, right.ndim) or left.shape + right.shape != (
+        len(before), len(right), len(right), before[0].numel(),
+    ):  # fmt: skip
         raise ValueError(f"factors {tuple(left.shape)} and {tuple(right.shape)} do not make {tuple(before.shape)}")
     return before + (left.to(before) @ right.to(before)).view(before.shape)
 

@@ -34,6 +34,7 @@ from models.metrics.image import diversity, likeness
 from models.metrics.prior import nearest_pictures
 from models.metrics.records import Record
 from stages.base.adversarial import AdversarialLoss, AdversarialStage, Fakes, Optimization
+from stages.base.foreign import warn_of_embedded
 from stages.base.inversion import check_fit
 from stages.base.kinship import check_kin
 from stages.base.ranks import gather
@@ -44,6 +45,7 @@ log = logging.getLogger(__name__)
 
 _SAMPLES = 6  # codes that an artifact holds
 _CHUNK = 16  # pictures made or embedded at once
+_FEWEST = 4  # samples that distances between sets are told by
 _DIVERSE, _PAIRS = 200, 400  # pictures, and pairs of them, by which diversity is told
 PROTOCOL, VERSION = "finetune", "1"
 
@@ -69,7 +71,8 @@ class FinetuneStage(AdversarialStage):
         truncation: of the samples that are scored and shown.
         kid_features: network of the kernel distance to held-out style pictures, by which a fit is scored.
         scored: samples of a score.
-        patience: validations without a better score after which a fit stops; 0 never does. The best is handed on.
+        patience: validations without a better score after which a fit stops, and hands on what had the best; 0 hands on
+            what comes at the end.
         rank: ``test`` and ``predict`` take the changes of weights down to this rank, and hand on no more than their
             factors: a style of some hundred kilobytes, beside G; null leaves them whole.
         tested: the adapted generator that ``test`` measures; the averaged one of a checkpoint by default. blend: a
@@ -128,6 +131,8 @@ class FinetuneStage(AdversarialStage):
         self.scored, self.patience, self.rank, self._scratch = scored, patience, rank, discriminator
         check_positive(self, "truncation", "scored")
         check_not_negative(self, "patience")
+        if kid_features is not None and scored < _FEWEST:
+            raise UserError(f"model.scored is {scored}: distances to a set of pictures take {_FEWEST} samples or more")
         frozen = {"perceptual": perceptual, "identity": identity, "embedding": embedding, "kid_features": kid_features}
         for what, network, needed in (
             ("semantic", "perceptual", semantic is not None),
@@ -151,14 +156,15 @@ class FinetuneStage(AdversarialStage):
         self.metric_embedding = None if metric_embedding is None else Frozen(metric_embedding)
         self.attributes, self.neighbours = frozen_scorers(attributes), neighbours
         check_not_negative(self, "neighbours")
-        self._held: list[Tensor] = []  # of the running validation, or test
-        self._best: dict[str, Any] = {"score": None, "waited": 0, "weights": None}
+        self._held: dict[int, dict[str, Tensor]] = {}  # by place in the split, what validation or test has seen
+        self._best: dict[str, Any] = {"score": None, "waited": 0, "weights": None, "seen": 0}  # by which a fit stops
+        self._score: float | None = None  # the last
         self._guide: Tensor | None = None
 
     def build_model(self) -> None:
         generator = self.take("prior", self.prior.path, self.prior.module, Generator)
         judge = self._scratch
-        if judge is None and self.judge_name is not None:
+        if judge is None and self.judge_name is not None and self.tested is None:
             if self.judge_name not in self.inputs["prior"].manifest["modules"]:
                 raise UserError(
                     f"{self.prior.path} has no {self.judge_name!r} to start from: give a --model.discriminator, or "
@@ -187,6 +193,7 @@ class FinetuneStage(AdversarialStage):
                 raise UserError(
                     f"{self.tested.path} is no generator that model.prior could have become: its layers are others"
                 )
+            check_kin(self.inputs["tested"], self.inputs["prior"], self.prior.module)
             if self.blend is not None:
                 adapted = blended(self.source.module, adapted, self.blend)
             if self.rank is not None:
@@ -214,9 +221,11 @@ class FinetuneStage(AdversarialStage):
         if self.semantic is None and self.structure is None and self.shift is None:
             return (torch.stack(total).sum() if total else None), terms
         with torch.no_grad():
+            assert fakes.z is not None  # both are asked for the same z: where the mapping moves, w is not the same
             source = self.source.module.synthesis(
-                fakes.latents, fakes.camera, randomness=fakes.randomness(), taps=self.fake_taps
-            )
+                self.source.module.mapping(fakes.z), fakes.camera, expression=fakes.expression,
+                randomness=fakes.randomness(), taps=self.fake_taps,
+            )  # fmt: skip
         image = fakes.rendering.image
         if self.semantic is not None:
             assert self.perceptual is not None
@@ -255,6 +264,7 @@ class FinetuneStage(AdversarialStage):
                 "two or more, or set --model.kid_features null and --model.patience 0"
             )
         super().on_fit_start()
+        warn_of_embedded(self.generator, self.perceptual, self.identity, self.embedding)
         if self.shift is not None:
             self._guide = self._direction(self.shift)
 
@@ -266,7 +276,9 @@ class FinetuneStage(AdversarialStage):
         assert isinstance(data, SplitDataModule)
         train = data.datasets["train"]
         style = [embedding(train[i]["image"].to(self.device)) for i in range(len(train))]
-        source = [embedding(part.to(self.device)) for part in self.pictures(self.source.module, shift.pictures, 1.0)]
+        labels = torch.cat([train[i]["label"] for i in range(len(train))]) if "label" in train[0] else None
+        pictures = self.pictures(self.source.module, shift.pictures, labels, 1.0)
+        source = [embedding(part.to(self.device)) for part in pictures]
         return shift.guide(torch.cat(style), torch.cat(source))
 
     def on_train_start(self) -> None:
@@ -293,12 +305,22 @@ class FinetuneStage(AdversarialStage):
 
     # -- validation ----------------------------------------------------------------------------------------------
 
-    def pictures(self, generator: Generator, count: int, truncation: float | None = None) -> Iterator[Tensor]:
-        """Random heads from random poses, (n, 3, R, R) at a time on the CPU: the same of each generator."""
+    def pictures(
+        self, generator: Generator, count: int, labels: Tensor | None = None, truncation: float | None = None
+    ) -> Iterator[Tensor]:
+        """Random heads, (n, 3, R, R) at a time on the CPU: the same of each generator.
+
+        Args:
+            labels: (N, 25) cameras that see them in 3D, again and again; random ones of the generator's rig by default.
+        """
         for start in range(0, count, _CHUNK):
             draws, size = item_generator(self.seed, "sample", start), min(_CHUNK, count - start)
             z = generator.sample_z(size, draws).to(self.device)
-            camera: Camera | None = generator.rig.random(size, draws).to(self.device) if generator.is_3d else None
+            camera = None
+            if generator.is_3d and labels is not None:
+                camera = Camera.from_label(labels[torch.arange(start, start + size) % len(labels)].to(self.device))
+            elif generator.is_3d:
+                camera = generator.rig.random(size, draws).to(self.device)
             ws = generator.mapping(z, truncation=self.truncation if truncation is None else truncation)
             yield generator.synthesis(ws, camera).image.clamp(-1, 1).cpu()
 
@@ -311,33 +333,69 @@ class FinetuneStage(AdversarialStage):
     def validation_step(self, batch: PortraitBatch, batch_idx: int) -> None:
         self.check_size(batch)
         super().validation_step(batch, batch_idx)
-        self._held.append(batch["image"].flatten(0, 1).cpu())
+        self._hold(batch)
+
+    def _hold(self, batch: PortraitBatch) -> list[int]:
+        """Keep what set distances compare with: places in the split, as the loader deals subjects out."""
+        places = []
+        labels = {"label": batch["label"].cpu()} if "label" in batch else {}
+        for row, image in enumerate(batch["image"].cpu()):
+            places.append(len(self._held) * self.world_size + self.global_rank)
+            self._held[places[-1]] = {"image": image, **{name: label[row] for name, label in labels.items()}}
+        return places
+
+    def _all_held(self) -> tuple[Tensor, Tensor | None]:
+        """Of all ranks, in the split's order, and none is kept: pictures (N, 3, H, W), labels (N, 25) or none."""
+        held, self._held = dict(gather(list(self._held.items()))), {}
+        subjects = [held[place] for place in sorted(held)]
+        labels = torch.cat([one["label"] for one in subjects]) if subjects and "label" in subjects[0] else None
+        return torch.cat([one["image"] for one in subjects]) if subjects else torch.zeros(0, 3, 1, 1), labels
 
     @torch.no_grad()
     def on_validation_epoch_end(self) -> None:
-        held, self._held = gather(self._held), []
+        held, labels = self._all_held()
         if self.kid_features is None:
             return
-        # One score for all ranks, by which all go on, or stop.
-        found, real = self._features(held, self.kid_features.module)
-        score = self.trainer.strategy.broadcast(feature_distances(found, real, self.seed, metrics=["kid"])["kid"])
+        score = self._scored(held, labels)
         self.log("val/kid", score, prog_bar=True, rank_zero_only=False)
         self.validated = {"val/kid": score}
-        if self.trainer.sanity_checking:
-            return
+        if not self.trainer.sanity_checking and self.patience:
+            self._wait(score)
+
+    def _scored(self, held: Tensor, labels: Tensor | None) -> float:
+        """KID of samples; one score for all ranks, by which all go on, or stop."""
+        assert self.kid_features is not None
+        found, real = self._features(held, labels, self.kid_features.module)
+        kid = feature_distances(found, real, self.seed, metrics=["kid"])["kid"]
+        self._score = float(self.trainer.strategy.broadcast(kid))
+        return self._score
+
+    def _wait(self, score: float) -> None:
+        """Keep the best weights; stop where they have been the best for long."""
         best = self._best
         if best["score"] is None or score < best["score"]:
             weights = {name: tensor.detach().cpu().clone() for name, tensor in self.average.module.state_dict().items()}
-            self._best = {"score": score, "waited": 0, "weights": weights}
+            self._best = {"score": score, "waited": 0, "weights": weights, "seen": int(self.steps_done)}
         else:
-            best["waited"] += 1
-            if self.patience and best["waited"] >= self.patience:
+            best |= {"waited": best["waited"] + 1, "seen": int(self.steps_done)}
+            if best["waited"] >= self.patience:
                 self.trainer.should_stop = True
 
-    def _features(self, held: list[Tensor], network: nn.Module) -> tuple[Tensor, Tensor]:
+    @torch.no_grad()
+    def on_train_end(self) -> None:
+        """What comes of the last steps is scored as well, though no validation falls on them."""
+        super().on_train_end()
+        if self.patience and self._best["seen"] < int(self.steps_done):
+            data = self.trainer.datamodule  # type: ignore[attr-defined]
+            assert isinstance(data, SplitDataModule)
+            held = [data.datasets["val"][i] for i in range(len(data.datasets["val"]))]
+            labels = torch.cat([one["label"] for one in held]) if "label" in held[0] else None
+            self._wait(self._scored(torch.cat([one["image"] for one in held]), labels))
+
+    def _features(self, held: Tensor, labels: Tensor | None, network: nn.Module) -> tuple[Tensor, Tensor]:
         """Of samples, and of held-out pictures."""
-        samples = self.pictures(self.average.module, self.scored)
-        return features_of(network, samples, self.device), features_of(network, held, self.device)
+        samples = self.pictures(self.average.module, self.scored, labels)
+        return features_of(network, samples, self.device), features_of(network, [held], self.device)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
@@ -345,7 +403,7 @@ class FinetuneStage(AdversarialStage):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
-        self._best = checkpoint.get("best", self._best)
+        self._best |= checkpoint.get("best", {})
 
     def export(self) -> Export:
         """The generator; beside it G, and codes of samples that both show: a style has a strength in ``view``."""
@@ -354,6 +412,7 @@ class FinetuneStage(AdversarialStage):
             self.average.module.load_state_dict(self._best["weights"])
             self.average.module.update_mean()
         found = Export({"generator": self.average.module.eval()}) if predicts else super().export()
+        score = self._score if self._best["score"] is None else self._best["score"]
         codes = self._samples()
         modules: dict[str, nn.Module] = {**found.modules, "original": self.source.module}
         modules["samples"] = HeadCodes.pack(codes, self.source.module)
@@ -372,7 +431,7 @@ class FinetuneStage(AdversarialStage):
         return replace(
             found,
             modules=modules,
-            metrics={} if self._best["score"] is None else {"val/kid": self._best["score"]},
+            metrics={} if score is None else {"val/kid": score},
             extra={**extra, "truncation": self.truncation, **subject_index(entries)},
             dtype={**found.dtype, "generator": "float16"},
             delta_of=delta_of,
@@ -398,7 +457,7 @@ class FinetuneStage(AdversarialStage):
         """Against the truth where codes are known: what a style's pictures show of the same heads."""
         self.check_size(batch)
         image, views = batch["image"].flatten(0, 1), batch["image"].shape[1]
-        self._held.append(image.cpu())
+        places = self._hold(batch)
         if "z" not in batch or "seed" not in batch:
             return
         if batch["z"].shape[1] != self.generator.z_dim or (views > 1 and not self.generator.is_3d):
@@ -409,11 +468,13 @@ class FinetuneStage(AdversarialStage):
                     *(batch["z"].shape[1], views, self.generator.z_dim),
                 )
             return
-        found = self.average.module.synthesis(self.average.module.mapping(batch["z"]), self.camera(batch)).image
+        generator, expression = self.average.module, self.expression(batch)
+        found = generator.synthesis(generator.mapping(batch["z"]), self.camera(batch), expression=expression).image
         for name, values in self._compared(found.clamp(-1, 1), image).items():
             for row, value in enumerate(values.tolist()):
-                subject, view = str(int(batch["seed"][row // views])), f"picture{batch_idx * len(image) + row}"
-                self.records.add([self._record(name, "twin", value, subject, view, subject)])
+                of, view = divmod(row, views)
+                subject, picture = str(int(batch["seed"][of])), f"picture{places[of] * views + view}"
+                self.records.add([self._record(name, "twin", value, subject, picture, subject)])
 
     def _compared(self, found: Tensor, truth: Tensor) -> dict[str, Tensor]:
         """How alike pictures are, (B,) each."""
@@ -426,6 +487,7 @@ class FinetuneStage(AdversarialStage):
         networks = {"fid": self.kid_features, "kid": self.kid_features, "cmmd": self.metric_embedding}
         networks["recall"] = self.kid_features
         networks |= {"id": self.metric_identity, "psnr": None}
+        networks |= {f"{name}_error": held for held in self.attributes for name in held.module.names}
         used = networks.get(metric, self.metric)
         network, name = "" if used is None else type(used.module).__name__, f"{metric}_{to}" if to else metric
         return Record(PROTOCOL, VERSION, "test", item, view, self.seed, self.variant, network, name, value, subject)
@@ -433,35 +495,35 @@ class FinetuneStage(AdversarialStage):
     @torch.no_grad()
     def summary(self) -> list[Record]:
         """What samples tell: how far from the style, how far from G at equal codes, how different from one another."""
-        held, self._held = gather(self._held), []
+        held, labels = self._all_held()
         if not self.trainer.is_global_zero:
             return []
         records = []
-        if self.kid_features is not None and sum(map(len, held)) > 1:
-            features = self._features(held, self.kid_features.module)
+        if self.kid_features is not None and len(held) > 1:
+            features = self._features(held, labels, self.kid_features.module)
             values = {**feature_distances(*features, self.seed), "recall": recall(*features)}
             records += [self._record(name, "", value) for name, value in values.items()]
         if self.metric_embedding is not None:
-            value = cmmd(*self._features(held, self.metric_embedding.module))
+            value = cmmd(*self._features(held, labels, self.metric_embedding.module))
             records.append(self._record("cmmd", "", value))
-        both = [self.pictures(network, self.scored) for network in (self.average.module, self.source.module)]
+        both = [self.pictures(network, self.scored, labels) for network in (self.average.module, self.source.module)]
         for part, (ours, theirs) in enumerate(zip(*both, strict=True)):
             for name, values in self._compared(ours.to(self.device), theirs.to(self.device)).items():
                 for row, value in enumerate(values.tolist()):
                     records.append(self._record(name, "source", value, f"code{part * _CHUNK + row}"))
         if self.metric is not None and self.scored > 1:
-            some = torch.cat(list(self.pictures(self.average.module, min(self.scored, _DIVERSE)))).to(self.device)
-            apart = diversity(self.metric.module, some, _PAIRS, self.seed, _CHUNK)
+            some = torch.cat(list(self.pictures(self.average.module, min(self.scored, _DIVERSE), labels)))
+            apart = diversity(self.metric.module, some.to(self.device), _PAIRS, self.seed, _CHUNK)
             records.append(self._record("diversity", "", float(apart)))
-        return records + (self._nearest(torch.cat(held)) if self.neighbours else [])
+        return records + (self._nearest(held, labels) if self.neighbours else [])
 
-    def _nearest(self, held: Tensor) -> list[Record]:
+    def _nearest(self, held: Tensor, labels: Tensor | None) -> list[Record]:
         """Whether samples repeat what was trained on: nearer than pictures are that were not."""
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         assert isinstance(data, SplitDataModule)
         data.setup("fit")
         train = data.datasets["train"]
-        asked = {"train": torch.cat(list(self.pictures(self.average.module, self.neighbours)))}
+        asked = {"train": torch.cat(list(self.pictures(self.average.module, self.neighbours, labels)))}
         asked["train_held_out"] = held[: self.neighbours]
         found, shown = nearest_pictures(asked, (train[i]["image"] for i in range(len(train))))
         write_image(self.out / "neighbours.png", shown)

@@ -21,12 +21,12 @@ from models.camera import Camera
 from models.checks import check_not_negative
 from models.encoders.base import Encoder, inverted
 from models.errors import UserError
-from models.features.base import Frozen
+from models.features.base import Frozen, frozen_scorers
 from models.files import atomic_write
 from models.generators.base import Generator
 from models.heads.codes import HeadCode, HeadCodes
 from models.heads.index import Entry, subject_index
-from models.heads.projector import Projector, Search
+from models.heads.projector import ItemCodes, Projector, Search
 from models.image import read_image, resized, write_image
 from models.latents import Latents
 from models.losses.adaptation import SemanticLoss
@@ -34,6 +34,7 @@ from models.metrics.image import likeness
 from models.metrics.portrait import ViewTruth
 from models.metrics.records import Record
 from models.rendering.sheets import sheet
+from stages.base.foreign import warn_of_embedded
 from stages.base.inversion import check_fit
 from stages.base.kinship import check_kin
 from stages.base.per_item import GroupState, PerItemStage
@@ -55,7 +56,8 @@ class KnowsTwins(Protocol):
 
 @dataclass(frozen=True)
 class PairSearch(Search):
-    """How z+ is looked for at the second level. The defaults are the paper's where it says something.
+    """How codes are looked for at the second level: in z+, or in w+, which the paper finds worse (Sec. 4.5), from an
+    encoder to the same space. The defaults are the paper's where it says something.
 
     Attributes:
         shell: weight of ((|z|^2 / z_dim) - 1)^2 of each layer's z, which keeps it where N(0, I) is dense.
@@ -68,8 +70,11 @@ class PairSearch(Search):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_not_negative(self, "shell", where="search.")
-        if self.space != "z+":
-            raise UserError(f"search.space is {self.space!r}: pairs are looked for in z+, from the encoder's codes on")
+        if self.space not in ("z+", "w+") or (self.shell and self.space == "w+"):
+            raise UserError(
+                f"search.space is {self.space!r}: pairs are looked for in z+, from the encoder's codes on, or in w+, "
+                "which has no shell"
+            )
         if self.restarts > 1 or self.candidates or self.refine or self.length != 1:
             raise UserError("search: pairs start at the encoder's codes: no restarts, candidates, refine or length")
         if self.optimize_expression or self.optimize_noise:
@@ -99,13 +104,15 @@ class PairsStage(PerItemStage[Artwork, PairsState]):
 
     Args:
         prior: artifact and module of G. style: of G*.
-        embed: artifact of the encoder to Z+. refine: of the encoder to W+.
+        embed: artifact of the encoder to Z+, or to W+ where ``search.space`` is w+: a generator whose z holds for all
+            its layers, as those of the 3D priors, has no other. refine: of the encoder to W+.
         perceptual, identity: networks of L_semantic.
         semantic: its weights.
         search: of step 2. refine_from: "p2" or "s".
         pose: estimates the camera of pictures that have none, for 3D generators.
         tested: artifact of this stage whose photographs ``test`` compares with the true ones; ``metric`` and
             ``metric_identity`` are networks that no pair was made with, by default those that they were.
+            attributes: what scores heads by their pictures.
         variant: name in the scores.
         steps, group_size, save_every, seed: as :class:`PerItemStage`.
     """
@@ -127,6 +134,7 @@ class PairsStage(PerItemStage[Artwork, PairsState]):
         tested: ArtifactRef | None = None,
         metric: nn.Module | None = None,
         metric_identity: nn.Module | None = None,
+        attributes: list[nn.Module] | None = None,
         variant: str = "pairs",
         steps: int = 1000,
         group_size: int = 1,
@@ -144,6 +152,7 @@ class PairsStage(PerItemStage[Artwork, PairsState]):
         self.tested, self.variant = tested, variant
         self.metric = self.perceptual if metric is None else Frozen(metric)
         self.metric_identity = self.identity if metric_identity is None else Frozen(metric_identity)
+        self.attributes = frozen_scorers(attributes)
         self._shown: dict[str, Path] = {}  # sheets by name
 
     def build_model(self) -> None:
@@ -158,8 +167,11 @@ class PairsStage(PerItemStage[Artwork, PairsState]):
         self.adapted = self.take("style", self.style.path, self.style.module, Generator).requires_grad_(False)
         self.embed = self.take("embed", self.embed_from.path, "encoder", Encoder).requires_grad_(False)
         self.refine = self.take("refine", self.refine_with.path, "encoder", Encoder).requires_grad_(False)
-        if self.embed.space != "z":
-            raise UserError(f"{self.embed_from.path} has an encoder to w: model.embed is one to z+")
+        if self.embed.space != self.search.space[0]:
+            raise UserError(
+                f"{self.embed_from.path} has an encoder to {self.embed.space}: model.embed is one to "
+                f"{self.search.space}, model.search.space"
+            )
         if self.refine.space != "w":
             raise UserError(f"{self.refine_with.path} has an encoder to z: model.refine is one to w+")
         for encoder in (self.embed, self.refine):
@@ -172,6 +184,7 @@ class PairsStage(PerItemStage[Artwork, PairsState]):
     def on_fit_start(self) -> None:
         if self.tested is not None:
             raise UserError("fit makes pairs, and does not test any: leave --model.tested out")
+        warn_of_embedded(self.generator, self.perceptual, self.identity)
         super().on_fit_start()
 
     # -- one group --------------------------------------------------------------------------------
@@ -183,14 +196,20 @@ class PairsStage(PerItemStage[Artwork, PairsState]):
         loss = partial(self.distance, pictures)
         projector = Projector(self.adapted, self.search, loss, labels, self.steps, ("loss",))
         for row in range(len(items)):
-            projector.begin(row, self._embedded(pictures[row : row + 1]))
+            projector.begin(row, self._first(pictures[row : row + 1]))
         return PairsState(items, projector, projector.optimizers(), projector, pictures)
 
-    def _embedded(self, picture: Tensor) -> Tensor:
-        """z1 (1, num_ws, z_dim)."""
+    def _first(self, picture: Tensor) -> Latents | Tensor:
+        """Where the search begins: z1 (1, num_ws, z_dim), or w1 outside of z."""
+        if self.embed.space == "w":
+            return inverted(picture, self.embed, self.generator)[0]
         mean = self.embed.mean_latents
         assert mean is not None
         return self.embed.codes(resized(picture, self.embed.resolution), mean).groups["z"]
+
+    def _optimised(self, projector: Projector, found: ItemCodes) -> Latents:
+        """w2, which z2 is mapped to by G."""
+        return self.generator.mapping(found.codes["z"][found.rows]) if "z" in found.codes else projector.latents(found)
 
     def _camera(self, item: Artwork) -> Camera | None:
         return find_camera(item, self.generator, self.pose, None, self.device) if self.generator.is_3d else None
@@ -220,7 +239,7 @@ class PairsStage(PerItemStage[Artwork, PairsState]):
         projector.choose()
         for row, (item, found) in enumerate(zip(state.items, projector, strict=True)):
             picture, camera = state.pictures[row : row + 1], projector.camera(found)
-            codes = [self.generator.mapping(z) for z in (self._embedded(picture), found.codes["z"][found.rows])]
+            codes = [inverted(picture, self.embed, self.generator)[0], self._optimised(projector, found)]
             photos = [self.generator.synthesis(ws, camera).image.clamp(-1, 1) for ws in codes]
             last, _ = inverted(photos[1] if self.refine_from == "p2" else picture, self.refine, self.generator)
             codes.append(last)
@@ -284,10 +303,13 @@ class PairsStage(PerItemStage[Artwork, PairsState]):
             for k, file in files.items():
                 photo = resized(read_image(found.media(file)), truth.shape[-1]).to(self.device)
                 identity = None if self.metric_identity is None else self.metric_identity.module
-                scores = likeness(photo, truth, self.metric.module, identity)
+                scorers = [held.module for held in self.attributes]
+                scores = likeness(photo, truth, self.metric.module, identity, attributes=scorers)
                 for name, value in scores.items():
                     variant = f"{self.variant}, level {k}" if k else "the style's picture"
-                    used = {"lpips": self.metric, "id": self.metric_identity}.get(name)
+                    networks = {"lpips": self.metric, "id": self.metric_identity}
+                    networks |= {f"{what}_error": held for held in self.attributes for what in held.module.names}
+                    used = networks.get(name)
                     network = "" if used is None else type(used.module).__name__
                     record = Record(
                         PROTOCOL, VERSION, "test", item.id, "", self.seed, variant, network, name, float(value)

@@ -185,8 +185,7 @@ class PriorStage(AdversarialStage):
             raise UserError(
                 "a generator without cameras shows one picture of each code: set --data.init_args.posed true"
             )
-        expression = batch["expression"].flatten(0, 1) if generator.expressions and "expression" in batch else None
-        rendering = generator.synthesis(latents, camera, expression=expression, randomness=randomness)
+        rendering = generator.synthesis(latents, camera, expression=self.expression(batch), randomness=randomness)
         return Fakes(rendering, latents, camera)
 
     def generator_terms(self, batch: PortraitBatch, fakes: Fakes) -> tuple[Tensor | None, dict[str, Tensor]]:

@@ -7,6 +7,7 @@ import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import safetensors.torch
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from datamodules.artworks import Artwork
 from datamodules.photos import PhotoDataModule
+from datamodules.resumable import SplitDataModule
 from datamodules.truth import KnowsStyleSet
 from models.batches import PortraitBatch
 from models.camera import Camera
@@ -30,6 +32,7 @@ from models.metrics.distribution import Distribution, cmmd, feature_distances, f
 from models.metrics.image import likeness
 from models.metrics.records import Record
 from models.rendering.sheets import sheet
+from stages.base.foreign import warn_of_embedded
 from stages.base.inversion import check_fit
 from stages.base.kinship import check_kin
 from stages.base.ranks import gather
@@ -40,6 +43,7 @@ from stages.gallery.rows import page
 log = logging.getLogger(__name__)
 
 PROTOCOL, VERSION = "restyle", "1"
+_FEWEST = 2  # pictures that distances between sets are told by
 
 
 class RestyleStage(Stage):
@@ -56,9 +60,10 @@ class RestyleStage(Stage):
     Args:
         style: artifact and module of G'.
         encoder: artifact of the encoder to W of the generator that G' came from.
-        samples: variations of each photo. mix_from: the n of theirs, one picture each.
-        truncation: of the random codes. content_truncation: of the photo's own (the paper: .7 for cartoons, .6 for
-            anime, .9 otherwise).
+        samples: variations of each photo. variation: what they are drawn from, Z, or Z+, a z for each code, which the
+            paper names. mix_from: the n of theirs, one picture each.
+        truncation: of the random codes. content_truncation: of the photo's own. The paper has one number for both: .7
+            for cartoons, .6 for anime, .9 otherwise.
         reference: a picture in the style, framed as the photos are; null for none. reference_from: as ``mix_from``.
         search: how the reference's code is looked for. perceptual: its LPIPS.
         tile: side of a picture on the page, pixels.
@@ -76,6 +81,7 @@ class RestyleStage(Stage):
         style: GeneratorRef,
         encoder: ArtifactRef,
         samples: int = 4,
+        variation: Literal["z", "z+"] = "z",
         mix_from: list[int] = [3, 6, 9, 12],  # noqa: B006 - read only
         truncation: float = 0.7,
         content_truncation: float = 1.0,
@@ -100,6 +106,7 @@ class RestyleStage(Stage):
                 "restyle: a reference's code is looked for by a perceptual distance: give --model.perceptual"
             )
         self.style, self.encoder_from, self.samples, self.mix_from = style, encoder, samples, mix_from
+        self.variation = variation
         self.truncation, self.content_truncation = truncation, content_truncation
         self.reference, self.reference_from = reference, reference_from
         self.search, self.tile, self.seed = search, tile, seed
@@ -159,14 +166,17 @@ class RestyleStage(Stage):
             )
         self._begin()
         if self.reference is not None:
+            warn_of_embedded(self.generator, self.perceptual)
             picture = data.framed(self.reference).at(self.generator.resolution)[None]
             self._guide = self._reference(self.reference, picture.to(self.device))
 
     @torch.no_grad()
     def _begin(self) -> None:
         """Draw the variations, before any photo comes."""
-        z = [self.generator.sample_z(1, item_generator(self.seed, "variation", k)) for k in range(self.samples)]
-        self._variations = [self.generator.mapping(one.to(self.device), truncation=self.truncation) for one in z]
+        generator, many = self.generator, self.generator.num_ws if self.variation == "z+" else 1
+        drawn = [generator.sample_z(many, item_generator(self.seed, "variation", k)) for k in range(self.samples)]
+        codes = [z[None] if self.variation == "z+" else z for z in drawn]
+        self._variations = [generator.mapping(z.to(self.device), truncation=self.truncation) for z in codes]
         self._guide = None
 
     @torch.no_grad()
@@ -175,7 +185,8 @@ class RestyleStage(Stage):
         assert self.perceptual is not None
         distance: PerceptualDistance = self.perceptual.module  # type: ignore[assignment]
         digest = hashlib.sha256(picture.cpu().numpy().tobytes())
-        told = (self.inputs["style"].id, self.style.module, self.search, self.seed, type(distance).__qualname__)
+        kind = (type(distance).__qualname__, getattr(distance, "init_args", None))
+        told = (self.inputs["style"].id, self.style.module, self.search, self.seed, kind)
         digest.update(f"{told} {fingerprint(self.perceptual.module)}".encode())
         file = cache_root() / "references" / f"{digest.hexdigest()[:32]}.safetensors"
         if self.global_rank == 0 and _kept(file) is None:
@@ -193,7 +204,7 @@ class RestyleStage(Stage):
 
     def pictures(self, photo: Tensor, camera: Camera | None = None) -> dict[str, Tensor]:
         """What becomes of photos (B, 3, H, W), seen by their cameras in 3D: pictures (B, 3, R, R) by name."""
-        ws, _ = inverted(photo, self.encoder, self.generator)
+        ws, expression = inverted(photo, self.encoder, self.generator)
         ws = ws.truncate(self.generator.mean_latents, self.content_truncation)
         found = {"general": ws}
         for k, style in enumerate(self._variations, 1):
@@ -202,7 +213,10 @@ class RestyleStage(Stage):
         if self._guide is not None:
             for first in self.reference_from:
                 found[f"reference_from{first}"] = ws.mix(self._guide.repeat_interleave(len(photo)), first)
-        return {name: self.generator.synthesis(codes, camera).image.clamp(-1, 1) for name, codes in found.items()}
+        return {
+            name: self.generator.synthesis(codes, camera, expression=expression).image.clamp(-1, 1)
+            for name, codes in found.items()
+        }
 
     def caption(self, name: str) -> str:
         """What a picture's name says, in words."""
@@ -231,7 +245,8 @@ class RestyleStage(Stage):
             write_image(folder / "row.png", contact := sheet([tiles], self.tile))
             self._shown = contact if self._shown is None else self._shown
             with atomic_write(folder / "item.json") as file:
-                file.write_text(json.dumps({"id": item.id, "pictures": ["photo", *shown], "seed": self.seed}) + "\n")
+                told = {"truncation": self.truncation, "content_truncation": self.content_truncation, "seed": self.seed}
+                file.write_text(json.dumps({"id": item.id, "pictures": ["photo", *shown], **told}) + "\n")
             self._done.append(item.id)
 
     @torch.no_grad()
@@ -257,13 +272,21 @@ class RestyleStage(Stage):
     # -- test -------------------------------------------------------------------------------------
 
     def on_test_start(self) -> None:
-        if not isinstance(self.trainer.datamodule, KnowsStyleSet):  # type: ignore[attr-defined]
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        if not (isinstance(data, KnowsStyleSet) and isinstance(data, SplitDataModule)):
             raise UserError(
                 "test compares photos with a style set: give --data datamodules.style_sets.PhotosAndStyle, or "
                 "datamodules.mannequins.twins.MannequinTwins, which knows the photos' true pictures in a style as well"
             )
         if self.reference is not None:
             raise UserError("test takes no reference: leave --model.reference out")
+        photos, pictures = data.datasets["test"], data.style_set()
+        if self._of_sets() and min(len(photos), len(pictures)) < _FEWEST:
+            raise UserError(
+                f"distances to a style are told by {_FEWEST} pictures of each kind or more, there are {len(photos)} "
+                f"photos and {len(pictures)} pictures in the style: set --model.kid_features and "
+                "--model.metric_embedding to null"
+            )
         self._begin()
 
     @torch.no_grad()
@@ -292,7 +315,8 @@ class RestyleStage(Stage):
     def _record(self, variant: str, metric: str, value: float, item: str = "all") -> Record:
         used = {"lpips": self.metric, "id": self.metric_identity, "cmmd": self.metric_embedding}
         used |= dict.fromkeys(("fid", "kid"), self.kid_features)
-        held = used.get(metric.split("_")[0])
+        used |= {name: held for held in self.attributes for name in held.module.names}
+        held = used.get(metric.split("_")[0]) or used.get(metric.rsplit("_", 2)[0])  # of NAME_error_photo as well
         network = "" if held is None else type(held.module).__name__
         return Record(PROTOCOL, VERSION, "test", item, "", self.seed, variant, network, metric, value)
 
@@ -305,8 +329,10 @@ class RestyleStage(Stage):
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         assert isinstance(data, KnowsStyleSet)
         pictures = data.style_set()
-        parts = [pictures[i]["image"] for i in range(len(pictures))]  # type: ignore[arg-type]
-        style = {name: features_of(network, parts, self.device) for name, network in self._of_sets().items()}
+        style = {}
+        for name, network in self._of_sets().items():
+            parts = (pictures[i]["image"] for i in range(len(pictures)))
+            style[name] = features_of(network, parts, self.device)
         records = []
         for (name, variant), found in features.items():
             values = feature_distances(found, style[name], self.seed) if name == "kid" else {}

@@ -149,8 +149,8 @@ def draw_views(
 ) -> tuple[Camera, Tensor, list[str]]:
     """Poses, expressions (count, E) and styles of one subject's views; more views never change the first ones.
 
-    Yaw lies in +-60 degrees and pitch in +-25 degrees, both denser in the middle. Not ``posed``, those of the first view
-    follow from a subject's code, whose numbers are drawn from the same stream.
+    Yaw lies in +-60 degrees and pitch in +-25 degrees, both denser in the middle. Those of the first view follow from
+    the subject's code, whose numbers are drawn from the same stream, unless they are ``posed``.
     """
     cameras, expressions, names = [], [], []
     generator = torch.Generator().manual_seed(_VIEWS_SEED + seed + 10_000_019 * salt)

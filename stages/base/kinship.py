@@ -23,7 +23,8 @@ def check_kin(made: Artifact, of: Artifact, module: str = "generator") -> None:
     ours = {source.id, *source.ancestors}
     if "generator" in made.manifest["modules"]:
         theirs, _ = made.origin("generator")
-        related = theirs.id in ours or source.id in theirs.ancestors
+        recorded = (made.manifest["modules"]["generator"]["delta_of"] or {}).get("id")  # though it may not lie here
+        related = theirs.id in ours or recorded in ours or source.id in theirs.ancestors
     elif made.ancestors:
         theirs, related = made, bool(ours & made.ancestors.keys())
     else:

@@ -43,6 +43,9 @@ def test_halves_that_are_missing_or_of_another_weight():
             unfold(stored, base)
     with pytest.raises(ValueError, match="do not make"):
         unfold({"w" + LEFT: draws(6, 1), "w" + RIGHT: draws(1, 5)}, base)
+    for whole, left, right in ((torch.zeros(()), draws(1, 1), draws(1, 1)), (base["w"], draws(6, 1), draws(6))):
+        with pytest.raises(ValueError, match="do not make"):  # files may say anything
+            unfold({"w" + LEFT: left, "w" + RIGHT: right}, {"w": whole})
 
 
 def test_an_artifact_of_factors(tmp_path):

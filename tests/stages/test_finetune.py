@@ -227,8 +227,8 @@ def coded(work):
         for name, parameter in adapted.named_parameters():
             if name.startswith("backbone"):
                 parameter.add_(0.1 * torch.randn_like(parameter))
-    artifact.save(work / "coded", stage="prior", modules={"generator": generator})
-    artifact.save(work / "instyle", stage="finetune", modules={"generator": adapted})
+    source = artifact.save(work / "coded", stage="prior", modules={"generator": generator})
+    artifact.save(work / "instyle", stage="finetune", modules={"generator": adapted}, parents={"prior": source})
     data = {
         "train_subjects": 1, "val_subjects": 1, "test_subjects": 3, "size": SIDE, "views_per_subject": 1,
         "batch_size": 2, "supersample": 1, "draw_workers": 0, "styles": ["toon"], "coded": True, "posed": True,
@@ -306,6 +306,10 @@ def test_a_blend_is_measured_and_handed_on(work, coded, tmp_path):
         run(predict, tmp_path / "nothing", "--model.tested=null")
     with pytest.raises(UserError, match=r"no generator that model\.prior could have become"):
         run(test, tmp_path / "other", f"--model.tested.path={work / 'prior2d'}")
+    modules = {"generator": artifact.load(work / "instyle").module("generator")}
+    artifact.save(tmp_path / "stranger", stage="finetune", modules=modules)
+    with pytest.raises(UserError, match="was made for another generator"):
+        run(test, tmp_path / "another", f"--model.tested.path={tmp_path / 'stranger'}")
 
 
 @torch.no_grad()

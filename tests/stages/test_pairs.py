@@ -169,6 +169,25 @@ def test_sheets_show_all(work, tmp_path, monkeypatch):
 
 
 @torch.no_grad()
+@torch.no_grad()
+def test_the_search_outside_of_z(work, tmp_path):
+    """From the encoder to W+, in W+."""
+    refine = {"path": str(work / "refine")}
+    found = run(
+        line(work, embed=refine, search={"space": "w+", "learning_rate": 5e-3, "shell": 0.0}, steps=60), tmp_path
+    )
+    generator, style = found.module("generator"), artifact.load(work / "adapted").module("generator")
+    encoder, first, second = (
+        artifact.load(work / "refine").module("encoder"),
+        *(found.module(f"pairs{k}") for k in (1, 2)),
+    )
+    for name in IDS:
+        s = picture(found, f"style_{name}.png")
+        torch.testing.assert_close(first[name].latents.ws, inverted(s, encoder, generator)[0].ws, atol=1e-4, rtol=1e-4)
+        before, after = (Difference()(style.synthesis(codes[name].latents).image, s) for codes in (first, second))
+        assert float(after) < float(before)
+
+
 def test_refinement_from_the_style_picture(work, tmp_path):
     """As Eq. 6 is printed."""
     found = run(line(work, refine_from="s"), tmp_path)
@@ -217,8 +236,10 @@ def test_what_does_not_fit(work, tmp_path):
         run(line(work, embed={"path": str(work / "refine")}), tmp_path)
     with pytest.raises(UserError, match=r"has an encoder to z: model\.refine is one to w"):
         run(line(work, refine={"path": str(work / "embed")}), tmp_path)
-    with pytest.raises(UserError, match=r"search\.space is 'w\+'"):
-        run(line(work, search={"space": "w+"}), tmp_path)
+    with pytest.raises(UserError, match=r"search\.space is 'w'"):
+        run(line(work, search={"space": "w"}), tmp_path)
+    with pytest.raises(UserError, match=r"has an encoder to z: model\.embed is one to w\+, model\.search\.space"):
+        run(line(work, search={"space": "w+", "shell": 0.0}), tmp_path)
     with pytest.raises(UserError, match="no optimize_expression or optimize_noise"):
         run(line(work, search={"optimize_noise": True}), tmp_path)
     with pytest.raises(UserError, match=r"set --model\.identity"):

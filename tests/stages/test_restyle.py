@@ -1,5 +1,7 @@
 """Photos in a style: codes of a tiny encoder, pictures of a tiny generator."""
 
+import json
+
 import pytest
 import safetensors.torch
 import torch
@@ -102,6 +104,20 @@ def test_pictures_are_of_mixed_codes(work, tmp_path, monkeypatch):
     page = (tmp_path / "out" / "index.html").read_text()
     assert all(f"items/{name}/{kind}.png" in page for name in IDS for kind in ("photo", *expected))
     assert "sample2 (seed 0), codes from 5 on (32 px)" in page
+
+
+@torch.no_grad()
+def test_variations_of_a_code_for_each_layer(work, tmp_path):
+    """Drawn from Z+."""
+    run(line(work, samples=1, reference=None, mix_from=[0], variation="z+"), tmp_path)
+    generator = artifact.load(work / "instyle").module("generator")
+    z = generator.sample_z(generator.num_ws, item_generator(0, "variation", 0))[None]
+    picture = generator.synthesis(generator.mapping(z, truncation=0.7)).image.clamp(-1, 1)
+    found = [read_image(tmp_path / "items" / name / "sample1_from0.png") for name in ("a", "b")]
+    torch.testing.assert_close(found[0], picture, atol=0.01, rtol=0)
+    assert torch.equal(*found)  # nothing is left of the photos
+    told = json.loads((tmp_path / "items" / "a" / "item.json").read_text())
+    assert (told["truncation"], told["content_truncation"]) == (0.7, 1.0)
 
 
 def test_a_reference_is_looked_for_once(work, tmp_path, monkeypatch):
@@ -209,6 +225,9 @@ def test_against_the_true_twins(work, tmp_path):
             assert value == pytest.approx(float(Difference()(picture, truth)), rel=1e-3)
     sets = {(r.variant, r.metric) for r in records if r.item == "all"}
     assert sets == {(v, m) for v in ("restyle", "restyle, sample1_from3") for m in ("fid", "kid", "cmmd")}
+    config["data"]["init_args"] |= {"test_subjects": 1}
+    with pytest.raises(UserError, match="told by 2 pictures of each kind or more, there are 1 photos and 4"):
+        run(["restyle", "test", f"--config={small.write(work / 'one.yaml', config)}", *small.TRAINER], tmp_path / "one")
     with pytest.raises(UserError, match="test compares photos with a style set"):
         run(["restyle", "test", *line(work)[2:], "--model.reference=null"], tmp_path)
 

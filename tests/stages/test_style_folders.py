@@ -61,8 +61,8 @@ def test_pictures_of_all_sizes_and_kinds(work):
     adapted(work, work / "out")
 
 
-def test_other_files(work, caplog):
-    """Are said to be left out."""
+def test_other_files(work):
+    """Are no pictures of the style."""
     (work / "style" / "notes.txt").write_text("where these come from")
     (work / "style" / ".hidden.png").write_bytes(b"no picture")
     adapted(work, work / "out")
