@@ -26,7 +26,7 @@ from models.files import atomic_write, cache_root, os_errors
 from models.generators.base import Generator
 from models.heads.directions import fingerprint
 from models.heads.mixing import ReferenceSearch, code_sides
-from models.image import resized, write_image
+from models.image import read_image, resized, write_image
 from models.latents import Latents
 from models.metrics.distribution import Distribution, cmmd, feature_distances, features_of
 from models.metrics.image import likeness
@@ -65,6 +65,7 @@ class RestyleStage(Stage):
         truncation: of the random codes. content_truncation: of the photo's own. The paper has one number for both: .7
             for cartoons, .6 for anime, .9 otherwise.
         reference: a picture in the style, framed as the photos are; null for none. reference_from: as ``mix_from``.
+            ``test`` takes one that is framed already, and measures how far pictures are from its look.
         search: how the reference's code is looked for. perceptual: its LPIPS.
         tile: side of a picture on the page, pixels.
         metric, metric_identity: networks by which ``test`` compares pictures with the photos, and with the true
@@ -177,7 +178,7 @@ class RestyleStage(Stage):
         drawn = [generator.sample_z(many, item_generator(self.seed, "variation", k)) for k in range(self.samples)]
         codes = [z[None] if self.variation == "z+" else z for z in drawn]
         self._variations = [generator.mapping(z.to(self.device), truncation=self.truncation) for z in codes]
-        self._guide = None
+        self._guide = self._look = None
 
     @torch.no_grad()
     def _reference(self, path: str, picture: Tensor) -> Latents:
@@ -278,8 +279,6 @@ class RestyleStage(Stage):
                 "test compares photos with a style set: give --data datamodules.style_sets.PhotosAndStyle, or "
                 "datamodules.mannequins.twins.MannequinTwins, which knows the photos' true pictures in a style as well"
             )
-        if self.reference is not None:
-            raise UserError("test takes no reference: leave --model.reference out")
         photos, pictures = data.datasets["test"], data.style_set()
         if self._of_sets() and min(len(photos), len(pictures)) < _FEWEST:
             raise UserError(
@@ -288,6 +287,14 @@ class RestyleStage(Stage):
                 "--model.metric_embedding to null"
             )
         self._begin()
+        if self.reference is not None:
+            picture = read_image(self.reference)
+            if picture.shape[2] != picture.shape[3]:
+                raise UserError(
+                    f"{self.reference} is not square: test takes a reference that is framed as the photos are"
+                )
+            picture = resized(picture, self.generator.resolution).to(self.device)
+            self._guide, self._look = self._reference(self.reference, picture), picture
 
     @torch.no_grad()
     def test_step(self, batch: PortraitBatch, batch_idx: int) -> None:
@@ -309,12 +316,17 @@ class RestyleStage(Stage):
                 for metric, values in scores.items():
                     for row, value in enumerate(values.tolist()):
                         self.records.add([self._record(variant, f"{metric}_{to}", value, items[row])])
+            if self._look is not None and self.metric_embedding is not None:
+                embeddings = (self.metric_embedding.module(t) for t in (pictures, self._look))
+                away = 1 - torch.cosine_similarity(*embeddings)
+                for row, value in enumerate(away.tolist()):
+                    self.records.add([self._record(variant, "style_reference", value, items[row])])
             for name, network in self._of_sets().items():
                 self._features.setdefault((name, variant), []).append(network(pictures).cpu())
 
     def _record(self, variant: str, metric: str, value: float, item: str = "all") -> Record:
         used = {"lpips": self.metric, "id": self.metric_identity, "cmmd": self.metric_embedding}
-        used |= dict.fromkeys(("fid", "kid"), self.kid_features)
+        used |= {"fid": self.kid_features, "kid": self.kid_features, "style": self.metric_embedding}
         used |= {name: held for held in self.attributes for name in held.module.names}
         held = used.get(metric.split("_")[0]) or used.get(metric.rsplit("_", 2)[0])  # of NAME_error_photo as well
         network = "" if held is None else type(held.module).__name__

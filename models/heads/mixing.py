@@ -52,17 +52,18 @@ def layer_basis(generator: Generator) -> Tensor:
 
 @dataclass(frozen=True)
 class ReferenceSearch:
-    """How one code for all layers is looked for that shows a reference. The defaults are the cited method's.
+    """How a code is looked for that shows a reference. The defaults are the cited method's.
 
     Attributes:
-        space: "v" looks along the axes of :func:`layer_basis` from w = 0 on; "w" from the mean on.
+        space: one code for all layers, "v" along the axes of :func:`layer_basis` from w = 0 on, "w" from the mean on;
+            or one each, "w+" from the mean on, "z+" from drawn ones on, which the paper finds worse (Sec. 6.3).
         steps, learning_rate: of Adam; the rate rises over the first 5 % and falls over the last 25 %, as StyleGAN2's.
         start: deviation of the drawn numbers that "v" starts from.
         resolution: side at which the distance sees larger pictures, pixels.
         noise: weight of the noise maps' correlations; null leaves the maps as they are stored.
     """
 
-    space: Literal["v", "w"] = "v"
+    space: Literal["v", "w", "w+", "z+"] = "v"
     steps: int = 1000
     learning_rate: float = 0.1
     start: float = 1e-3
@@ -95,19 +96,28 @@ class ReferenceSearch:
         wanted = at_most(picture, self.resolution)
         mean = generator.mean_latents
         ((name, middle),) = mean.groups.items()
-        basis = layer_basis(generator).to(middle) if self.space == "v" else torch.eye(middle.shape[2]).to(middle)
-        first = torch.randn(1, len(basis), generator=draws).to(middle) * (self.start if self.space == "v" else 0.0)
-        origin = torch.zeros_like(middle[:, 0]) if self.space == "v" else middle[:, 0]
-        numbers = first.requires_grad_()
+        count = middle.shape[1]
+        if self.space == "v":
+            basis = layer_basis(generator).to(middle)
+            numbers = self.start * torch.randn(1, 1, len(basis), generator=draws).to(middle)
+        elif self.space == "z+":
+            numbers = generator.sample_z(count, draws)[None].to(middle)
+        else:
+            numbers = (middle if self.space == "w+" else middle[:, :1]).clone()
+
+        def codes() -> Latents:
+            if self.space == "z+":
+                return generator.mapping(numbers)
+            return Latents({name: (numbers @ basis if self.space == "v" else numbers).expand(-1, count, -1)})
+
+        numbers.requires_grad_()
         pixels = sum(side**2 for side in generator.noise_sides) if self.noise is not None else 0
         noise = torch.randn(1, pixels, generator=draws).to(middle).requires_grad_() if pixels else None
         optimizer = Adam([numbers] if noise is None else [numbers, noise], self.learning_rate)
-        count = middle.shape[1]
         with torch.enable_grad():
             for step in range(self.steps):
                 optimizer.param_groups[0]["lr"] = self.learning_rate * self.rate(step)
-                ws = Latents({name: (origin + numbers @ basis)[:, None].expand(-1, count, -1)})
-                found = at_most(generator.synthesis(ws, randomness=noise).image, self.resolution)
+                found = at_most(generator.synthesis(codes(), randomness=noise).image, self.resolution)
                 loss = distance(found, wanted).sum()
                 if noise is not None:
                     loss = loss + (self.noise or 0.0) * noise_correlation(noise, generator.noise_sides).sum()
@@ -119,4 +129,4 @@ class ReferenceSearch:
                         parts = noise.split([side**2 for side in generator.noise_sides], 1)
                         centred = [part - part.mean(1, keepdim=True) for part in parts]
                         noise.copy_(torch.cat([c * c.square().mean(1, keepdim=True).rsqrt() for c in centred], 1))
-        return Latents({name: (origin + numbers @ basis).detach()[:, None].expand(-1, count, -1).contiguous()})
+        return codes().map(lambda t: t.detach().contiguous())

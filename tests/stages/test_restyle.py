@@ -26,7 +26,7 @@ from stages.restyle import RestyleStage
 from tests.models.generators.protocol import awaken
 from tests.stages import small
 from tests.stages.cases import Command, StageCase
-from tests.stages.test_pairs import Difference
+from tests.stages.test_pairs import Corners, Difference
 
 SIDE, IDS = 32, ("a", "b", "c")
 TRUNK = {"resolution": SIDE, "widths": (4, 6, 8, 10), "depths": (1, 1, 1, 1), "reduction": 1}
@@ -232,8 +232,9 @@ def test_against_the_true_twins(work, tmp_path):
         run(["restyle", "test", *line(work)[2:], "--model.reference=null"], tmp_path)
 
 
-def test_of_photos_whose_pictures_in_the_style_nobody_knows(work, tmp_path):
+def test_of_photos_whose_pictures_in_the_style_nobody_knows(work, tmp_path, monkeypatch):
     """How like the photos pictures are, and how far all of them are from the style set."""
+    monkeypatch.setenv("GALATEA_CACHE", str(tmp_path / "cache"))
     (work / "style").mkdir()
     for i in range(5):
         pixels = (torch.rand(SIDE, SIDE, 3, generator=torch.Generator().manual_seed(9 + i)) * 255).byte().numpy()
@@ -243,9 +244,10 @@ def test_of_photos_whose_pictures_in_the_style_nobody_knows(work, tmp_path):
     config = {
         "model": {
             "style": {"path": str(work / "instyle")}, "encoder": {"path": str(work / "encoder")}, "samples": 0,
-            "reference": None, "metric": {"class_path": "tests.stages.test_pairs.Difference"},
-            "metric_identity": embedding, "metric_embedding": embedding,
-            "kid_features": {"class_path": "tests.stages.test_finetune.Means"},
+            "reference": str(work / "style" / "0.png"), "reference_from": [3], "search": {"steps": 3},
+            "perceptual": {"class_path": "tests.stages.test_pairs.Difference"},
+            "metric": {"class_path": "tests.stages.test_pairs.Difference"}, "metric_identity": embedding,
+            "metric_embedding": embedding, "kid_features": {"class_path": "tests.stages.test_finetune.Means"},
         },
         "data": {"class_path": "datamodules.style_sets.PhotosAndStyle", "init_args": options},
     }  # fmt: skip
@@ -258,8 +260,15 @@ def test_of_photos_whose_pictures_in_the_style_nobody_knows(work, tmp_path):
         for name in IDS:
             photo = read_image(work / "photos" / f"{name}.png")
             picture = generator.synthesis(inverted(photo, encoder, generator)[0]).image.clamp(-1, 1)
-            (value,) = [r.value for r in records if (r.item, r.metric) == (f"{name}.png", "lpips_photo")]
-            assert value == pytest.approx(float(Difference()(picture, photo)), rel=1e-3)
+            look = read_image(work / "style" / "0.png")
+            wanted = {"lpips_photo": Difference()(picture, photo)}
+            wanted["style_reference"] = 1 - torch.cosine_similarity(Corners()(picture), Corners()(look))
+            for metric, expected in wanted.items():
+                (value,) = [
+                    r.value for r in records if (r.item, r.metric, r.variant) == (f"{name}.png", metric, "restyle")
+                ]
+                assert value == pytest.approx(float(expected), rel=1e-3)
+    assert {r.variant for r in records} == {"restyle", "restyle, reference_from3"}
     assert {r.metric for r in records if r.item == "all"} == {"fid", "kid", "cmmd"}
     assert not any(r.metric.endswith("_twin") for r in records)
 

@@ -52,7 +52,7 @@ def test_axes_of_the_layers():
     assert bool((basis.gather(1, basis.abs().argmax(1, keepdim=True)) > 0).all())
 
 
-@pytest.mark.parametrize("space", ["v", "w"])
+@pytest.mark.parametrize("space", ["v", "w", "w+", "z+"])
 @pytest.mark.parametrize("noise", [None, 10.0])
 def test_a_reference_is_found(space, noise):
     """Of a sample of the generator, from nothing but its picture; draws are the caller's."""
@@ -65,9 +65,10 @@ def test_a_reference_is_found(space, noise):
 
     search = ReferenceSearch(space, steps=150, learning_rate=0.1, noise=noise)
     found = search.fit(made, picture, distance, seeded(5))
-    assert found.ws.shape == truth.ws.shape and bool((found.ws == found.ws[:, :1]).all())
+    assert found.ws.shape == truth.ws.shape
+    assert bool((found.ws == found.ws[:, :1]).all()) == (space in ("v", "w"))
     start = distance(made.synthesis(made.mean_latents).image, picture)
-    assert float(distance(made.synthesis(found).image, picture)) < 0.3 * float(start)
+    assert float(distance(made.synthesis(found).image, picture)) < (0.9 if space == "z+" else 0.3) * float(start)
     assert torch.equal(search.fit(made, picture, distance, seeded(5)).ws, found.ws)
 
 
