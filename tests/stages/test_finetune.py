@@ -26,7 +26,7 @@ from stages.finetune import FinetuneStage
 from tests.models.generators.protocol import awaken
 from tests.stages import small, test_pairs
 from tests.stages.cases import Command, StageCase
-from tests.stages.processes import Kill
+from tests.stages.processes import Kill, galatea
 from tests.stages.test_pairs import Corners, Difference
 
 SIDE = 16
@@ -287,6 +287,19 @@ def test_it_is_measured_against_the_truth(work, coded, tmp_path):
     assert found["psnr_train_held_out"] == pytest.approx(wanted, rel=1e-3)
     assert read_image(tmp_path / "neighbours.png").shape[1] == 3
     assert min(found["lpips_source"]) > 0
+
+
+def test_two_processes_measure_what_one_does(coded, tmp_path):
+    for ranks in (1, 2):
+        galatea("finetune", "test", f"--config={coded}", *small.TRAINER, f"--out={tmp_path / str(ranks)}", ranks=ranks)
+    assert values(tmp_path / "2") == pytest.approx(values(tmp_path / "1"), rel=1e-3, abs=1e-6)
+
+
+def values(folder):
+    """All that a test has measured, by what it is of."""
+    found = {(r.item, r.view, r.variant, r.metric, r.subject): r.value for r in read_records(folder)}
+    assert len(found) == len(read_records(folder))
+    return found
 
 
 @torch.no_grad()

@@ -26,6 +26,8 @@ from stages.restyle import RestyleStage
 from tests.models.generators.protocol import awaken
 from tests.stages import small
 from tests.stages.cases import Command, StageCase
+from tests.stages.processes import galatea
+from tests.stages.test_finetune import values
 from tests.stages.test_pairs import Corners, Difference
 
 SIDE, IDS = 32, ("a", "b", "c")
@@ -269,6 +271,9 @@ def test_of_photos_whose_pictures_in_the_style_nobody_knows(work, tmp_path, monk
                 ]
                 assert value == pytest.approx(float(expected), rel=1e-3)
     assert {r.variant for r in records} == {"restyle", "restyle, reference_from3"}
+    again = ["restyle", "test", f"--config={work / 'known.yaml'}", *small.TRAINER, f"--out={tmp_path / 'two'}"]
+    galatea(*again, ranks=2)
+    assert values(tmp_path / "two") == pytest.approx(values(tmp_path), rel=1e-3, abs=1e-6)
     assert {r.metric for r in records if r.item == "all"} == {"fid", "kid", "cmmd"}
     assert not any(r.metric.endswith("_twin") for r in records)
 
