@@ -354,7 +354,10 @@ class FinetuneStage(AdversarialStage):
     @torch.no_grad()
     def on_validation_epoch_end(self) -> None:
         held, labels = self._all_held()
-        if self.kid_features is None:
+        if self.tested is not None:  # by which a blend is chosen, beside the score
+            for name, values in self._moved(labels).items():
+                self.log(f"val/{name}_source", float(values.mean()), rank_zero_only=False)
+        if self.kid_features is None or len(held) < 2:  # of which a fit has said so
             return
         score = self._scored(held, labels)
         self.log("val/kid", score, prog_bar=True, rank_zero_only=False)
@@ -506,16 +509,19 @@ class FinetuneStage(AdversarialStage):
         if self.metric_embedding is not None:
             value = cmmd(*self._features(held, labels, self.metric_embedding.module))
             records.append(self._record("cmmd", "", value))
-        both = [self.pictures(network, self.scored, labels) for network in (self.average.module, self.source.module)]
-        for part, (ours, theirs) in enumerate(zip(*both, strict=True)):
-            for name, values in self._compared(ours.to(self.device), theirs.to(self.device)).items():
-                for row, value in enumerate(values.tolist()):
-                    records.append(self._record(name, "source", value, f"code{part * _CHUNK + row}"))
+        for name, values in self._moved(labels).items():
+            records += [self._record(name, "source", value, f"code{k}") for k, value in enumerate(values.tolist())]
         if self.metric is not None and self.scored > 1:
             some = torch.cat(list(self.pictures(self.average.module, min(self.scored, _DIVERSE), labels)))
             apart = diversity(self.metric.module, some.to(self.device), _PAIRS, self.seed, _CHUNK)
             records.append(self._record("diversity", "", float(apart)))
         return records + (self._nearest(held, labels) if self.neighbours else [])
+
+    def _moved(self, labels: Tensor | None) -> dict[str, Tensor]:
+        """How like G's pictures at equal codes samples still are, (scored,) each."""
+        both = (self.pictures(network, self.scored, labels) for network in (self.average.module, self.source.module))
+        parts = [self._compared(*(t.to(self.device) for t in pair)) for pair in zip(*both, strict=True)]
+        return {name: torch.cat([part[name] for part in parts]).cpu() for name in parts[0]}
 
     def _nearest(self, held: Tensor, labels: Tensor | None) -> list[Record]:
         """Whether samples repeat what was trained on: nearer than pictures are that were not."""

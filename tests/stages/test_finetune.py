@@ -1,6 +1,8 @@
 """Adapting a generator to a style set: a few steps on tiny pictures."""
 
 import copy
+import csv
+import math
 import shutil
 
 import numpy as np
@@ -230,7 +232,7 @@ def coded(work):
     source = artifact.save(work / "coded", stage="prior", modules={"generator": generator})
     artifact.save(work / "instyle", stage="finetune", modules={"generator": adapted}, parents={"prior": source})
     data = {
-        "train_subjects": 1, "val_subjects": 1, "test_subjects": 3, "size": SIDE, "views_per_subject": 1,
+        "train_subjects": 1, "val_subjects": 2, "test_subjects": 3, "size": SIDE, "views_per_subject": 1,
         "batch_size": 2, "supersample": 1, "draw_workers": 0, "styles": ["toon"], "coded": True, "posed": True,
         "first": 0,
         "cache_dir": str(work / "cache"),
@@ -308,6 +310,14 @@ def test_a_blend_is_measured_and_handed_on(work, coded, tmp_path):
     test, predict = (["finetune", command, f"--config={coded}", *small.TRAINER] for command in ("test", "predict"))
     run(test, tmp_path / "none", "--model.blend.coarse=0", "--model.blend.swap=8")
     assert max(scores(tmp_path / "none")["lpips_source"]) < 1e-9
+    validate = ["finetune", "validate", *test[2:]]
+    chosen = []
+    for swap in (4, 8):
+        run(validate, tmp_path / f"val{swap}", f"--model.blend.swap={swap}")
+        (log,) = (tmp_path / f"val{swap}").glob("logs/*/metrics.csv")
+        chosen.append(next(csv.DictReader(log.read_text().splitlines())))
+    assert float(chosen[0]["val/lpips_source"]) < float(chosen[1]["val/lpips_source"])  # less of it is of the style
+    assert math.isfinite(float(chosen[1]["val/kid"]))
     run(predict, tmp_path / "swapped", "--model.blend.swap=8")
     mixed, adapted, original = (states(folder) for folder in (tmp_path / "swapped", work / "instyle", work / "coded"))
     for name, tensor in mixed.items():
