@@ -169,12 +169,12 @@ EXTRA = {
     " --out runs/efficient_gram": None,
     "galatea table runs/inversion_test docs/graminverter --baseline tuned": None,  # after half an hour
     "galatea world --style toon --count 40 --out styles/toon": ["--count", "20"],
-    "galatea world --style plain --count 8 --out photos": ["--count", "2"],
-    "galatea run configs/pipelines/pseudo_pairs.yaml --style styles/toon --photos photos --out runs/toon": [
+    "galatea world --style plain --count 8 --out heads": ["--count", "2"],
+    "galatea run configs/pipelines/pseudo_pairs.yaml --style styles/toon --photos heads --out runs/toon": [
         "--set", "adapt.model.total_images=8", "--set", "paired.model.total_images=8", "--set", "pairs.model.steps=2",
         "--set", "adapt_test.model.scored=8", "--set", "paired_test.model.scored=8",
     ],
-    "galatea run configs/pipelines/restyle.yaml --image photos --style runs/toon/paired --out runs/me": [],
+    "galatea run configs/pipelines/restyle.yaml --image heads --style runs/toon/paired --out runs/me": [],
     "galatea prior fit --config configs/stages/prior_2d.yaml --trainer.accelerator cpu --trainer.devices 2"
     " --trainer.strategy ddp --data.init_args.batch_size 8 --out runs/prior2d": None,  # half an hour of two cores
     "galatea prior test --config configs/stages/prior_2d.yaml --model.tested.path assets/prior2d"

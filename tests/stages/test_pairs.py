@@ -57,7 +57,7 @@ def inputs(folder, count=0):
                 parameter.add_(0.05 * torch.randn_like(parameter))
         z = generator.sample_z(len(IDS), torch.Generator().manual_seed(1))
         pictures = style.synthesis(style.mapping(z)).image
-    photos = artifact.save(folder / "photos", stage="prior", modules={"generator": generator})
+    photos = artifact.save(folder / "plain2d", stage="prior", modules={"generator": generator})
     artifact.save(folder / "adapted", stage="finetune", modules={"generator": style}, parents={"prior": photos})
     embed = MappedStyleEncoder(groups={"z": (generator.num_ws, 6)}, **TRUNK)
     refine = GradualStyleEncoder(generator.num_ws, 6, **TRUNK)
@@ -72,7 +72,7 @@ def inputs(folder, count=0):
 
 def line(folder, **model):
     given = {
-        "prior": {"path": str(folder / "photos")},
+        "prior": {"path": str(folder / "plain2d")},
         "style": {"path": str(folder / "adapted")},
         "embed": {"path": str(folder / "embed")},
         "refine": {"path": str(folder / "refine")},
@@ -248,5 +248,5 @@ def test_what_does_not_fit(work, tmp_path):
         run(line(work, tested={"path": str(work / "adapted")}), tmp_path)
     stranger = artifact.load(work / "adapted").module("generator")
     artifact.save(work / "stranger", stage="finetune", modules={"generator": stranger})
-    with pytest.raises(UserError, match=r"stranger was made for another generator than that of .*photos"):
+    with pytest.raises(UserError, match=r"stranger was made for another generator than that of .*plain2d"):
         run(line(work, style={"path": str(work / "stranger")}), tmp_path)
