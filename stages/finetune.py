@@ -402,11 +402,12 @@ class FinetuneStage(AdversarialStage):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
-        checkpoint["best"] = self._best
+        checkpoint["best"] = {**self._best, "last": self._score}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
         self._best |= checkpoint.get("best", {})
+        self._score = self._best.pop("last", None)
 
     def export(self) -> Export:
         """The generator; beside it G, and codes of samples that both show: a style has a strength in ``view``."""
