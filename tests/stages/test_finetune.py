@@ -154,7 +154,7 @@ def test_pairs_are_learnt(tmp_path):
     test_pairs.inputs(tmp_path)
     test_pairs.run(test_pairs.line(tmp_path), tmp_path / "pairs")
     paired = {"path": str(tmp_path / "pairs"), "level": 2, "weight": 1.0, "batch": 2}
-    terms = {"prior": {"path": str(tmp_path / "photos")}, "semantic": None, "structure": None, "judge": None}
+    terms = {"prior": {"path": str(tmp_path / "plain2d")}, "semantic": None, "structure": None, "judge": None}
     terms["kid_features"] = None
     data = {"path": str(tmp_path / "set"), "size": 32, "batch_size": 2, "val_fraction": 0.0, "test_fraction": 0.0}
     run(line(tmp_path, data, paired=paired, total_images=120, **terms), tmp_path / "out")
