@@ -164,7 +164,7 @@ def test_pairs_are_learnt(tmp_path):
         run(line(tmp_path, data, paired=paired, **{**terms, "prior": {"path": str(tmp_path / "stranger")}}), tmp_path)
     pairs = artifact.load(tmp_path / "pairs")
     errors = []
-    for folder in ("photos", "out"):
+    for folder in ("plain2d", "out"):
         generator, codes = artifact.load(tmp_path / folder).module("generator"), pairs.module("pairs2")
         shown = torch.cat([generator.synthesis(codes[name].latents).image for name in codes.ids])
         style = torch.cat([read_image(pairs.media(f"style_{name}.png")) for name in codes.ids])
