@@ -57,6 +57,9 @@ class KnowsDistances(Protocol):
         ...
 
 
+_FEWEST = 4  # pictures, of whose halves distances between sets are told as well
+
+
 class PriorStage(AdversarialStage):
     """GAN training with known or unknown latents.
 
@@ -269,6 +272,11 @@ class PriorStage(AdversarialStage):
         subjects = [tested[place] for place in sorted(tested)]
         pictures, labels = (torch.cat([subject[name] for subject in subjects]) for name in ("image", "label"))
         if self.kid_features is not None:
+            if len(pictures) < _FEWEST:
+                raise UserError(
+                    f"distances between sets are told by {_FEWEST} pictures or more, there are {len(pictures)}: give "
+                    "more, or set --model.kid_features null"
+                )
             features = self.kid_features.module
             records += sample_distances(features, self._samples, pictures, labels, self.seed, self.device)
         if self.meshes:
