@@ -113,6 +113,60 @@ class ArtworkDataModule(ItemsDataModule[Artwork]):
         return read_artworks(self.path, given, self.size, self.crop, self.recipe)
 
 
+class ArtworkSource:
+    """Where artworks are, and how each is read and framed; arguments as of :func:`read_artworks`.
+
+    Attributes:
+        entries: what lists say of each artwork, by its id.
+
+    Raises:
+        UserError: when there are none, a list is wrong, or two have the same id.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        given: Edits | None = None,
+        size: int | None = 128,
+        crop: Crop = "auto",
+        recipe: str = "embedded",
+    ) -> None:
+        known = recipe_of(recipe)
+        self.given, self.framing = given, Framing(known, size or known.size, crop)
+        self.place, listed = list_artworks(path, self.framing.recipe.name)
+        if given is not None and given.points is not None and len(listed) != 1:
+            raise UserError(f"points are of one picture, {path} has {len(listed)}: write them in artworks.json")
+        self.entries: dict[str, dict[str, Any]] = {}
+        for entry in listed:
+            identity = artwork_id(entry["file"])
+            if identity in self.entries:
+                raise UserError(f"{self.place} has two artworks with the id {identity!r}: rename one of the files")
+            self.entries[identity] = entry
+
+    def read(self, identity: str) -> Artwork:
+        """One artwork.
+
+        Raises:
+            UserError: one sentence naming the file and what is wrong with it.
+        """
+        entry = self.entries[identity]
+        file, label = self.place / entry["file"], entry.get("label")
+        image = read_image(file)
+        framed = self.framing(image, str(file), edits_of(entry, self.given), framed=label is not None)
+        if label is None and self.framing.recipe.view is not None and framed.camera is not None:
+            label = framed.camera.label()[0]  # angles do not tell its roll, nor where it looks
+        return Artwork(
+            id=identity,
+            image=framed.image,
+            label=label,
+            original_size=(image.shape[-2], image.shape[-1]),
+            style=entry.get("style"),
+            seed=entry.get("seed"),
+            angles=framed.angles if label is None else None,
+            estimated=framed.estimated and entry.get("label") is None,
+        )
+
+
 def read_artworks(
     path: str,
     given: Edits | None = None,
@@ -128,32 +182,8 @@ def read_artworks(
     Raises:
         UserError: one sentence naming the file and what is wrong with it.
     """
-    known = recipe_of(recipe)
-    framing = Framing(known, size or known.size, crop)
-    artworks: dict[str, Artwork] = {}
-    place, entries = list_artworks(path, framing.recipe.name)
-    if given is not None and given.points is not None and len(entries) != 1:
-        raise UserError(f"points are of one picture, {path} has {len(entries)}: write them in artworks.json")
-    for entry in entries:
-        identity = artwork_id(entry["file"])
-        if identity in artworks:
-            raise UserError(f"{place} has two artworks with the id {identity!r}: rename one of the files")
-        file, label = place / entry["file"], entry.get("label")
-        image = read_image(file)
-        framed = framing(image, str(file), edits_of(entry, given), framed=label is not None)
-        if label is None and framing.recipe.view is not None and framed.camera is not None:
-            label = framed.camera.label()[0]  # angles do not tell its roll, nor where it looks
-        artworks[identity] = Artwork(
-            id=identity,
-            image=framed.image,
-            label=label,
-            original_size=(image.shape[-2], image.shape[-1]),
-            style=entry.get("style"),
-            seed=entry.get("seed"),
-            angles=framed.angles if label is None else None,
-            estimated=framed.estimated and entry.get("label") is None,
-        )
-    return [artworks[identity] for identity in sorted(artworks)]
+    source = ArtworkSource(path, given, size, crop, recipe)
+    return [source.read(identity) for identity in sorted(source.entries)]
 
 
 def artwork_id(file: str) -> str:

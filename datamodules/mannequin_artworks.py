@@ -13,6 +13,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -20,10 +21,10 @@ from torch import Tensor
 
 from datamodules.artworks import Artwork
 from datamodules.items import ItemsDataModule
-from datamodules.mannequins.dataset import SPLITS
+from datamodules.mannequins.dataset import SPLITS, CacheConfig, MannequinImages, build_cache
 from datamodules.mannequins.render import RIG, Truth, render
 from datamodules.mannequins.scene import EXPRESSIONS, Scene, subject_z
-from datamodules.mannequins.styles import ART_STYLES, STYLES
+from datamodules.mannequins.styles import ART_STYLES, PLAIN, STYLES
 from models.camera import Camera
 from models.errors import UserError
 from models.files import atomic_write
@@ -169,6 +170,77 @@ class MannequinArtworks(ItemsDataModule[Artwork]):
             faces=portrayal.render(front, self.size, self.supersample, faces),
             subject=str(portrayal.seed),
         )
+
+
+class MannequinStyleSet(ItemsDataModule[Artwork]):
+    """The training pictures of :class:`datamodules.mannequins.MannequinDataModule` in one style, one by one: a style
+    set that ``pairs`` looks through. Whose photographs they are is known for tests alone. Ids are ``STYLE-SEED``.
+
+    Args:
+        style: one of ``STYLES``.
+        subjects: how many, from number ``first`` of the split ``train`` on.
+        exaggerate, size, pose_step, coded, posed, seed: as there.
+        supersample, compiled, draw_workers, cache_dir: as there, of the drawing.
+    """
+
+    def __init__(
+        self,
+        style: str = "toon",
+        subjects: int = 40,
+        first: int = 0,
+        exaggerate: dict[str, float] | None = None,
+        size: int = 64,
+        pose_step: float = 0.0,
+        coded: bool = True,
+        posed: bool = True,
+        supersample: int = 2,
+        compiled: bool = False,
+        draw_workers: int = 2,
+        cache_dir: str | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if style not in STYLES:
+            raise UserError(f"unknown style {style!r}, choose from {', '.join(STYLES)}")
+        self.style, self.compiled, self.draw_workers, self.cache_dir = style, compiled, draw_workers, cache_dir
+        try:
+            self.config = CacheConfig(
+                "train",
+                subjects,
+                first,
+                1,
+                size,
+                (style,),
+                supersample,
+                seed,
+                pose_step,
+                coded,
+                exaggerate or {},
+                posed,
+            )
+        except ValueError as error:
+            raise UserError(str(error)) from error
+        self._rows: dict[str, int] = {}
+
+    @cached_property
+    def images(self) -> MannequinImages:
+        """The pictures, drawn where they are not there yet."""
+        return MannequinImages(build_cache(self.config, self.cache_dir, self.draw_workers, self.compiled))
+
+    def read_items(self) -> list[Artwork]:
+        self._rows = {f"{self.style}-{seed}": row for row, seed in enumerate(self.config.seeds)}
+        size = (self.config.size, self.config.size)
+        return [
+            Artwork(name, (sample := self.images[row])["image"][0], sample["label"][0], size, self.style)
+            for name, row in self._rows.items()
+        ]
+
+    def twin(self, identity: str) -> Truth:
+        """The photograph of the same head, with the same face and from the same view, that no style has changed."""
+        sample, config = self.images[self._rows[identity]], self.config
+        code, camera = sample["z"][None], Camera.from_label(sample["label"])
+        scene = Scene.from_code(code) if config.coded else Scene.from_z(code, sample["expression"])
+        return render(scene, camera, config.size, PLAIN, config.supersample)
 
 
 def write_artworks(out: Path, portrayals: Sequence[Portrayal], size: int, supersample: int = 2) -> None:

@@ -150,6 +150,19 @@ class PortraitImages(Dataset[Portrait]):
         return item
 
 
+def ids_of(names: Sequence[str]) -> list[str]:
+    """An id of each file by its name.
+
+    Raises:
+        UserError: when two have the same.
+    """
+    found: dict[str, str] = {}
+    for name in names:
+        if (other := found.setdefault(item_id(name), name)) != name:
+            raise UserError(f"{other} and {name} have the same id {item_id(name)!r}: rename one of the files")
+    return list(found)
+
+
 class PortraitDataModule(SplitDataModule):
     """Portraits in a folder or a zip beside ``dataset.json``: {"labels": [[name, [25 floats]], ...]}.
 
@@ -208,10 +221,7 @@ class PortraitDataModule(SplitDataModule):
                 "others, or give it a path of its own"
             )
         if stage == "predict":  # each becomes a head of its own
-            names: dict[str, str] = {}
-            for name in self.datasets[needed].names:
-                if (other := names.setdefault(item_id(name), name)) != name:
-                    raise UserError(f"{other} and {name} have the same id {item_id(name)!r}: rename one of the files")
+            ids_of(self.datasets[needed].names)
 
     def _split(self) -> None:
         shared = self._open(self.paths["train"])

@@ -36,6 +36,23 @@ class KnowsItemTruth(Protocol):
         ...
 
 
+class Samples(Protocol):
+    """Samples by number."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Any: ...
+
+
+@runtime_checkable
+class KnowsStyleSet(Protocol):
+    """Photos that are to be shown in the style of some pictures; with ``twin``, where that is known."""
+
+    def style_set(self) -> Samples:
+        """Samples whose ``image`` (V, 3, H, W) is in the style."""
+        ...
+
+
 @runtime_checkable
 class KnowsViewTruth(Protocol):
     """Samples of a training set whose heads can be drawn from other cameras."""

@@ -33,6 +33,7 @@ from torch import Tensor, nn
 from models.configurable import build, spec
 from models.errors import UserError, one_line, shown
 from models.files import ROOT, destination, os_errors, read_json, replace_folder, resolve, sha256, temporary
+from models.low_rank import LEFT, RIGHT, factors, unfold
 from models.manifest import FORMAT, MANIFEST, MOST_DEPTH, ArtifactError, canonical, manifest_id, read_manifest
 from models.names import is_plain
 
@@ -117,6 +118,10 @@ class Artifact:
                 f"{self.path}: module {name!r} only stores changes of the artifact {delta['id'][:12]}, which is "
                 "neither where it was nor beside this one: put it there (in a notebook: load(path, base=...))"
             )
+        try:
+            stored = unfold(stored, base)
+        except ValueError as error:
+            raise ArtifactError(f"{self.path}: module {name!r}: {one_line(error)}") from error
         if not stored.keys() <= base.keys():
             raise ArtifactError(f"{self.path}: module {name!r} has tensors its base does not have")
         return {**base, **stored}
@@ -172,6 +177,7 @@ class Export:
         dtype: by module, ``"float16"`` or ``"bfloat16"`` to store its floating-point tensors so.
         delta_of: by module, the artifact (and module, default the same name), or the name of another module saved
             here, of which only changed tensors are stored. What is handed on unchanged is a delta that stores nothing.
+        rank: by module, of a delta: changes of weights are stored as factors of this rank, see :mod:`models.low_rank`.
     """
 
     modules: Mapping[str, nn.Module] = field(default_factory=dict)
@@ -181,6 +187,7 @@ class Export:
     extra: Mapping[str, Any] = field(default_factory=dict)
     dtype: Mapping[str, str | None] = field(default_factory=dict)
     delta_of: Mapping[str, Artifact | tuple[Artifact, str] | str] = field(default_factory=dict)
+    rank: Mapping[str, int] = field(default_factory=dict)
 
 
 def save(
@@ -196,6 +203,7 @@ def save(
     extra: Mapping[str, Any] | None = None,
     dtype: Mapping[str, str | None] | None = None,
     delta_of: Mapping[str, Artifact | tuple[Artifact, str] | str] | None = None,
+    rank: Mapping[str, int] | None = None,
 ) -> Artifact:
     """Write an artifact folder: complete under its name, or not at all.
 
@@ -204,7 +212,7 @@ def save(
         stage: name of the stage that writes it.
         parents: by role, the artifacts (or manifests) it was made from; their licences are inherited.
         step_hash: hash of everything the step depends on, see ``stages.pipeline.hashing``.
-        modules, metrics, media, licences, extra, dtype, delta_of: as of :class:`Export`.
+        modules, metrics, media, licences, extra, dtype, delta_of, rank: as of :class:`Export`.
 
     Raises:
         ArtifactError: when something cannot be stored.
@@ -230,7 +238,8 @@ def save(
                     base = base[0].origin(base[1])
                     bases[base[0].id] = base[0]
                 file = f"{name}.safetensors"
-                state = _state(module, dtype.get(name), _base_state(name, base, modules or {}, delta_of))
+                before = _base_state(name, base, modules or {}, delta_of)
+                state = _state(module, dtype.get(name), before, (rank or {}).get(name))
                 (new / file).write_bytes(safetensors.torch.save(state))
                 entries[name] = {
                     **_spec(name, module),
@@ -346,7 +355,9 @@ def _base_state(
     return modules[base].state_dict()
 
 
-def _state(module: nn.Module, dtype: str | None, before: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+def _state(
+    module: nn.Module, dtype: str | None, before: Mapping[str, Tensor] | None, rank: int | None
+) -> dict[str, Tensor]:
     if dtype not in (None, "float16", "bfloat16"):
         raise ArtifactError(f"modules are stored as they are, or as float16 or bfloat16, not as {dtype}")
     state = {name: tensor.detach().cpu() for name, tensor in module.state_dict().items()}
@@ -355,6 +366,11 @@ def _state(module: nn.Module, dtype: str | None, before: Mapping[str, Tensor] | 
             raise ArtifactError("the base of a delta has other tensors: it cannot be stored")
         before = {name: tensor.detach().cpu() for name, tensor in before.items()}
         state = {n: t for n, t in state.items() if t.shape != before[n].shape or not torch.equal(t, before[n])}
+        if rank is not None:
+            for name, tensor in list(state.items()):
+                if tensor.shape == before[name].shape and (found := factors(before[name], tensor, rank)) is not None:
+                    del state[name]
+                    state[name + LEFT], state[name + RIGHT] = found
     if dtype is not None:
         state = {n: t.to(getattr(torch, dtype)) if t.is_floating_point() else t for n, t in state.items()}
     # Cloned: tensors that share memory (tied weights) are refused by safetensors.

@@ -23,6 +23,8 @@ class PortraitBatch(TypedDict, total=False):
     """(B, z_dim) codes behind the pictures."""
     expression: Tensor
     """(B, V, E) coefficients."""
+    twin: Tensor
+    """(B, V, 3, H, W) the same heads in a style."""
     style: Tensor
     """(B, V) indices of art styles."""
     mask: Tensor

@@ -19,6 +19,8 @@ BUILDABLE = frozenset(
         "encoders.irse.ArcFace",
         "encoders.pyramid.Encoder4Editing",
         "encoders.pyramid.GradualStyleEncoder",
+        "encoders.pyramid.MappedStyleEncoder",
+        "encoders.pyramid.SharedStyleEncoder",
         "faces.finder.BlazeFace",
         "faces.finder.FullRangeFinder",
         "faces.identity.DlibIdentity",

@@ -29,6 +29,11 @@ def resolve(path: str | os.PathLike[str]) -> Path:
     return given
 
 
+def cache_root() -> Path:
+    """Where caches live: $GALATEA_CACHE, or ~/.cache/galatea."""
+    return Path(os.environ.get("GALATEA_CACHE") or Path.home() / ".cache" / "galatea")
+
+
 def read_bytes(path: Path, most: int) -> bytes:
     """Content of a file of at most ``most`` bytes.
 

@@ -274,3 +274,8 @@ def resized(image: Tensor, size: int) -> Tensor:
     if image.shape[-2:] == (size, size):
         return image
     return F.interpolate(image, (size, size), mode="bilinear", align_corners=False, antialias=True)
+
+
+def at_most(image: Tensor, side: int) -> Tensor:
+    """Pictures (B, 3, H, W), made smaller where they are larger than ``side``."""
+    return resized(image, side) if image.shape[-1] > side else image

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import safetensors.torch
 import torch
@@ -17,7 +17,7 @@ from models.artifact import Export
 from models.camera import Camera
 from models.encoders.base import Encoder, inverted
 from models.errors import UserError, shown
-from models.features.base import Frozen
+from models.features.base import Frozen, frozen_scorers
 from models.files import atomic_write
 from models.generators.base import Generator
 from models.heads.boundaries import (
@@ -108,12 +108,7 @@ class DirectionsStage(PerItemStage[CodeBlock, GroupState[CodeBlock]]):
         self.names, self.held_out, self.views, self.truncation = names, held_out, views, truncation
         self.encoder_from, self.tested, self.heads, self.tile = encoder, tested, heads, tile
         self.perceptual = None if perceptual is None else Frozen(perceptual)
-        # As fields of their own, so that they move with the stage.
-        self._scorers = [f"_scorer_{i}" for i in range(len(attributes or ()))]
-        for field, network in zip(self._scorers, attributes or (), strict=True):
-            if not isinstance(getattr(network, "names", None), tuple | list):
-                raise UserError(f"{type(network).__name__} scores no attributes: it has no names of any")
-            setattr(self, field, Frozen(network))
+        self.attributes = frozen_scorers(attributes)
         self._measured: list[dict[str, Any]] = []  # of the running test
 
     def build_model(self) -> None:
@@ -151,7 +146,7 @@ class DirectionsStage(PerItemStage[CodeBlock, GroupState[CodeBlock]]):
         if twice := [name for name in names if names.count(name) > 1]:
             raise UserError(f"there are two attributes or boundaries called {twice[0]}: name others, --model.names")
         self.method.check(tuple(wanted))
-        warn_of_embedded(self.generator, self.perceptual, *self._networks())
+        warn_of_embedded(self.generator, self.perceptual, *self.attributes)
         super().on_fit_start()
         if len(self._heads_of_fit()) < 2:
             raise UserError("directions are told by several heads: data.init_args.samples must be at least 2")
@@ -159,16 +154,13 @@ class DirectionsStage(PerItemStage[CodeBlock, GroupState[CodeBlock]]):
     def _groups(self) -> dict[str, tuple[int, int]]:
         return {name: (t.shape[1], t.shape[2]) for name, t in self.generator.mean_latents.groups.items()}
 
-    def _networks(self) -> list[Frozen[nn.Module]]:
-        return [getattr(self, field) for field in self._scorers]
-
     def _truth(self) -> Attributes | None:
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         return data.code_truth(self.generator.z_dim) if isinstance(data, KnowsCodeTruth) else None
 
     def _told(self) -> list[tuple[str, str]]:
         """What networks tell of pictures: network and attribute."""
-        return [(type(n.module).__name__, name) for n in self._networks() for name in cast(Any, n.module).names]
+        return [(type(n.module).__name__, name) for n in self.attributes for name in n.module.names]
 
     def _known(self) -> list[str]:
         """All attributes, in the order of the scores."""
@@ -247,7 +239,7 @@ class DirectionsStage(PerItemStage[CodeBlock, GroupState[CodeBlock]]):
 
     def scores(self, image: Tensor) -> list[Tensor]:
         """What each network tells of pictures: (n, names)."""
-        return [network(image) for network in self._networks()]
+        return [network(image) for network in self.attributes]
 
     # -- fit: directions --------------------------------------------------------------------------
 
@@ -337,7 +329,7 @@ class DirectionsStage(PerItemStage[CodeBlock, GroupState[CodeBlock]]):
     def on_test_epoch_start(self) -> None:
         if self.tested is None:
             raise UserError("directions test needs what it tests, --model.tested.path")
-        if not self._networks() and self.encoder is None:
+        if not self.attributes and self.encoder is None:
             raise UserError(
                 "directions test scores heads that are edited: give networks (--model.attributes), or an encoder "
                 "of the generator (--model.encoder.path)"

@@ -22,7 +22,14 @@ from models.image import write_image
 from models.losses.field import FieldLoss
 from models.losses.rendering import RenderingLoss
 from models.metrics.distribution import Distribution
-from models.metrics.prior import KnowsSubjects, closed_meshes, kernel_distances, nearest_pictures, subject_scores
+from models.metrics.prior import (
+    KnowsSubjects,
+    closed_meshes,
+    nearest_pictures,
+    picture_scores,
+    sample_distances,
+    subject_scores,
+)
 from models.metrics.records import Record
 from models.rendering.manifolds import ManifoldPredictor, fit_predictor
 from models.rendering.output import Rendering
@@ -48,6 +55,9 @@ class KnowsDistances(Protocol):
     def distances(self, z: Tensor, points: Tensor) -> Tensor:
         """Signed distances (B, P) of points (B, P, 3) to the subjects z (B, z_dim)."""
         ...
+
+
+_FEWEST = 4  # pictures, of whose halves distances between sets are told as well
 
 
 class PriorStage(AdversarialStage):
@@ -174,8 +184,11 @@ class PriorStage(AdversarialStage):
         """The pictures of a batch by their own codes, cameras and expressions."""
         assert "z" in batch
         latents, camera = generator.mapping(batch["z"]), self.camera(batch)
-        expression = batch["expression"].flatten(0, 1) if generator.expressions and "expression" in batch else None
-        rendering = generator.synthesis(latents, camera, expression=expression, randomness=randomness)
+        if camera is None and batch["image"].shape[1] > 1:
+            raise UserError(
+                "a generator without cameras shows one picture of each code: set --data.init_args.posed true"
+            )
+        rendering = generator.synthesis(latents, camera, expression=self.expression(batch), randomness=randomness)
         return Fakes(rendering, latents, camera)
 
     def generator_terms(self, batch: PortraitBatch, fakes: Fakes) -> tuple[Tensor | None, dict[str, Tensor]]:
@@ -245,7 +258,11 @@ class PriorStage(AdversarialStage):
             if truth is not None and place < self.fit_subjects:
                 assert "z" in batch and "seed" in batch
                 z, subject = batch["z"][row][None], int(batch["seed"][row])
-                self.records.add(subject_scores(generator, truth, z, subject, self.seed))
+                if generator.is_3d:
+                    self.records.add(subject_scores(generator, truth, z, subject, self.seed))
+                else:
+                    view = f"picture{place}"
+                    self.records.add(picture_scores(generator, batch["image"][row], z, subject, view, self.seed))
 
     def summary(self) -> list[Record]:
         """Distances between sets of pictures, measured on rank 0."""
@@ -255,8 +272,13 @@ class PriorStage(AdversarialStage):
         subjects = [tested[place] for place in sorted(tested)]
         pictures, labels = (torch.cat([subject[name] for subject in subjects]) for name in ("image", "label"))
         if self.kid_features is not None:
+            if len(pictures) < _FEWEST:
+                raise UserError(
+                    f"distances between sets are told by {_FEWEST} pictures or more, there are {len(pictures)}: give "
+                    "more, or set --model.kid_features null"
+                )
             features = self.kid_features.module
-            records += kernel_distances(features, self._samples, pictures, labels, self.seed, self.device)
+            records += sample_distances(features, self._samples, pictures, labels, self.seed, self.device)
         if self.meshes:
             records += closed_meshes(self.average.module.eval(), self.meshes, self.seed)
         if self.neighbours:
@@ -265,8 +287,12 @@ class PriorStage(AdversarialStage):
             data.setup("fit")
             train = data.datasets["train"]
             asked = {"samples": self._samples(labels[: self.neighbours]), "held out": pictures[: self.neighbours]}
-            found, sheet = nearest_pictures(asked, (train[i]["image"] for i in range(len(train))), self.seed)
-            records += found
+            found, sheet = nearest_pictures(asked, (train[i]["image"] for i in range(len(train))))
+            records += [
+                Record("prior", "1", "test", str(item), "", self.seed, variant, "", "psnr_to_nearest_training", value)
+                for variant, values in found.items()
+                for item, value in enumerate(values.tolist())
+            ]
             write_image(self.out / "neighbours.png", sheet)
         return records
 

@@ -3,6 +3,9 @@
 STAGES = {
     "features": ("stages.features:FeaturesStage", "train the embedded feature networks on the embedded world"),
     "prior": ("stages.prior:PriorStage", "train a 3D-aware generator"),
+    "finetune": ("stages.finetune:FinetuneStage", "adapt a generator to a set of pictures in one style"),
+    "pairs": ("stages.pairs:PairsStage", "photographs of the people whom pictures in a style show"),
+    "restyle": ("stages.restyle:RestyleStage", "photos in a style, in one pass each"),
     "anchor": ("stages.anchor:AnchorStage", "fit the generator to one artwork"),
     "stylize": ("stages.stylize:StylizeStage", "carry the artwork's style to every view"),
     "invert": ("stages.invert:InvertStage", "train an encoder that inverts a generator in one pass"),

@@ -168,6 +168,29 @@ EXTRA = {
     "galatea prior fit --config configs/paper/graminverter/prior.yaml --data.path ffhq256.zip"
     " --out runs/efficient_gram": None,
     "galatea table runs/inversion_test docs/graminverter --baseline tuned": None,  # after half an hour
+    "galatea world --style toon --count 40 --out styles/toon": ["--count", "20"],
+    "galatea world --style plain --count 8 --out heads": ["--count", "2"],
+    "galatea run configs/pipelines/pseudo_pairs.yaml --style styles/toon --photos heads --out runs/toon": [
+        "--set", "adapt.model.total_images=8", "--set", "paired.model.total_images=8", "--set", "pairs.model.steps=2",
+        "--set", "adapt_test.model.scored=8", "--set", "paired_test.model.scored=8",
+    ],
+    "galatea run configs/pipelines/restyle.yaml --image heads --style runs/toon/paired --out runs/me": [],
+    "galatea prior fit --config configs/stages/prior_2d.yaml --trainer.accelerator cpu --trainer.devices 2"
+    " --trainer.strategy ddp --data.init_args.batch_size 8 --out runs/prior2d": None,  # half an hour of two cores
+    "galatea prior test --config configs/stages/prior_2d.yaml --model.tested.path assets/prior2d"
+    " --out runs/prior2d_test": [
+        *TOY_WORLD, "--data.test_subjects", "4", "--model.fit_subjects", "1", "--model.neighbours", "2",
+    ],
+    **{
+        f"galatea invert fit --config configs/stages/invert_2d{name}.yaml --model.prior.path runs/prior2d"
+        f" --out runs/to_{out}": [
+            *TOY_WORLD, "--model.prior.path", "assets/prior2d", "--trainer.max_steps", "2",
+            "--trainer.limit_val_batches", "0", "--data.batch_size", "4", "--model.rendered", "2",
+        ]
+        for name, out in (("", "w"), ("_wplus", "wplus"), ("_zplus", "zplus"))
+    },
+    "galatea invert test --config configs/stages/invert_2d.yaml --model.tested.path assets/encoders2d/w"
+    " --out runs/to_w_test": TOY_WORLD,
     "galatea --help": [],
     "galatea anchor fit --data.init_args.path assets/artworks --out runs/anchor": FIT,
     "galatea stylize fit --model.anchor.path runs/anchor --data.init_args.path runs/anchor --out runs/stylize": [

@@ -8,9 +8,10 @@ from torch import Tensor
 
 from datamodules.mannequins.dataset import CacheConfig, MannequinImages, Sample, build_cache
 from datamodules.mannequins.envelope import envelope_field
+from datamodules.mannequins.posed import PosedImages
 from datamodules.mannequins.render import Truth, render
 from datamodules.mannequins.scan import face_scan
-from datamodules.mannequins.scene import CODE_NAMES, Z_DIM, Z_NAMES, Scene, face_expression
+from datamodules.mannequins.scene import CODE_DIM, CODE_NAMES, POSED_NAMES, Z_DIM, Z_NAMES, Scene, face_expression
 from datamodules.mannequins.shapes import distance, named
 from datamodules.mannequins.styles import PLAIN, STYLES
 from datamodules.resumable import SplitDataModule
@@ -30,7 +31,7 @@ class MannequinDataModule(SplitDataModule):
         size: of the pictures, pixels.
         views_per_subject: V.
         batch_size: subjects per batch.
-        styles: each view is drawn in one of them, at random.
+        styles: each view is drawn in one of them, at random; one by itself is a style.
         supersample: samples per pixel and axis.
         workers: loader processes.
         draw_workers: processes that draw a missing cache.
@@ -39,6 +40,9 @@ class MannequinDataModule(SplitDataModule):
         seed: of the draws of poses, expressions and styles.
         pose_step: degrees; poses are rounded to multiples of it (see :class:`CacheConfig`).
         coded: the face is part of a subject's code z, for generators without expressions (see :class:`CacheConfig`).
+        first: number of the first subject within its split.
+        exaggerate: strengths of geometric exaggerations of all heads, by name (``EXAGGERATIONS``).
+        posed: the pose is, too, for generators without cameras: each picture is an item of its own, with its own z.
     """
 
     def __init__(
@@ -49,7 +53,7 @@ class MannequinDataModule(SplitDataModule):
         size: int = 64,
         views_per_subject: int = 4,
         batch_size: int = 4,
-        styles: list[str] | None = None,
+        styles: list[str] | str | None = None,
         supersample: int = 2,
         workers: int = 0,
         draw_workers: int = 2,
@@ -58,6 +62,9 @@ class MannequinDataModule(SplitDataModule):
         seed: int = 0,
         pose_step: float = 0.0,
         coded: bool = False,
+        posed: bool = False,
+        first: int = 0,
+        exaggerate: dict[str, float] | None = None,
     ) -> None:
         super().__init__(batch_size, workers, seed)
         given = {"batch_size": batch_size, "size": size, "views_per_subject": views_per_subject}
@@ -66,25 +73,31 @@ class MannequinDataModule(SplitDataModule):
                 raise UserError(f"{name} is {value}: it must be at least 1")
         if min(train_subjects, val_subjects, test_subjects, pose_step, workers, draw_workers) < 0:
             raise UserError("subjects, workers and pose_step must not be negative")
+        if posed and not coded:
+            raise UserError("posed pictures have the face in their code as well: set coded true")
         subjects = {"train": train_subjects, "val": val_subjects, "test": test_subjects}
         self.configs = {
             split: CacheConfig(
                 split=split,
                 subjects=count,
+                first=first,
+                exaggerate=exaggerate or {},
                 views_per_subject=views_per_subject,
                 size=size,
-                styles=tuple(styles or (PLAIN,)),
+                styles=(styles,) if isinstance(styles, str) else tuple(styles or (PLAIN,)),
                 supersample=supersample,
                 seed=seed,
                 pose_step=pose_step,
                 coded=coded,
+                posed=posed,
             )
             for split, count in subjects.items()
         }
         self.draw_workers = draw_workers
         self.compiled = compiled
         self.cache_dir = cache_dir
-        self.traits = CODE_NAMES if coded else Z_NAMES
+        self.posed = posed
+        self.traits = POSED_NAMES if posed else CODE_NAMES if coded else Z_NAMES
 
     def prepare_data(self) -> None:
         """Draw what is missing."""
@@ -96,7 +109,8 @@ class MannequinDataModule(SplitDataModule):
         needed = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("test",)}
         for split in needed.get(stage or "", tuple(self.configs)):
             if split not in self.datasets:
-                self.datasets[split] = MannequinImages(self._folder(split))
+                images = MannequinImages(self._folder(split))
+                self.datasets[split] = PosedImages(images) if self.posed else images
 
     def manifold_field(self) -> tuple[Tensor, Tensor]:
         """Samples of the field whose level sets suit these heads, see :func:`envelope_field`."""
@@ -115,7 +129,7 @@ class MannequinDataModule(SplitDataModule):
         z[self.traits.index(trait)] += deviations
         if len(z) == Z_DIM:
             return {**sample, "z": z}
-        face = face_expression(z[None, Z_DIM:].cpu()).to(sample["expression"])
+        face = face_expression(z[None, Z_DIM:CODE_DIM].cpu()).to(sample["expression"])
         return {**sample, "z": z, "expression": face.expand_as(sample["expression"])}
 
     def scan_truth(self, sample: Sample) -> Scan:
@@ -124,11 +138,14 @@ class MannequinDataModule(SplitDataModule):
 
     def _scene(self, sample: Sample) -> Scene:
         """What the first view of one test subject shows."""
-        return Scene.from_code(sample["z"][None].cpu()).with_expression(sample["expression"][:1].cpu())
+        scene = Scene.from_code(sample["z"][None].cpu()).with_expression(sample["expression"][:1].cpu())
+        for name, strength in self.configs["test"].exaggerate.items():
+            scene = scene.exaggerate(name, strength)
+        return scene
 
     def subject_truth(self, z: Tensor, camera: Camera, size: int, expression: Tensor | None = None) -> Truth:
         """What the subject z (1, Z_DIM) shows to B cameras: plain, neutral but for an expression (1, E), or the face of
-        a code (1, CODE_DIM)."""
+        a code (1, CODE_DIM or POSED_DIM)."""
         scene = Scene.from_code(z.cpu())
         if expression is not None:
             scene = scene.with_expression(expression.cpu())

@@ -16,9 +16,10 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,12 +30,14 @@ from torch.utils.data import Dataset
 from datamodules.mannequins.render import RIG, render
 from datamodules.mannequins.scene import (
     CODE_DIM,
+    EXAGGERATIONS,
     EXPRESSIONS,
     SPLITS,
     WORLD_VERSION,
     Z_DIM,
     Scene,
     sample_expression,
+    stream,
     subject_code,
     subject_z,
 )
@@ -42,12 +45,14 @@ from datamodules.mannequins.styles import PLAIN, STYLES
 from models.camera import LABEL_SIZE, Camera
 from models.documents import MOST_BYTES, parse_json
 from models.errors import UserError
-from models.files import os_errors, read_bytes
+from models.files import cache_root, os_errors, read_bytes
 
 MANIFEST = "manifest.json"
 # Was meant to keep a subject's views apart from its latent. It does not, as PyTorch's generators take the lower 32 bits
 # of a seed, but a change would be another world.
 _VIEWS_SEED = 2**40
+# An angle is end * u * |u|^bend of a uniform u in [-1, 1]: denser in the middle.
+YAW_DEG, YAW_BEND, PITCH_DEG, PITCH_BEND = 60, 0.35, 25, 0.5
 
 Sample = dict[str, Tensor]
 
@@ -68,6 +73,9 @@ class CacheConfig:
         pose_step: degrees; yaw and pitch are rounded to multiples of it, so that a renderer meets the same cameras
             again and can keep what depends on the camera alone. 0 leaves them as drawn.
         coded: a subject's expression is part of its code z, the same in all its views.
+        exaggerate: strengths of geometric exaggerations, by name.
+        posed: poses are to be part of codes, and say nothing of who is seen: they are drawn apart from the subjects,
+            whose first view otherwise follows from the numbers of their code.
     """
 
     split: str = "train"
@@ -80,6 +88,8 @@ class CacheConfig:
     seed: int = 0
     pose_step: float = 0.0
     coded: bool = False
+    exaggerate: dict[str, float] = field(default_factory=dict)
+    posed: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "styles", tuple(self.styles))
@@ -92,6 +102,14 @@ class CacheConfig:
         unknown = sorted(set(self.styles) - set(STYLES))
         if unknown or not self.styles:
             raise ValueError(f"unknown style {unknown}, choose from {STYLES}")
+        if wrong := sorted(self.exaggerate.keys() - set(EXAGGERATIONS)):
+            raise ValueError(f"unknown exaggeration {wrong[0]!r}, choose from {EXAGGERATIONS}")
+
+    @property
+    def described(self) -> dict[str, Any]:
+        """All that determines the content; without what came later, caches keep the names they had."""
+        found = asdict(self)
+        return {name: value for name, value in found.items() if value or name not in ("exaggerate", "posed")}
 
     @property
     def seeds(self) -> range:
@@ -101,7 +119,7 @@ class CacheConfig:
     @property
     def key(self) -> str:
         """Name of the cache folder."""
-        text = json.dumps({**asdict(self), "world_version": WORLD_VERSION}, sort_keys=True)
+        text = json.dumps({**self.described, "world_version": WORLD_VERSION}, sort_keys=True)
         return f"{self.split}-{self.size}px-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
     def arrays(self) -> dict[str, tuple[tuple[int, ...], str]]:
@@ -121,25 +139,28 @@ class CacheConfig:
         }
 
 
-def default_root() -> Path:
-    """Where caches live: $GALATEA_CACHE, or ~/.cache/galatea."""
-    return Path(os.environ.get("GALATEA_CACHE") or Path.home() / ".cache" / "galatea")
-
-
 def draw_views(
-    seed: int, count: int, styles: tuple[str, ...] = (PLAIN,), salt: int = 0, pose_step: float = 0.0
+    seed: int,
+    count: int,
+    styles: tuple[str, ...] = (PLAIN,),
+    salt: int = 0,
+    pose_step: float = 0.0,
+    posed: bool = False,
 ) -> tuple[Camera, Tensor, list[str]]:
     """Poses, expressions (count, E) and styles of one subject's views; more views never change the first ones.
 
-    Yaw lies in +-60 degrees and pitch in +-25 degrees, both denser in the middle.
+    Yaw lies in +-60 degrees and pitch in +-25 degrees, both denser in the middle. Those of the first view follow from
+    the subject's code, whose numbers are drawn from the same stream, unless they are ``posed``.
     """
     cameras, expressions, names = [], [], []
     generator = torch.Generator().manual_seed(_VIEWS_SEED + seed + 10_000_019 * salt)
+    if posed:
+        generator = stream("views", seed, salt)
     for _ in range(count):
         yaw, pitch, style = torch.rand(3, dtype=torch.float64, generator=generator).tolist()
         yaw, pitch = 2 * yaw - 1, 2 * pitch - 1
-        yaw, pitch = yaw * abs(yaw) ** 0.35, pitch * abs(pitch) ** 0.5
-        yaw, pitch = 60 * yaw, 25 * pitch
+        yaw, pitch = yaw * abs(yaw) ** YAW_BEND, pitch * abs(pitch) ** PITCH_BEND
+        yaw, pitch = YAW_DEG * yaw, PITCH_DEG * pitch
         if pose_step:
             yaw, pitch = (round(angle / pose_step) * pose_step for angle in (yaw, pitch))
         cameras.append(RIG.camera(math.radians(yaw), math.radians(pitch)))
@@ -152,9 +173,11 @@ def _draw_subject(config: CacheConfig, folder: Path, compiled: bool, number: int
     """Draw all views of the ``number``-th subject into the arrays of ``folder``."""
     torch.set_num_threads(1)
     seed, views = config.seeds[number], config.views_per_subject
-    camera, expression, names = draw_views(seed, views, config.styles, config.seed, config.pose_step)
+    camera, expression, names = draw_views(seed, views, config.styles, config.seed, config.pose_step, config.posed)
     z = (subject_code([seed]) if config.coded else subject_z([seed])).expand(views, -1)
     scene = Scene.from_code(z) if config.coded else Scene.from_z(z, expression)
+    for name, strength in config.exaggerate.items():
+        scene = scene.exaggerate(name, strength)
     truth = render(scene, camera, config.size, names, config.supersample, compiled)
     values = {
         "image": ((truth.image + 1) * 127.5).round(),
@@ -186,7 +209,7 @@ def build_cache(
 
     Args:
         config: what to draw.
-        root: parent folder; default :func:`default_root`.
+        root: parent folder; default :func:`models.files.cache_root`.
         workers: drawing processes; 0 or 1 draws in this process.
         compiled: compile the distance field in each process; pays from some thousand pictures on.
         progress: show a progress bar.
@@ -194,7 +217,7 @@ def build_cache(
     Raises:
         UserError: when it cannot be written.
     """
-    folder = (Path(root) if root is not None else default_root()) / "mannequins" / config.key
+    folder = (Path(root) if root is not None else cache_root()) / "mannequins" / config.key
     if folder.exists():
         problem = find_damage(folder, config)
         if problem is None:
@@ -217,7 +240,7 @@ def _draw(config: CacheConfig, folder: Path, workers: int, compiled: bool, progr
         for _ in track(done, f"mannequins {config.key}", config.subjects, disable=not progress):
             pass
         files = {f"{name}.npy": _fingerprint(temporary / f"{name}.npy") for name in config.arrays()}
-        manifest = {"world_version": WORLD_VERSION, "config": asdict(config), "files": files}
+        manifest = {"world_version": WORLD_VERSION, "config": config.described, "files": files}
         (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True))
         try:
             temporary.rename(folder)
@@ -259,7 +282,7 @@ def find_damage(folder: Path, config: CacheConfig) -> str | None:
         manifest = parse_json(read_bytes(folder / MANIFEST, MOST_BYTES), MANIFEST)
     except UserError as error:
         return f"no readable manifest: {error}"
-    if not isinstance(manifest, dict) or manifest.get("config") != json.loads(json.dumps(asdict(config))):
+    if not isinstance(manifest, dict) or manifest.get("config") != json.loads(json.dumps(config.described)):
         return "its manifest is of another cache"
     files = manifest.get("files")
     for name in config.arrays():

@@ -9,7 +9,8 @@ Layout of z: ``IDENTITY`` (shape, hair, glasses, beard, and the colours of skin,
 then ``SURROUNDINGS`` (RGB of the cloth and of the background), then ``LIGHT`` (x, y, strength, warmth).
 
 A generator without expressions has the face in its code as well: ``CODE_NAMES`` are those of z and ``FACE_AXES``, from
-whose numbers, N(0, I) like the others, :func:`face_expression` makes the coefficients.
+whose numbers, N(0, I) like the others, :func:`face_expression` makes the coefficients. One without cameras has the pose
+there, too: ``POSED_NAMES``, see :mod:`datamodules.mannequins.posed`.
 
 All draws are made on the CPU in float64 and rounded to float32, so that they are bit-equal everywhere.
 """
@@ -99,6 +100,9 @@ EXAGGERATIONS = ("big_eyes", "long_face")
 FACE_AXES = ("mouth_corners", "mouth_open", "brow_raise", "blink", "pucker")
 CODE_NAMES = (*Z_NAMES, *FACE_AXES)
 CODE_DIM = len(CODE_NAMES)
+POSE_AXES = ("yaw", "pitch")
+POSED_NAMES = (*CODE_NAMES, *POSE_AXES)
+POSED_DIM = len(POSED_NAMES)
 _ACTIVE, _FROWNING = 0.35, 0.2  # shares of the heads whose axis shows something, and whose mouth's corners are down
 SPLITS = {"train": range(1_000_000), "val": range(1_000_000, 1_100_000), "test": range(1_100_000, 1_200_000)}
 
@@ -121,14 +125,14 @@ def subject_z(seeds: Iterable[int]) -> Tensor:
 def subject_code(seeds: Iterable[int]) -> Tensor:
     """(B, CODE_DIM) codes of numbered subjects: their latents, then their faces."""
     seeds = [int(seed) for seed in seeds]
-    faces = [torch.randn(len(FACE_AXES), dtype=torch.float64, generator=_face_generator(seed)) for seed in seeds]
+    faces = [torch.randn(len(FACE_AXES), dtype=torch.float64, generator=stream("face", seed)) for seed in seeds]
     face = torch.stack(faces).float() if faces else torch.zeros(0, len(FACE_AXES))
     return torch.cat([subject_z(seeds), face], 1)
 
 
-def _face_generator(seed: int) -> torch.Generator:
-    """A stream of its own. PyTorch takes a seed's lower 32 bits: adding a large number would not do."""
-    digest = hashlib.sha256(f"face:{seed}".encode()).digest()
+def stream(what: str, *numbers: int) -> torch.Generator:
+    """Draws of their own for each purpose. PyTorch takes a seed's lower 32 bits: adding a large number would not do."""
+    digest = hashlib.sha256(":".join(map(str, (what, *numbers))).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:4], "little"))
 
 
@@ -222,14 +226,14 @@ class Scene:
 
     @staticmethod
     def from_code(code: Tensor) -> Scene:
-        """The scene of codes (B, CODE_DIM), or of latents (B, Z_DIM) with neutral faces.
+        """The scene of codes (B, CODE_DIM or POSED_DIM), or of latents (B, Z_DIM) with neutral faces.
 
         Raises:
             ValueError: as :meth:`from_z`.
         """
-        if code.shape[1:] != (CODE_DIM,):
+        if code.shape[1:] not in ((CODE_DIM,), (POSED_DIM,)):
             return Scene.from_z(code)
-        z, face = code.split((Z_DIM, len(FACE_AXES)), 1)
+        z, face = code[:, :CODE_DIM].split((Z_DIM, len(FACE_AXES)), 1)
         return Scene.from_z(z, face_expression(face))
 
     def __len__(self) -> int:

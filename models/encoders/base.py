@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from typing import Literal
 
 from torch import Tensor
 
@@ -20,12 +21,15 @@ class Encoder(Configurable):
         channels: of the image: 3, or the number of labels of a segmentation.
         expressions: how many expression coefficients it predicts beside the codes.
         mean_latents: the mean code it was trained with, a batch of one, where it knows it.
+        space: where its codes are: "w", as the generator's synthesis takes them, or "z", one for each layer in a group
+            of that name, which the generator's mapping makes into the former.
     """
 
     resolution: int
     channels: int = 3
     expressions: int = 0
     mean_latents: Latents | None = None
+    space: Literal["w", "z"] = "w"
 
     @abstractmethod
     def forward(self, image: Tensor) -> Latents:
@@ -70,4 +74,6 @@ def inverted(image: Tensor, encoder: Encoder, generator: Generator) -> tuple[Lat
     tells them; codes that it does not tell are :meth:`Generator.complete`'s."""
     mean = encoder.mean_latents or generator.mean_latents
     codes, expression = encoder.invert(resized(image, encoder.resolution), mean)
+    if encoder.space == "z":
+        return generator.mapping(codes.groups["z"]), expression
     return generator.complete(codes), expression

@@ -84,10 +84,7 @@ class GradualStyleEncoder(Encoder):
         self.trunk = IRTrunk(channels, widths, depths, reduction)
         _, fine, medium, coarse = widths
         side = resolution // 16  # of the coarsest map
-        self.styles = nn.ModuleList(
-            MapToStyle(coarse, size, side << level_of(i), style_width)
-            for i, size in enumerate(size for count, size in sizes.values() for _ in range(count))
-        )
+        self.styles = self.heads(coarse, side, style_width)
         self.latlayer1 = nn.Conv2d(medium, coarse, 1)
         self.latlayer2 = nn.Conv2d(fine, coarse, 1)
         if expressions:
@@ -95,6 +92,11 @@ class GradualStyleEncoder(Encoder):
         self._averages = {name: f"latent_avg_{name}" if groups else "latent_avg" for name in sizes}
         for name, (count, size) in sizes.items():
             self.register_buffer(self._averages[name], torch.zeros(count, size))
+
+    def heads(self, channels: int, side: int, width: int | None) -> nn.ModuleList:
+        """The networks that make codes, of maps with so many channels, the coarsest of which have this side."""
+        sizes = [size for count, size in self.groups.values() for _ in range(count)]
+        return nn.ModuleList(MapToStyle(channels, size, side << level_of(i), width) for i, size in enumerate(sizes))
 
     @property
     def mean_latents(self) -> Latents:
@@ -154,8 +156,12 @@ class GradualStyleEncoder(Encoder):
                 levels.append(upsample_add(levels[-1], layer(features)))
             return levels[number]
 
-        found = {i: self.styles[i](level(level_of(i))) for i in chosen}
+        found = {i: self.styles[i](level(self.level_of(i))) for i in chosen}
         return found, self.expression(level(2)) if self.expressions else None
+
+    def level_of(self, code: int) -> int:
+        """Which level of the pyramid a code's network looks at."""
+        return level_of(code)
 
 
 class Encoder4Editing(GradualStyleEncoder):
@@ -201,6 +207,40 @@ class Encoder4Editing(GradualStyleEncoder):
             base = found[max(b for b in bases if b <= i)]
             codes.append(base if i in bases or i not in found else base + found[i])
         return self.grouped(codes), expression
+
+
+class SharedStyleEncoder(GradualStyleEncoder):
+    """pSp to W: one network makes codes, so that all of a group are equal (pseudo-paired stylization,
+    Lu and Zhou, Sec. 3.1).
+
+    It looks at the finest level of the pyramid, which has the others in it. Arguments as of
+    :class:`GradualStyleEncoder`.
+    """
+
+    def heads(self, channels: int, side: int, width: int | None) -> nn.ModuleList:
+        return nn.ModuleList(MapToStyle(channels, size, side << 2, width) for _, size in self.groups.values())
+
+    def offsets(self, image: Tensor) -> tuple[Latents, Tensor | None]:
+        found, expression = self.predict(image, range(len(self.groups)))
+        groups = zip(self.groups.items(), found.values(), strict=True)
+        codes = {name: code[:, None].expand(-1, count, -1) for (name, (count, _)), code in groups}
+        return Latents(codes), expression
+
+    def level_of(self, code: int) -> int:
+        return 2
+
+
+class MappedStyleEncoder(GradualStyleEncoder):
+    """pSp to Z+: codes of z, one a layer, which the generator's mapping makes into codes of w (as before, Sec. 3.2).
+
+    Its one group is "z", of as many codes as the generator has layers: ``groups={"z": [num_ws, z_dim]}``. Other
+    arguments as of :class:`GradualStyleEncoder`.
+    """
+
+    space = "z"
+
+    def start(self, mean: Latents) -> None:
+        """Around 0, the mean of z."""
 
 
 def level_of(code: int) -> int:

@@ -5,11 +5,13 @@ Every network takes images (B, 3, H, W) in [-1, 1] of any size and is differenti
 
 from __future__ import annotations
 
-from typing import Generic, Protocol, TypeVar, cast, runtime_checkable
+from collections.abc import Iterator, Sequence
+from typing import Any, Generic, Protocol, TypeVar, cast, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
+from models.errors import UserError
 from models.faces.pose import CanonicalFace
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
@@ -118,8 +120,25 @@ class Frozen(Generic[ModuleT]):
         return f"Frozen({type(self.module).__name__})"
 
 
-def move_frozen(owner: object, device: torch.device | str) -> None:
-    """Move every :class:`Frozen` attribute of ``owner`` to ``device``."""
+def frozen_of(owner: object) -> Iterator[Frozen[nn.Module]]:
+    """Every :class:`Frozen` that is an attribute of ``owner``, or in a list that is one."""
     for value in vars(owner).values():
-        if isinstance(value, Frozen):
-            value.to(device)
+        yield from (held for held in (value if isinstance(value, list) else [value]) if isinstance(held, Frozen))
+
+
+def move_frozen(owner: object, device: torch.device | str) -> None:
+    """Move what :func:`frozen_of` finds to ``device``."""
+    for held in frozen_of(owner):
+        held.to(device)
+
+
+def frozen_scorers(networks: Sequence[nn.Module] | None) -> list[Frozen[Any]]:
+    """Networks that score attributes (:class:`AttributeScorer`), frozen.
+
+    Raises:
+        UserError: for one that scores none.
+    """
+    for network in networks or ():
+        if not isinstance(getattr(network, "names", None), tuple | list):
+            raise UserError(f"{type(network).__name__} scores no attributes: it has no names of any")
+    return [Frozen(network) for network in networks or ()]

@@ -223,10 +223,12 @@ class StyleGAN2Generator(Generator):
 
     Args:
         channels: of the features, from side 4 up; the resolution is 4 * 2**(len - 1). See :func:`stylegan2_channels`.
-        style_dim: size of z and w.
+        style_dim: size of w, and of z unless ``z_dim`` says another.
         mapping_layers: layers from z to w.
         mapping_lr: learning rate of these layers, relative to the others.
         taps: of the separable upsampling filter.
+        z_dim: size of z.
+        normalize, octaves: of :class:`models.generators.layers.MappingNetwork`.
     """
 
     is_3d = False
@@ -241,11 +243,16 @@ class StyleGAN2Generator(Generator):
         mapping_layers: int = 8,
         mapping_lr: float = 0.01,
         taps: Sequence[float] = (1, 3, 3, 1),
+        z_dim: int | None = None,
+        normalize: bool = True,
+        octaves: int = 0,
     ) -> None:
         super().__init__()
-        self.z_dim = self.w_dim = style_dim
+        self.z_dim, self.w_dim = z_dim or style_dim, style_dim
         self.rig = Rig()
-        self.map_network = MappingNetwork(style_dim, style_dim, layers=mapping_layers, lr_multiplier=mapping_lr)
+        self.map_network = MappingNetwork(
+            self.z_dim, style_dim, layers=mapping_layers, normalize=normalize, lr_multiplier=mapping_lr, octaves=octaves
+        )
         self.backbone = SynthesisNetwork(style_dim, channels, 3, taps=taps)
         self.num_ws, self.resolution = self.backbone.num_ws, self.backbone.sides[-1]
         self.register_buffer("w_avg", torch.zeros(style_dim))

@@ -482,21 +482,32 @@ class Projector(nn.Module):
         """(rows,) squared correlation of neighbouring pixels of each noise map, at all sizes down to 8 x 8."""
         noise = self.noise(item)
         assert noise is not None
-        sides = self.generator.noise_sides
-        total = noise.new_zeros(len(noise))
-        for flat, side in zip(noise.split([side**2 for side in sides], 1), sides, strict=True):
-            maps = flat.unflatten(1, (1, side, side))
-            while True:
-                for axis in (2, 3):
-                    total = total + (maps * maps.roll(1, axis)).mean((1, 2, 3)).square()
-                if maps.shape[-1] <= 8:
-                    break
-                maps = F.avg_pool2d(maps, 2)
-        return total
+        return noise_correlation(noise, self.generator.noise_sides)
+
+
+def noise_correlation(noise: Tensor, sides: Sequence[int]) -> Tensor:
+    """(B,) squared correlation of neighbouring pixels of noise maps (B, P), which lie end to end, at all sizes down to
+    8 x 8 (StyleGAN2, Appendix D)."""
+    total = noise.new_zeros(len(noise))
+    for flat, side in zip(noise.split([side**2 for side in sides], 1), sides, strict=True):
+        maps = flat.unflatten(1, (1, side, side))
+        while True:
+            for axis in (2, 3):
+                total = total + (maps * maps.roll(1, axis)).mean((1, 2, 3)).square()
+            if maps.shape[-1] <= 8:
+                break
+            maps = F.avg_pool2d(maps, 2)
+    return total
 
 
 def fit_latents(
-    generator: Generator, image: Tensor, camera: Camera, *, seed: int = 0, z_steps: int = 80, ws_steps: int = 160
+    generator: Generator,
+    image: Tensor,
+    camera: Camera | None = None,
+    *,
+    seed: int = 0,
+    z_steps: int = 80,
+    ws_steps: int = 160,
 ) -> Latents:
     """Codes of given images by plain optimisation: the yardstick of what a generator can express.
 
@@ -506,7 +517,7 @@ def fit_latents(
     Args:
         generator: its parameters get no gradient.
         image: (B, 3, H, W) in [-1, 1].
-        camera: B cameras.
+        camera: B cameras; None in 2D.
         seed: of the random samples. z_steps, ws_steps: of the two searches.
 
     Returns:
@@ -520,7 +531,7 @@ def fit_latents(
     def distance(found: Tensor, rows: Tensor) -> dict[str, Tensor]:
         return {"loss": (found - image[rows]).square().flatten(1).mean(1)}
 
-    labels, side = list(camera.label()), image.shape[-1]
+    labels, side = list(image.new_zeros(len(image), 0) if camera is None else camera.label()), image.shape[-1]
     # The origin is the mean of everything; from a sample of the right kind (hair, glasses) there is less to undo.
     first = Search(
         candidates=96, length=0.75, learning_rate=0.08, betas=(0.9, 0.99), schedule="cosine", final=0, prior=1e-3

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import tempfile
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -119,3 +120,62 @@ def kid(features: Distribution, subset_size: int, subsets: int = 50, gather: boo
         gather: whether ``compute()`` joins what all ranks have seen.
     """
     return KernelInceptionDistance(feature=features, subsets=subsets, subset_size=subset_size, sync_on_compute=gather)
+
+
+@torch.no_grad()
+def features_of(network: nn.Module, parts: Iterable[Tensor], device: torch.device) -> Tensor:
+    """Features (N, F) on the CPU of pictures that come in parts (n, 3, H, W), in [-1, 1]."""
+    network.to(device)
+    return torch.cat([network(chunk.to(device)).cpu() for part in parts for chunk in part.split(32)])
+
+
+def feature_distances(
+    found: Tensor, real: Tensor, seed: int, subset: int | None = None, metrics: Sequence[str] = ("fid", "kid")
+) -> dict[str, float]:
+    """``fid`` and ``kid`` of features (N, F) and (M, F), two or more of either.
+
+    Args:
+        seed: of KID's subsets. subset: their size; half of what there are of either kind by default, 100 at most.
+        metrics: which of the two.
+    """
+    given, values = Precomputed(found.shape[1]), {}
+    if subset is None:
+        subset = max(2, min(100, len(found) // 2, len(real) // 2))
+    for name in metrics:
+        metric = fid(given, gather=False) if name == "fid" else kid(given, subset, gather=False)
+        metric.update(real, real=True)
+        metric.update(found, real=False)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            value = metric.compute()
+        values[name] = float(value[0] if isinstance(value, tuple) else value)  # KID has a deviation too
+    return values
+
+
+def recall(found: Tensor, real: Tensor, neighbours: int = 3) -> float:
+    """Share of real features (M, D) that lie among those found (N, D): no farther from one of these than its own
+    ``neighbours``-th nearest neighbour is (Kynkaanniemi et al. 2019, Eq. 2). What it misses, samples do not show.
+
+    Raises:
+        UserError: for fewer than ``neighbours`` + 1 of those found.
+    """
+    if len(found) <= neighbours:
+        raise UserError(f"recall is told by {neighbours + 1} pictures or more, there are {len(found)}")
+    found, real = found.double(), real.double()
+    radius = torch.cdist(found, found).kthvalue(neighbours + 1).values  # each is its own nearest
+    return float((torch.cdist(real, found) <= radius).any(1).double().mean())
+
+
+def cmmd(found: Tensor, real: Tensor, sigma: float = 10.0, scale: float = 1000.0) -> float:
+    """Maximum mean discrepancy of embeddings (N, D) and (M, D) by a Gaussian kernel, after these are brought to unit
+    length (CMMD, Jayasumana et al. 2024, whose embedding is CLIP's). In float64; unlike KID it needs no subsets.
+
+    Args:
+        sigma: width of the kernel. scale: of the value.
+    """
+    one, other = (torch.nn.functional.normalize(embeddings.double(), dim=1) for embeddings in (found, real))
+
+    def kernel(a: Tensor, b: Tensor) -> Tensor:
+        return (-torch.cdist(a, b).square() / (2 * sigma**2)).exp().mean()
+
+    return float(scale * (kernel(one, one) + kernel(other, other) - 2 * kernel(one, other)))

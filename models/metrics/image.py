@@ -6,14 +6,14 @@ A mask weighs pixels; an image whose mask is empty has the value NaN.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Generator, Tensor
 from torch.nn import functional as F
 from torchmetrics.functional.image import structural_similarity_index_measure
 
-from models.features.base import PerceptualDistance
+from models.features.base import AttributeScorer, PerceptualDistance
 
 
 def masked_mean(value: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -98,6 +98,28 @@ def crop_to_mask(mask: Tensor, *images: Tensor, size: int, margin: float = 0.1) 
 def identity_similarity(network: Callable[[Tensor], Tensor], image: Tensor, truth: Tensor) -> Tensor:
     """Cosine of the identity embeddings: (B,) in [-1, 1]."""
     return F.cosine_similarity(network(image), network(truth), dim=1)
+
+
+def likeness(
+    image: Tensor,
+    truth: Tensor,
+    perceptual: PerceptualDistance | None = None,
+    identity: Callable[[Tensor], Tensor] | None = None,
+    attributes: Sequence[AttributeScorer] = (),
+) -> dict[str, Tensor]:
+    """How like their truth pictures are, (B,) each.
+
+    ``psnr``; ``lpips`` and ``id`` where there are networks; ``NAME_error`` of each attribute, a difference of scores.
+    """
+    scores = {"psnr": psnr(image, truth)}
+    if perceptual is not None:
+        scores["lpips"] = perceptual(image, truth)
+    if identity is not None:
+        scores["id"] = identity_similarity(identity, image, truth)
+    for scorer in attributes:
+        errors = (scorer(image) - scorer(truth)).abs()
+        scores |= {f"{name}_error": values for name, values in zip(scorer.names, errors.T, strict=True)}
+    return scores
 
 
 def random_pairs(count: int, pairs: int, seed: int = 0) -> Tensor:

@@ -22,7 +22,7 @@ from models.camera import Camera, Rig
 from models.errors import UserError
 from models.features.base import Frozen, move_frozen
 from models.metrics.consistency import SurfaceRecipe, carried, stacked_line, surface_consistency
-from models.metrics.distribution import Distribution, Precomputed, fid, kid
+from models.metrics.distribution import Distribution, feature_distances
 from models.metrics.geometry import shape_errors
 from models.metrics.image import high_frequency, identity_similarity, masked_distance, psnr, ssim
 from models.metrics.parallax import Mark, choose_mark, locate, parallax, shows
@@ -347,19 +347,12 @@ class InversionScores(Metric):
         if count < 2:
             return {}
         real, own, novel = features.unbind(1)
-        values: dict[str, Tensor] = {}
-        given = Precomputed(self.num_features)
+        values: dict[str, float] = {}
         for suffix, fake in (("", own), ("_nv", novel)):
             # The items of all ranks are here already: nothing to gather.
-            kernel = kid(given, subset_size=min(_KID_SUBSET, count), gather=False)
-            for name, metric in (("fid", fid(given, gather=False)), ("kid", kernel)):
-                metric.update(real, real=True)
-                metric.update(fake, real=False)
-                with torch.random.fork_rng(devices=[]):
-                    torch.manual_seed(self.seed)  # of KID's subsets
-                    found = metric.compute()
-                values[name + suffix] = found[0] if isinstance(found, tuple) else found  # KID has a deviation too
-        return {metric: values[metric] for metric in SETS}
+            found = feature_distances(fake, real, self.seed, min(_KID_SUBSET, count))
+            values |= {name + suffix: value for name, value in found.items()}
+        return {metric: torch.tensor(values[metric]) for metric in SETS}
 
 
 _NAME_BYTES = 256

@@ -17,7 +17,7 @@ from models.generators.views import render_views
 from models.heads.projector import fit_latents
 from models.heads.subjects import TRUNCATION
 from models.latents import Latents
-from models.metrics.distribution import Distribution, kid
+from models.metrics.distribution import Distribution, feature_distances, features_of
 from models.metrics.geometry import at_size, depth_mae, normal_error
 from models.metrics.image import change_correlation, masked_mean, psnr, ssim
 from models.metrics.records import Record
@@ -98,6 +98,22 @@ def subject_scores(generator: Generator, data: KnowsSubjects, z: Tensor, subject
     return records
 
 
+@torch.no_grad()
+def picture_scores(generator: Generator, image: Tensor, z: Tensor, subject: int, view: str, seed: int) -> list[Record]:
+    """How well a 2D generator shows a picture by its own code and by one that is fitted to it.
+
+    Args:
+        image: (1, 3, H, W). z: (1, z_dim), the true code.
+        subject, view: names of the picture. seed: of the run, for the records.
+    """
+    records = []
+    for variant, latents in {"fitted": fit_latents(generator, image), "known z": generator.mapping(z)}.items():
+        found = generator.synthesis(latents).image
+        for metric, value in (("psnr", psnr(found, image)), ("ssim", ssim(found, image))):
+            records.append(Record("prior", "1", "test", str(subject), view, seed, variant, "", metric, float(value)))
+    return records
+
+
 def surface_slope(generator: RadianceGenerator, ws: Latents, camera: Camera, depth: Tensor, mask: Tensor) -> Tensor:
     """Mean length of a signed distance's gradient (V,) at the surface that V cameras see of one head; 1 is a distance.
 
@@ -127,7 +143,7 @@ def closed_meshes(generator: Generator, count: int, seed: int) -> list[Record]:
     return records
 
 
-def kernel_distances(
+def sample_distances(
     features: Distribution,
     sample: Callable[[Tensor], Tensor],
     pictures: Tensor,
@@ -135,7 +151,7 @@ def kernel_distances(
     seed: int,
     device: torch.device,
 ) -> list[Record]:
-    """KID of samples against one half of held-out pictures, beside that of the two halves.
+    """FID and KID of samples against one half of held-out pictures, beside those of the two halves.
 
     Args:
         sample: cameras (N, 25) to pictures.
@@ -146,27 +162,23 @@ def kernel_distances(
     half = len(pictures) // 2
     records = []
     for variant, others in {"samples": sample(labels[:half]), "real halves": pictures[half : 2 * half]}.items():
-        metric = kid(features.to(device), subset_size=max(2, min(100, half // 2)), gather=False).to(device)
-        for part, real in ((others, False), (pictures[:half], True)):
-            for chunk in part.split(32):
-                metric.update(chunk.to(device), real=real)
-        torch.manual_seed(seed)
-        mean, _ = metric.compute()
+        found, real = (features_of(features, [part], device) for part in (others, pictures[:half]))
         network = type(features).__name__
-        records.append(Record("prior", "1", "test", "all", "", seed, variant, network, "kid", float(mean)))
+        for name, value in feature_distances(found, real, seed).items():
+            records.append(Record("prior", "1", "test", "all", "", seed, variant, network, name, value))
     return records
 
 
-def nearest_pictures(asked: dict[str, Tensor], training: Iterable[Tensor], seed: int) -> tuple[list[Record], Tensor]:
+def nearest_pictures(asked: dict[str, Tensor], training: Iterable[Tensor]) -> tuple[dict[str, Tensor], Tensor]:
     """How near pictures come to a training set.
 
     Args:
-        asked: by variant, as many pictures (N, 3, R, R) of each.
+        asked: by variant, pictures (N, 3, R, R) of each.
         training: batches of pictures (V, 3, R, R).
-        seed: of the run, for the records.
 
     Returns:
-        the distances; and a picture of the first variant: rows of it, each above that of the nearest ones.
+        by variant, the PSNR (N,) of each to the nearest; and a picture of the first variant: rows of it, each above
+        that of the nearest ones.
     """
     first, *_ = asked.values()
     queries = torch.cat(list(asked.values())).flatten(1)
@@ -178,10 +190,5 @@ def nearest_pictures(asked: dict[str, Tensor], training: Iterable[Tensor], seed:
         best[closer], nearest[closer] = value[closer], views[view[closer]]
     rows = torch.stack([queries, nearest])[:, : len(first)].unflatten(2, first.shape[1:]).split(12, 1)
     sheet = make_grid(torch.cat([pair.flatten(0, 1) for pair in rows]), nrow=rows[0].shape[1], pad_value=1.0)
-    psnrs = (-10 * (best / 4).log10()).split(len(first))
-    records = [
-        Record("prior", "1", "test", str(item), "", seed, variant, "", "psnr_to_nearest_training", float(value))
-        for variant, values in zip(asked, psnrs, strict=True)
-        for item, value in enumerate(values)
-    ]
-    return records, sheet
+    psnrs = (-10 * (best / 4).log10()).split([len(pictures) for pictures in asked.values()])
+    return dict(zip(asked, psnrs, strict=True)), sheet

@@ -112,12 +112,15 @@ class Fakes:
         latents: B codes.
         camera: of each picture; None from a 2D generator.
         noise: state of the generator that all draws within the synthesis came from; None: there were none.
+        z: of the codes, where they were mapped from any. expression: of each picture, of an animatable generator.
     """
 
     rendering: Rendering
     latents: Latents
     camera: Camera | None
     noise: Tensor | None = None
+    z: Tensor | None = None
+    expression: Tensor | None = None
 
     def randomness(self) -> torch.Generator | None:
         """For another synthesis with the same draws."""
@@ -189,15 +192,17 @@ class AdversarialStage(Stage):
         return batch
 
     def sample_fakes(self, batch: PortraitBatch, draws: torch.Generator) -> Fakes:
-        """Pictures of random subjects, one a real picture, from its camera."""
-        real, camera = batch["image"].flatten(0, 1), self.camera(batch)
+        """Pictures of random subjects, one a real picture, from its camera and with its expression."""
+        real, camera, expression = batch["image"].flatten(0, 1), self.camera(batch), self.expression(batch)
         rows = self.global_rows(len(real), batch["image"].shape[1])
-        z = self.generator.sample_z(len(real) * self.world_size, draws)[rows]
+        z = self.generator.sample_z(len(real) * self.world_size, draws)[rows].to(self.device)
         if self.global_rank > 0:  # what a generator draws inside, noise and jitter, it draws for its rank's rows
             draws = step_generator(self.seed, self._step, self.global_rank)
-        latents, noise = self.generator.mapping(z.to(self.device)), draws.get_state()
-        rendering = self.generator.synthesis(latents, camera, randomness=draws, taps=self.fake_taps)
-        return Fakes(rendering, latents, camera, noise)
+        latents, noise = self.generator.mapping(z), draws.get_state()
+        rendering = self.generator.synthesis(
+            latents, camera, expression=expression, randomness=draws, taps=self.fake_taps
+        )
+        return Fakes(rendering, latents, camera, noise, z, expression)
 
     def generator_terms(self, batch: PortraitBatch, fakes: Fakes) -> tuple[Tensor | None, dict[str, Tensor]]:
         """The generator's loss but for the adversarial terms, None for none, and scalars to log."""
@@ -256,6 +261,12 @@ class AdversarialStage(Stage):
         if (camera := self._cameras(batch)) is None:
             raise UserError("these pictures have no cameras, which a 3D generator needs: give their labels")
         return camera
+
+    def expression(self, batch: PortraitBatch) -> Tensor | None:
+        """The expressions of the pictures (N, E), where they are known and the generator is animatable."""
+        if not self.generator.expressions or "expression" not in batch:
+            return None
+        return batch["expression"].flatten(0, 1)
 
     @property
     def judged(self) -> bool:

@@ -23,13 +23,16 @@ _OWN = ("models.generators.manifold.", "models.generators.volume.")
 def is_foreign(class_path: str, init_args: Mapping[str, Any]) -> bool:
     """Whether a generator is none of the embedded world, which has one radius and one focal length.
 
-    Of any class one is when both are given so; our own classes have them from the start. A 2D one has no rig.
+    Of any class one is when both are given so; our own classes have them from the start. A 2D one has no rig: it is
+    told by its codes, whose length carries meaning, as no other StyleGAN2's does.
 
     Args:
         class_path, init_args: as a manifest has them.
     """
     from models.camera import Rig  # here: heavy
 
+    if class_path == "models.generators.stylegan2.StyleGAN2Generator":
+        return bool(init_args.get("normalize", True))
     own = Rig()
     rig = init_args.get("rig")
     if isinstance(rig, Mapping) and "class_path" in rig:  # as dataclasses are recorded

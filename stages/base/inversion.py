@@ -491,6 +491,8 @@ def check_fit(encoder: Encoder, generator: Generator) -> tuple[str, ...]:
         UserError: saying what both have.
     """
     wanted = {name: tuple(t.shape[1:]) for name, t in generator.mean_latents.groups.items()}
+    if encoder.space == "z":
+        wanted = {"z": (generator.num_ws, generator.z_dim)}
     was = encoder.training
     codes = encoder.eval()(torch.zeros(1, encoder.channels, encoder.resolution, encoder.resolution))
     encoder.train(was)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from models.artifact import Artifact, Export, load
 from models.errors import UserError
-from models.features.base import Frozen
+from models.features.base import frozen_of
 from models.metrics.records import FILE, Record, write_records
 from stages.base.ranks import average_gradients, broadcast
 from stages.base.records import Records, averages
@@ -190,9 +190,8 @@ class Stage(pl.LightningModule):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Stage:
         """Frozen networks move with the stage, though it does not own them."""
         super()._apply(fn, recurse)
-        for value in vars(self).values():
-            if isinstance(value, Frozen):
-                value.module._apply(fn)
+        for held in frozen_of(self):
+            held.module._apply(fn)
         return self
 
     def on_train_start(self) -> None:

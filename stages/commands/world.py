@@ -1,28 +1,58 @@
-"""``galatea world``: draw a contact sheet of the embedded world."""
+"""``galatea world``: draw a contact sheet of the embedded world, or a set of portraits in one of its styles."""
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from models.errors import UserError
 from stages.arguments import Parser
+
+_FIRST = 50_000  # number of their first head: no shipped network has seen it
 
 
 def main(arguments: Sequence[str]) -> None:
     """Run the command with ``arguments``, the ones after ``galatea world``.
 
     Raises:
-        UserError: for a wrong option, or when the picture cannot be written.
+        UserError: for a wrong option, or when a picture cannot be written.
     """
-    parser = Parser("galatea world", "Draw a contact sheet of the embedded world.")
-    parser.add_argument(
-        "--out", type=Path, default=Path("runs/world.png"), help="the PNG to write (default: %(default)s)"
-    )
-    parser.add_argument("--size", type=int, default=128, help="pixels per tile (default: %(default)s)")
+    parser = Parser("galatea world", "Draw a contact sheet of the embedded world, or portraits in one of its styles.")
+    parser.add_argument("--out", type=Path, help="the PNG, or folder, to write (default: runs/world.png, styles/STYLE)")
+    parser.add_argument("--size", type=int, help="pixels of a picture (default: 128 on the sheet, 64 in a folder)")
     parser.add_argument("--compiled", action="store_true", help="compile the distance field first")
+    parser.add_argument("--style", help="write a folder of portraits in this style, each of another head")
+    parser.add_argument("--count", type=int, default=100, help="of portraits (default: %(default)s)")
+    parser.add_argument(
+        "--exaggerate", type=_strength, action="append", default=[], metavar="NAME=STRENGTH",
+        help="a geometric exaggeration of their heads, for example big_eyes=1.0; may be given several times",
+    )  # fmt: skip
     options = parser.parse_args(list(arguments))
+    if options.style is None:
+        from datamodules.mannequins.sheet import contact_sheet, save_picture  # after --help, which needs no torch
 
-    from datamodules.mannequins.sheet import contact_sheet, save_picture  # after --help, which needs no torch
+        out = options.out or Path("runs/world.png")
+        save_picture(contact_sheet(options.size or 128, compiled=options.compiled), out)
+        print(f"wrote {out}")
+        return
+    from datamodules.mannequin_artworks import MannequinStyleSet
+    from models.image import write_image
 
-    save_picture(contact_sheet(options.size, compiled=options.compiled), options.out)
-    print(f"wrote {options.out}")
+    out = options.out or Path("styles") / options.style
+    if out.exists() and any(out.iterdir()):
+        raise UserError(f"{out} is not empty: name another folder, --out")
+    pictures = MannequinStyleSet(
+        options.style, options.count, _FIRST, dict(options.exaggerate), options.size or 64, compiled=options.compiled
+    ).items
+    for picture in pictures:
+        write_image(out / f"{picture.id}.png", picture.image)
+    print(f"wrote {len(pictures)} portraits to {out}")
+
+
+def _strength(text: str) -> tuple[str, float]:
+    name, _, strength = text.partition("=")
+    try:
+        return name, float(strength)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=STRENGTH, for example big_eyes=1.0") from None

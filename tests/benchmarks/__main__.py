@@ -2,15 +2,15 @@
 
 ``zoo``, generators against official ones; ``manifolds``, efficient GRAM against GRAM; ``free_view``, a head seen
 through its networks and from baked manifolds; ``real_size``, a picture through official generators at their real sizes;
-``data``, how long training steps wait for data; ``scaling``, training in
-several processes; ``gpu``, what only a GPU can show (``make gpu``).
+``data``, how long training steps wait for data; ``scaling``, training in several processes; ``photos``, folders of
+photos in a style; ``gpu``, what only a GPU can show (``make gpu``).
 """
 
 from __future__ import annotations
 
 import argparse
 
-from tests.benchmarks import data, free_view, house, manifolds, real_size, scaling, zoo
+from tests.benchmarks import data, free_view, house, manifolds, photos, real_size, scaling, zoo
 from tests.benchmarks.gpu import rehearsal
 
 BENCHMARKS = {
@@ -20,6 +20,7 @@ BENCHMARKS = {
     "real_size": (real_size, "a picture through official generators at their real sizes"),
     "data": (data, "training steps: how long they wait for data"),
     "scaling": (scaling, "training steps in one and in several processes"),
+    "photos": (photos, "folders of photos in a style: seconds and memory of each"),
     "gpu": (rehearsal, "what only a GPU can show, in three minutes"),
 }
 

@@ -28,6 +28,19 @@ PAPER = ROOT / "configs" / "paper"
 GPUS = 4  # of the paper: batch sizes are one's
 
 # By configuration: key, value, where the paper says so; "code" is the official code of what it builds on.
+PYRAMID = "models.encoders.pyramid"
+PSP = {
+    "model.reconstruction.pixel": (1.0, "pSp's options: l2_lambda"),
+    "model.reconstruction.perceptual": (0.8, "pSp's options: lpips_lambda"),
+    "model.reconstruction.identity": (0.1, "pSp's options: id_lambda"),
+    "model.perceptual.init_args.net": ("alex", "pSp's code"),
+    "model.encoder.init_args.depths": ([3, 4, 14, 3], "pSp's code: 50 layers"),
+    "model.encoder.init_args.resolution": (256, "pSp's code"),
+    "model.trunk": ("checkpoints/model_ir_se50.pth", "pSp's code"),
+    "model.schedule.learning_rate": (1e-4, "pSp's options"),
+    "trainer.max_steps": (500_000, "pSp's options"),
+    "data.init_args.batch_size": (8, "pSp's options"),
+}
 L_R = {
     "model.reconstruction.pixel": (1e-2, "A.4: weights of L_r's three terms"),
     "model.reconstruction.perceptual": (1.0, "A.4"),
@@ -339,6 +352,66 @@ TABLE |= {
         "model.curriculum.kind": ("none", "E3DGE's scripts"),
         "data.init_args.batch_size": (PER_GPU[1] // 2, "E3DGE's scripts"),
     },
+    "pseudo_pairs/finetune_adapt": {
+        "model.semantic": (None, "Sec. 3.2: without constraints"),
+        "model.paired": (None, "Sec. 3.2"),
+        "model.total_images": (4 * 1000, "6.1: 1,000 iterations of 4"),
+        "data.init_args.size": (1024, "Sec. 4"),
+    },
+    "pseudo_pairs/finetune": {
+        "model.semantic.weight": (1.0, "6.1: lambda of L_semantic"),
+        "model.semantic.identity": (0.1, "Eq. 1: lambda_id"),
+        "model.semantic.resolution": (256, "6.1: the losses' networks"),
+        "model.paired.weight": (1.0, "6.1: lambda of L_paired"),
+        "model.paired.resolution": (256, "6.1"),
+        "model.paired.batch": (4, "6.1: batch size"),
+        "model.paired.level": (2, "6.1: all styles but anime"),
+        "model.optimization.learning_rate": (2e-2, "6.1: learning rate"),
+        "model.total_images": (4 * 1000, "6.1: 1,000 iterations of 4"),
+        "model.perceptual.init_args.net": ("vgg", "6.1: LPIPS by VGG"),
+        "model.identity.class_path": ("models.features.identity.ArcFaceIdentity", "Eq. 1"),
+        "model.truncation": (0.7, "6.1: cartoon"),
+        "data.init_args.batch_size": (4, "6.1"),
+        "data.init_args.size": (1024, "Sec. 4"),
+    },
+    "pseudo_pairs/finetune_test": {
+        "model.scored": (5000, "Table 4 counts none: 5,000 samples are usual"),
+        "model.metric.init_args.net": ("alex", "Sec. 4: perceptual distance"),
+        "model.kid_features.class_path": ("models.metrics.distribution.InceptionDistribution", "Table 4: FID"),
+        "data.init_args.size": (1024, "Sec. 4"),
+    },
+    "pseudo_pairs/pairs": {
+        "model.steps": (1000, "6.1: iterations of the optimisation"),
+        "model.group_size": (1, "6.1: batch 1"),
+        "model.semantic.identity": (0.1, "Eq. 5: as Eq. 1"),
+        "model.search.space": ("z+", "Eq. 5"),
+        "model.search.shell": (0.0, "Eq. 5 has one term"),
+        "model.search.learning_rate": (2e-2, "6.1: learning rate"),
+        "model.refine_from": ("p2", "Sec. 3.2: the text"),
+    },
+    "pseudo_pairs/restyle": {
+        "model.mix_from": ([3, 6, 9, 12], "Sec. 3.3: n"),
+        "model.reference_from": ([3, 6, 9], "Sec. 3.3"),
+        "model.truncation": (0.7, "6.1: cartoon"),
+        "model.search.space": ("v", "6.3"),
+        "model.search.steps": (1000, "UI2I's code"),
+        "model.search.learning_rate": (0.1, "UI2I's code"),
+        "model.search.noise": (1e5, "UI2I's code"),
+    },
+    "pseudo_pairs/restyle_test": {
+        "model.metric.init_args.net": ("alex", "Sec. 4: perceptual distance"),
+        "model.metric_identity.class_path": ("models.features.identity.ArcFaceIdentity", "Table 6: ID distance"),
+        "model.metric_embedding.class_path": ("models.features.clip.CLIPEmbedding", "Table 6: CMMD"),
+        "model.kid_features.class_path": ("models.metrics.distribution.InceptionDistribution", "Table 1: FID"),
+        "data.init_args.size": (1024, "Sec. 4"),
+    },
+    "pseudo_pairs/invert": {**PSP, "model.encoder.class_path": (f"{PYRAMID}.SharedStyleEncoder", "Sec. 3.1: W")},
+    "pseudo_pairs/invert_wplus": {**PSP, "model.encoder.class_path": (f"{PYRAMID}.GradualStyleEncoder", "3.1: W+")},
+    "pseudo_pairs/invert_zplus": {
+        **PSP,
+        "model.encoder.class_path": (f"{PYRAMID}.MappedStyleEncoder", "Sec. 3.1: Z+"),
+        "model.encoder.init_args.groups.z": ([18, 512], "Sec. 3.1: a code of z for each layer"),
+    },
 }
 
 GIVEN = {"model.prior.path", "data.init_args.path"}  # by the user, who is asked for them
@@ -376,6 +449,8 @@ def case(name: str) -> tuple[str, str, list[str]]:
     stage = name.rpartition("/")[2].partition("_")[0]  # selftrain_local.yaml is of a phase
     tests = stage == "optimise" or name.endswith("_test")
     stage, command = ("tune", "test") if stage == "test" else (stage, "test" if tests else "fit")
+    if name == "pseudo_pairs/restyle":  # which learns nothing
+        command = "predict"
     return stage, command, [f"--config={PAPER / name}.yaml"]
 
 
@@ -424,7 +499,9 @@ def test_nothing_of_the_embedded_world(name):
     assert not foreign(resolved(stage, command, *options))
 
 
-@pytest.mark.parametrize("name", ["paper_artform", "paper_inverter", "paper_e3dge", "paper_e3dge_released"])
+@pytest.mark.parametrize(
+    "name", ["paper_artform", "paper_inverter", "paper_e3dge", "paper_e3dge_released", "paper_pseudo_pairs"]
+)
 def test_nothing_of_the_embedded_world_in_a_pipeline(name):
     for stage, command, *options in steps(ROOT / "configs" / "pipelines" / f"{name}.yaml").values():
         assert not foreign(resolved(stage, command, *options))

@@ -1,5 +1,7 @@
 """Every shipped configuration, and every step of every pipeline, resolves."""
 
+from pathlib import Path
+
 import pytest
 
 from models.files import ROOT
@@ -61,5 +63,9 @@ def test_what_is_common_is_shared():
     for file in CONFIGS.rglob("*.yaml"):
         for base in read_yaml(file).get(BASE, []):
             users.setdefault((file.parent / base).resolve().name, set()).add(file.name)
+    for file in PIPELINES:
+        for step in read_yaml(file)["steps"]:
+            for named in step.get("configs", []):
+                users.setdefault(Path(named).name, set()).add(f"{file.name}/{step['name']}")
     for file in CONFIGS.glob("common/*.yaml"):
         assert len(users.get(file.name, ())) >= 2, file

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 from scipy.ndimage import binary_fill_holes
 from torch import Tensor
+from torch.testing import assert_close
 
 from datamodules import mannequins
 from datamodules.mannequins import (
@@ -38,16 +40,19 @@ from datamodules.mannequins import (
     sample_z,
     subject_z,
 )
+from datamodules.mannequins.posed import pose_numbers, posed_camera
 from datamodules.mannequins.scene import (
     CODE_DIM,
     CODE_NAMES,
     CONTINUOUS_TRAITS,
     FACE_AXES,
+    POSED_DIM,
     face_expression,
     subject_code,
 )
 from datamodules.mannequins.shapes import distance, named
 from models.camera import Camera
+from models.errors import UserError
 
 KNOWN_DRAW = [-2.3104116916656494, -0.3732508718967438, -1.0608166456222534, 0.999509334564209]
 
@@ -353,6 +358,7 @@ class TestCache:
             ({"styles": ("plain", "cubism")}, r"unknown style \['cubism'\]"),
             ({"subjects": 0}, "must be at least 1"),
             ({"first": 10**9}, "split val has 100000 subjects"),
+            ({"exaggerate": {"big_nose": 1.0}}, "unknown exaggeration 'big_nose'"),
         ],
     )
     def test_wrong_configs_are_refused(self, change: dict[str, object], message: str) -> None:
@@ -386,6 +392,51 @@ class TestCache:
         assert float(found[solid].abs().max()) < 0.02  # depths are stored in half precision
         centre = torch.zeros(1, 1, 3)
         assert float(data.distances(sample["z"][None], centre)) < -0.3
+
+    def test_exaggerated_heads(self, tmp_path: Path) -> None:
+        """Style sets of caricatures; caches without exaggerations are those that there were before."""
+        options = {"size": 16, "supersample": 1, "views_per_subject": 1, "cache_dir": str(tmp_path), "styles": ["toon"]}
+        data = mannequins.MannequinDataModule(1, 1, 1, first=5, exaggerate={"big_eyes": 1.0}, **options)
+        data.setup("test")
+        sample = data.datasets["test"][0]
+        assert int(sample["seed"]) == SPLITS["test"][5]
+        camera, scene = Camera.from_label(sample["label"]), Scene.from_z(sample["z"][None], sample["expression"])
+        truth = render(scene.exaggerate("big_eyes"), camera, 16, "toon", 1).image
+        assert float((truth - sample["image"]).abs().max()) < 0.01
+        assert float((data.view_truth(sample, camera).image - truth).abs().max()) < 1e-6
+        assert float((render(scene, camera, 16, "toon", 1).image - truth).abs().max()) > 0.05
+        assert replace(self.config, exaggerate={"big_eyes": 1.0}).key != self.config.key
+        assert self.config.key == "val-16px-5cf7dd5dd5963a7b"  # as of before
+
+    def test_posed_pictures(self, tmp_path: Path) -> None:
+        """Each picture is an item, and its code alone says what it shows, the pose too."""
+        options = {"size": 16, "supersample": 1, "views_per_subject": 3, "cache_dir": str(tmp_path), "coded": True}
+        data = mannequins.MannequinDataModule(1, 1, 2, posed=True, **options)
+        data.setup("test")
+        assert len(data.datasets["test"]) == 6
+        sample = data.datasets["test"][4]
+        assert sample["image"].shape == (1, 3, 16, 16) and sample["z"].shape == (POSED_DIM,)
+        assert torch.equal(sample["z"][:CODE_DIM], subject_code([SPLITS["test"][1]])[0])
+        camera, code = Camera.from_label(sample["label"]), sample["z"][None]
+        assert torch.allclose(posed_camera(code).cam2world, camera.cam2world, atol=1e-4)
+        drawn = (data.subject_truth(code, view, 16).image for view in (posed_camera(code), camera))
+        assert_close(*drawn, atol=1e-3, rtol=0)
+        opened = data.changed(sample, "mouth_open", 3.0)["expression"] - sample["expression"]
+        assert float(opened[0, EXPRESSIONS.index("mouth_open")]) > 0 and data.traits[-2:] == ("yaw", "pitch")
+        with pytest.raises(IndexError, match="picture 6 of 6"):
+            data.datasets["test"][6]
+        with pytest.raises(UserError, match="set coded true"):
+            mannequins.MannequinDataModule(posed=True)
+
+    def test_poses_are_gaussian_numbers(self) -> None:
+        poses = pose_numbers(Camera.cat([draw_views(seed, 1, posed=True)[0] for seed in range(4000)]))
+        codes = subject_code(range(4000))
+        said = torch.cat([poses, codes, codes.square()], 1).T  # what a pose says of the subject: nothing
+        assert torch.corrcoef(said)[:2, 2:].abs().max() < 0.07
+        assert poses.mean(0).abs().max() < 0.05 and (poses.std(0) - 1).abs().max() < 0.05
+        assert float(torch.corrcoef(poses.T)[0, 1].abs()) < 0.05
+        ends = pose_numbers(RIG.camera(torch.tensor([-1.0, 0.0, 1.0]) * math.radians(60), 0.0))
+        assert torch.equal(ends[1], torch.zeros(2)) and torch.allclose(ends[0, 0], -ends[2, 0]) and ends[2, 0] > 2.5
 
     def test_data_module(self, tmp_path: Path) -> None:
         data = mannequins.MannequinDataModule(

@@ -1,4 +1,4 @@
-"""Shipped weights of E3DGE's world: how large they are, and that they are what they are said to be."""
+"""Shipped weights of the embedded world: how large they are, and that they are what they are said to be."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import torch
 
 from datamodules.mannequins import Scene, render
 from datamodules.mannequins.datamodule import MannequinDataModule
-from datamodules.mannequins.scene import CODE_DIM, subject_code
+from datamodules.mannequins.posed import posed_camera
+from datamodules.mannequins.scene import CODE_DIM, POSED_DIM, subject_code
 from models import artifact
 from models.encoders.base import inverted
 from models.files import ROOT
@@ -126,3 +127,36 @@ def test_directions_change_what_they_are_called(prior):
     for name, (rows, columns) in places.items():
         there = {other: float(change[other][:, rows, columns].mean()) for other in places}
         assert max(there, key=there.get) == name, (name, there)
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    """Unseen heads from views of their own: codes (4, POSED_DIM), pictures (4, 3, 64, 64)."""
+    heads = [*HEADS, 1_100_006, 1_100_007]
+    poses = torch.tensor([[-0.8, 0.3], [0.0, 0.0], [0.5, -0.4], [1.2, 0.1]])
+    codes = torch.cat([subject_code(heads), poses], 1)
+    return codes, render(Scene.from_code(codes[:, :CODE_DIM]), posed_camera(codes), 64, supersample=2).image
+
+
+@torch.no_grad()
+def test_the_2d_prior_knows_unseen_pictures_by_their_codes(pictures):
+    assert megabytes("prior2d") <= 5
+    held = artifact.load("assets/prior2d")
+    generator, (codes, truth) = held.module("generator"), pictures
+    assert (generator.z_dim, generator.resolution) == (POSED_DIM, 64)
+    assert held.module("discriminator").resolution == 64
+    assert psnr(generator.synthesis(generator.mapping(codes)).image, truth).mean() > 24
+
+
+@torch.no_grad()
+def test_encoders_of_the_2d_prior_know_unseen_pictures(pictures):
+    """W+ and Z+ hold more than W."""
+    assert megabytes("encoders2d") <= 5.2
+    generator, (_, truth) = artifact.load("assets/prior2d").module("generator"), pictures
+    found = {}
+    for name in ("w", "wplus", "zplus"):
+        encoder = artifact.load(f"assets/encoders2d/{name}").module("encoder")
+        ws, _ = inverted(truth, encoder, generator)
+        assert bool((ws.ws == ws.ws[:, :1]).all()) == (name == "w")
+        found[name] = float(psnr(generator.synthesis(ws).image, truth).mean())
+    assert found["w"] > 20 and min(found["wplus"], found["zplus"]) > found["w"] + 0.5

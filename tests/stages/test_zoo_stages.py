@@ -11,12 +11,14 @@ import torch
 from PIL import Image
 
 from models import artifact
+from models.encoders.pyramid import GradualStyleEncoder
 from models.errors import UserError
 from models.generators.eg3d import EG3DGenerator
 from models.generators.gram import GRAMGenerator
 from models.generators.stylegan2 import StyleGAN2Discriminator, StyleGAN2Generator
 from models.generators.stylesdf import StyleSDF, VolumeDiscriminator
 from models.heads.subjects import Subjects
+from models.image import read_image, resized, write_image
 from models.zoo import family
 from stages.__main__ import dispatch
 from stages.commands.view import Pose, Settings, render
@@ -262,6 +264,35 @@ def test_searches_that_a_generator_cannot_do_are_refused(name, option, match, tm
     given = {"model__prior__path": imported(name, tmp_path).path, "data__init_args__path": folder / "art.png"}
     with pytest.raises(UserError, match=match):
         stage("anchor", "fit", tmp_path / "anchor", **given, **option)
+
+
+@torch.no_grad()
+def test_a_large_photo_in_the_style_of_official_files(tmp_path):
+    """pSp and a StyleGAN2, each from a file of its own: what they show of the photo as the encoder reads it."""
+    torch.manual_seed(0)
+    generator = awaken(StyleGAN2Generator(channels=(6, 5, 4, 4, 4), style_dim=6, mapping_layers=2)).eval()
+    generator.update_mean(64)
+    encoder = GradualStyleEncoder(10, 6, 32, widths=(4, 6, 8, 10), depths=(1, 1, 1, 1), reduction=1).eval()
+    torch.nn.init.normal_(encoder.latent_avg)
+    for name, module in (("stylegan2", {"generator": generator}), ("psp", {"encoder": encoder})):
+        torch.save(family(name).export(module), tmp_path / f"{name}.pt")
+        dispatch(["zoo", "import", name, str(tmp_path / f"{name}.pt"), "--out", str(tmp_path / name)])
+    y, x = torch.meshgrid(*[torch.linspace(0, 1, 1024)] * 2, indexing="ij")
+    photo = torch.stack([x, y, (12 * x).sin() / 2 + 0.5])
+    (tmp_path / "photos").mkdir()
+    write_image(tmp_path / "photos" / "me.png", 2 * photo[None] - 1)
+    words = options({
+        "model.style.path": tmp_path / "stylegan2", "model.encoder.path": tmp_path / "psp", "model.samples": 1,
+        "model.mix_from": "[3]", "model.tile": 32, "data.init_args.path": tmp_path / "photos",
+        "data.init_args.crop": "none",
+        "data.init_args.size": 32, "data.init_args.workers": 0,
+    })  # fmt: skip
+    dispatch(["restyle", "predict", f"--out={tmp_path / 'out'}", *words, *TRAINER])
+    seen = resized(read_image(tmp_path / "photos" / "me.png"), 32)
+    expected = generator.synthesis(encoder.codes(seen)).image.clamp(-1, 1)
+    found = read_image(tmp_path / "out" / "items" / "me" / "general.png")
+    torch.testing.assert_close(found, expected, atol=0.02, rtol=0)
+    assert (tmp_path / "out" / "items" / "me" / "sample1_from3.png").exists()
 
 
 @pytest.mark.slow

@@ -5,8 +5,10 @@ import torch
 from torch.autograd import gradcheck, gradgradcheck
 
 from models import artifact
+from models.encoders.base import inverted
 from models.encoders.irse import ArcFace, Bottleneck, IRTrunk, crop_face
-from models.encoders.pyramid import Encoder4Editing, GradualStyleEncoder
+from models.encoders.pyramid import Encoder4Editing, GradualStyleEncoder, MappedStyleEncoder, SharedStyleEncoder
+from models.generators.stylegan2 import StyleGAN2Generator
 from models.latents import Latents
 
 TINY = {"w_dim": 6, "resolution": 32, "widths": (4, 6, 8, 10), "depths": (1, 2, 1, 1), "reduction": 1}
@@ -123,6 +125,37 @@ def test_expressions():
     assert tiny(Encoder4Editing).invert(images())[1] is None
 
 
+@torch.no_grad()
+def test_one_code_for_all_layers():
+    """pSp to W: equal codes, from one network for each group, which sees all levels of the pyramid."""
+    encoder = tiny(SharedStyleEncoder)
+    codes = encoder(images()).ws
+    assert codes.shape == (2, 8, 6) and bool((codes == codes[:, :1]).all()) and len(encoder.styles) == 1
+    assert not torch.equal(codes[0], codes[1])
+    encoder.latlayer2.weight.mul_(2.0)
+    assert float((encoder(images()).ws - codes).abs().max()) > 1e-6
+    torch.manual_seed(0)
+    options = {name: value for name, value in TINY.items() if name != "w_dim"}
+    several = SharedStyleEncoder(groups={"renderer": (3, 5), "decoder": (2, 7)}, **options).eval()
+    found = several(images()).groups
+    assert {name: tuple(t.shape) for name, t in found.items()} == {"renderer": (2, 3, 5), "decoder": (2, 2, 7)}
+
+
+@torch.no_grad()
+def test_codes_through_the_mapping():
+    """pSp to Z+: what the generator's mapping makes of the codes, around the mean of z."""
+    torch.manual_seed(0)
+    generator = StyleGAN2Generator(channels=[4, 4, 4], style_dim=6, mapping_layers=2).eval()
+    generator.update_mean(64)
+    options = {name: value for name, value in TINY.items() if name != "w_dim"}
+    encoder = MappedStyleEncoder(groups={"z": (generator.num_ws, 6)}, **options).eval()
+    encoder.start(generator.mean_latents)
+    z = encoder(images()).groups["z"]
+    found, _ = inverted(images(), encoder, generator)
+    torch.testing.assert_close(found.ws, generator.mapping(z).ws)
+    assert found.ws.shape == (2, 6, 6) and bool((found.ws[:, 0] != found.ws[:, 1]).any())
+
+
 def test_unused_style_networks_get_no_gradient():
     encoder = tiny(Encoder4Editing)
     encoder.set_progressive_stage(1)
@@ -150,7 +183,9 @@ def test_second_derivatives():
 
 
 @torch.no_grad()
-def test_rebuild_and_artifact(encoder, tmp_path):
+@pytest.mark.parametrize("cls", [GradualStyleEncoder, Encoder4Editing, SharedStyleEncoder])
+def test_rebuild_and_artifact(cls, tmp_path):
+    encoder = tiny(cls)
     artifact.save(tmp_path / "encoder", stage="test", modules={"encoder": encoder})
     again = artifact.load(tmp_path / "encoder").module("encoder")
     assert isinstance(again, GradualStyleEncoder) and type(again) is type(encoder)

@@ -6,7 +6,7 @@ import torch
 
 from models.errors import UserError
 from models.features.embedded import EmbeddedStyle
-from models.metrics.distribution import EmbeddedDistribution, InceptionDistribution, fid, kid
+from models.metrics.distribution import EmbeddedDistribution, InceptionDistribution, cmmd, fid, kid, recall
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +45,28 @@ def test_kid_tells_equal_from_different(features, samples):
         metric.update(other, real=False)
         results.append(float(metric.compute()[0]))
     assert results[0] <= 1e-6 < results[1]
+
+
+def test_cmmd_by_hand():
+    """Sums over all pairs, in numpy; 0 for equal sets, and the farther the more."""
+    a, b = (np.random.default_rng(seed).normal(size=(n, 5)) + shift for seed, n, shift in ((0, 7, 0), (1, 9, 1)))
+    x, y = (v / np.linalg.norm(v, axis=1, keepdims=True) for v in (a, b))
+
+    def mean(p, q):
+        return np.mean([np.exp(-((u - v) ** 2).sum() / 200) for u in p for v in q])
+
+    wanted = 1000 * (mean(x, x) + mean(y, y) - 2 * mean(x, y))
+    assert cmmd(torch.from_numpy(3 * a).float(), torch.from_numpy(b).float()) == pytest.approx(wanted, rel=1e-4)
+    assert cmmd(torch.from_numpy(a), torch.from_numpy(a)) == pytest.approx(0, abs=1e-9)
+
+
+def test_recall_by_hand():
+    """Those found lie at 0, 1, 2, 4 and 10: their third neighbours are 4, 3, 2, 4 and 9 away, together 14."""
+    found = torch.tensor([[0.0], [1.0], [2.0], [4.0], [10.0]])
+    real = torch.tensor([[-4.5], [-3.5], [0.2], [18.9], [19.1]])
+    assert recall(found, real) == pytest.approx(3 / 5)
+    with pytest.raises(UserError, match="4 pictures or more, there are 3"):
+        recall(found[:3], real)
 
 
 def test_features_are_the_style_networks_hidden_layer(features):

@@ -7,7 +7,7 @@ import torch
 
 from models.generators.manifold import ManifoldGenerator
 from models.metrics.distribution import Precomputed, kid
-from models.metrics.prior import KnowsSubjects, kernel_distances, nearest_pictures, subject_scores
+from models.metrics.prior import KnowsSubjects, nearest_pictures, sample_distances, subject_scores
 from models.rendering.output import Rendering
 
 
@@ -59,7 +59,7 @@ def test_a_generator_is_its_own_truth(generator, monkeypatch):
     assert [e for _, e in world.asked if e] == 2 * [[[1.0, 0.0]], [[0.0, 1.0]]]
 
 
-def test_kernel_distances_of_equal_halves():
+def test_sample_distances_of_equal_halves():
     rows = torch.randn(40, 8, generator=torch.Generator().manual_seed(0))
     pictures = torch.cat([rows, rows])
     labels = torch.arange(80.0)[:, None].expand(-1, 25)
@@ -68,7 +68,11 @@ def test_kernel_distances_of_equal_halves():
         assert cameras[:, 0].tolist() == list(range(40))
         return rows + 3
 
-    far, near = kernel_distances(Precomputed(8), sample, pictures, labels, 5, torch.device("cpu"))
+    records = sample_distances(Precomputed(8), sample, pictures, labels, 5, torch.device("cpu"))
+    assert [(r.variant, r.metric) for r in records] == [
+        (v, m) for v in ("samples", "real halves") for m in ("fid", "kid")
+    ]
+    _, far, _, near = records
     metric = kid(Precomputed(8), subset_size=20)  # of the numbers as they are
     metric.update(rows + 3, real=False)
     metric.update(rows, real=True)
@@ -81,8 +85,7 @@ def test_kernel_distances_of_equal_halves():
 def test_nearest_pictures_by_hand():
     training = [torch.full((2, 3, 2, 2), 0.0), torch.stack([torch.full((3, 2, 2), v) for v in (0.5, 1.0)])]
     asked = {"samples": torch.full((1, 3, 2, 2), 0.6), "held out": torch.full((1, 3, 2, 2), -0.2)}
-    (sample, held), sheet = nearest_pictures(asked, training, seed=0)
-    assert sample.value == pytest.approx(10 * math.log10(4 / 0.01), rel=1e-4)
-    assert held.value == pytest.approx(10 * math.log10(4 / 0.04), rel=1e-4)
-    assert (sample.item, sample.variant, held.variant) == ("0", "samples", "held out")
+    found, sheet = nearest_pictures(asked, training)
+    assert found["samples"].tolist() == pytest.approx([10 * math.log10(4 / 0.01)], rel=1e-4)
+    assert found["held out"].tolist() == pytest.approx([10 * math.log10(4 / 0.04)], rel=1e-4)
     assert sheet.unique().tolist() == pytest.approx([0.5, 0.6, 1.0])  # the sample above its neighbour, and the frame

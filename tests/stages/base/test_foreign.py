@@ -60,6 +60,7 @@ STYLESDF = "models.generators.stylesdf.StyleSDF"
         ("models.generators.gram.GRAMGenerator", {"rig": {"radius": 7.0}}, "gram"),
         ("models.generators.stylegan2.StyleGAN2Generator", {}, "stylegan2"),
         ("models.generators.stylegan2.StyleGAN2Generator", {"rig": 3}, "stylegan2"),
+        ("models.generators.stylegan2.StyleGAN2Generator", {"normalize": False}, None),
     ],
 )
 def test_presets_are_for_foreign_generators(tmp_path, monkeypatch, class_path, init_args, kind):
