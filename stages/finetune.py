@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -347,9 +347,7 @@ class FinetuneStage(AdversarialStage):
     def _all_held(self) -> tuple[Tensor, Tensor | None]:
         """Of all ranks, in the split's order, and none is kept: pictures (N, 3, H, W), labels (N, 25) or none."""
         held, self._held = dict(gather(list(self._held.items()))), {}
-        subjects = [held[place] for place in sorted(held)]
-        labels = torch.cat([one["label"] for one in subjects]) if subjects and "label" in subjects[0] else None
-        return torch.cat([one["image"] for one in subjects]) if subjects else torch.zeros(0, 3, 1, 1), labels
+        return _stacked([held[place] for place in sorted(held)])
 
     @torch.no_grad()
     def on_validation_epoch_end(self) -> None:
@@ -359,13 +357,13 @@ class FinetuneStage(AdversarialStage):
                 self.log(f"val/{name}_source", float(values.mean()), rank_zero_only=False)
         if self.kid_features is None or len(held) < 2:  # of which a fit has said so
             return
-        score = self._scored(held, labels)
+        score = self._kid(held, labels)
         self.log("val/kid", score, prog_bar=True, rank_zero_only=False)
         self.validated = {"val/kid": score}
         if not self.trainer.sanity_checking and self.patience:
             self._wait(score)
 
-    def _scored(self, held: Tensor, labels: Tensor | None) -> float:
+    def _kid(self, held: Tensor, labels: Tensor | None) -> float:
         """KID of samples; one score for all ranks, by which all go on, or stop."""
         assert self.kid_features is not None
         found, real = self._features(held, labels, self.kid_features.module)
@@ -391,9 +389,8 @@ class FinetuneStage(AdversarialStage):
         if self.patience and self._best["seen"] < int(self.steps_done):
             data = self.trainer.datamodule  # type: ignore[attr-defined]
             assert isinstance(data, SplitDataModule)
-            held = [data.datasets["val"][i] for i in range(len(data.datasets["val"]))]
-            labels = torch.cat([one["label"] for one in held]) if "label" in held[0] else None
-            self._wait(self._scored(torch.cat([one["image"] for one in held]), labels))
+            held = data.datasets["val"]
+            self._wait(self._kid(*_stacked([held[i] for i in range(len(held))])))
 
     def _features(self, held: Tensor, labels: Tensor | None, network: nn.Module) -> tuple[Tensor, Tensor]:
         """Of samples, and of held-out pictures."""
@@ -488,9 +485,8 @@ class FinetuneStage(AdversarialStage):
     def _record(
         self, metric: str, to: str, value: float, item: str = "all", view: str = "", subject: str = ""
     ) -> Record:
-        networks = {"fid": self.kid_features, "kid": self.kid_features, "cmmd": self.metric_embedding}
-        networks["recall"] = self.kid_features
-        networks |= {"id": self.metric_identity, "psnr": None}
+        networks = dict.fromkeys(("fid", "kid", "recall"), self.kid_features)
+        networks |= {"cmmd": self.metric_embedding, "id": self.metric_identity, "psnr": None}
         networks |= {f"{name}_error": held for held in self.attributes for name in held.module.names}
         used = networks.get(metric, self.metric)
         network, name = "" if used is None else type(used.module).__name__, f"{metric}_{to}" if to else metric
@@ -548,3 +544,11 @@ class FinetuneStage(AdversarialStage):
         super().on_predict_start()
         if self.tested is None:
             raise UserError("predict hands on a generator that was adapted before: give --model.tested.path")
+
+
+def _stacked(subjects: Sequence[Mapping[str, Any]]) -> tuple[Tensor, Tensor | None]:
+    """All views of subjects: pictures (N, 3, H, W), labels (N, 25) or none."""
+    if not subjects:
+        return torch.zeros(0, 3, 1, 1), None
+    labels = torch.cat([one["label"] for one in subjects]) if "label" in subjects[0] else None
+    return torch.cat([one["image"] for one in subjects]), labels

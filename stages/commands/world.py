@@ -40,8 +40,8 @@ def main(arguments: Sequence[str]) -> None:
     from models.image import write_image
 
     out = options.out or Path("styles") / options.style
-    if out.exists() and any(out.iterdir()):
-        raise UserError(f"{out} is not empty: name another folder, --out")
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise UserError(f"{out} is there already, and no empty folder: name another, --out")
     pictures = MannequinStyleSet(
         options.style, options.count, _FIRST, dict(options.exaggerate), options.size or 64, compiled=options.compiled
     ).items
