@@ -105,6 +105,7 @@ class FeaturePairs(pl.LightningDataModule):
         cache: folder of the drawn pictures.
         size: their side in pixels.
         train_subjects, val_subjects, test_subjects: six pictures each.
+        first: number of the first subject of each split: networks that judge others learn from heads of their own.
         batch_size: subjects per batch.
         compiled: compile the renderer (half a minute, then several times faster).
         seed: of the training order.
@@ -117,6 +118,7 @@ class FeaturePairs(pl.LightningDataModule):
         train_subjects: int = 1300,
         val_subjects: int = 60,
         test_subjects: int = 120,
+        first: int = 0,
         batch_size: int = 24,
         compiled: bool = True,
         seed: int = 0,
@@ -126,16 +128,23 @@ class FeaturePairs(pl.LightningDataModule):
         for name, value in (given | {"size": size, "batch_size": batch_size}).items():
             if value < 1:
                 raise UserError(f"{name} must be at least 1")
+        for split, count in (("train", train_subjects), ("val", val_subjects), ("test", test_subjects)):
+            if not 0 <= first <= len(SPLITS[split]) - count:
+                raise UserError(
+                    f"first is {first}: of {len(SPLITS[split])} subjects of {split}, {count} from there are wanted"
+                )
         self.cache = Path(cache)
         self.size = size
         self.counts = {"train": train_subjects, "val": val_subjects, "test": test_subjects}
+        self.first = first
         self.batch_size = batch_size
         self.compiled = compiled
         self.seed = seed
 
     def file(self, split: str) -> Path:
         """Where a split is kept; the name says all that its content depends on."""
-        return self.cache / f"world{WORLD_VERSION}-{_FORMAT}-{split}-{self.counts[split]}x{VIEWS}-{self.size}px.npz"
+        number = f"{self.counts[split]}x{VIEWS}" + (f"from{self.first}" if self.first else "")
+        return self.cache / f"world{WORLD_VERSION}-{_FORMAT}-{split}-{number}-{self.size}px.npz"
 
     def prepare_data(self) -> None:
         for split in self.counts:
@@ -146,7 +155,7 @@ class FeaturePairs(pl.LightningDataModule):
                 self._draw(split)
 
     def _draw(self, split: str) -> None:
-        subjects = SPLITS[split][: self.counts[split]]
+        subjects = SPLITS[split][self.first :][: self.counts[split]]
         drawn = [draw_subject(s, self.size, held_out=split != "train", compiled=self.compiled) for s in subjects]
         arrays: dict[str, Any] = {name: np.stack([d[name] for d in drawn]) for name in drawn[0]}
         with atomic_write(self.file(split)) as file:

@@ -17,7 +17,7 @@ from models.artifact import Export
 from models.camera import Camera
 from models.encoders.base import Encoder, inverted
 from models.errors import UserError, shown
-from models.features.base import Frozen, frozen_scorers
+from models.features.base import Frozen, frozen_scorers, network_name
 from models.files import atomic_write
 from models.generators.base import Generator
 from models.heads.boundaries import (
@@ -160,7 +160,7 @@ class DirectionsStage(PerItemStage[CodeBlock, GroupState[CodeBlock]]):
 
     def _told(self) -> list[tuple[str, str]]:
         """What networks tell of pictures: network and attribute."""
-        return [(type(n.module).__name__, name) for n in self.attributes for name in n.module.names]
+        return [(network_name(n.module), name) for n in self.attributes for name in n.module.names]
 
     def _known(self) -> list[str]:
         """All attributes, in the order of the scores."""

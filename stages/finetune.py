@@ -19,7 +19,7 @@ from models.camera import Camera
 from models.checks import check_not_negative, check_positive
 from models.encoders.base import Encoder
 from models.errors import UserError
-from models.features.base import Frozen, frozen_scorers
+from models.features.base import Frozen, frozen_scorers, network_name
 from models.generators.base import Discriminator, Generator
 from models.generators.blending import Blend, alike, blended
 from models.heads.codes import HeadCode, HeadCodes
@@ -489,7 +489,7 @@ class FinetuneStage(AdversarialStage):
         networks |= {"cmmd": self.metric_embedding, "id": self.metric_identity, "psnr": None}
         networks |= {f"{name}_error": held for held in self.attributes for name in held.module.names}
         used = networks.get(metric, self.metric)
-        network, name = "" if used is None else type(used.module).__name__, f"{metric}_{to}" if to else metric
+        network, name = "" if used is None else network_name(used.module), f"{metric}_{to}" if to else metric
         return Record(PROTOCOL, VERSION, "test", item, view, self.seed, self.variant, network, name, value, subject)
 
     @torch.no_grad()

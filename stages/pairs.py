@@ -21,7 +21,7 @@ from models.camera import Camera
 from models.checks import check_not_negative
 from models.encoders.base import Encoder, inverted
 from models.errors import UserError
-from models.features.base import Frozen, frozen_scorers
+from models.features.base import Frozen, frozen_scorers, network_name
 from models.files import atomic_write
 from models.generators.base import Generator
 from models.heads.codes import HeadCode, HeadCodes
@@ -310,7 +310,7 @@ class PairsStage(PerItemStage[Artwork, PairsState]):
                     networks = {"lpips": self.metric, "id": self.metric_identity}
                     networks |= {f"{what}_error": held for held in self.attributes for what in held.module.names}
                     used = networks.get(name)
-                    network = "" if used is None else type(used.module).__name__
+                    network = "" if used is None else network_name(used.module)
                     record = Record(
                         PROTOCOL, VERSION, "test", item.id, "", self.seed, variant, network, name, float(value)
                     )

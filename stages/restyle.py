@@ -21,7 +21,7 @@ from models.batches import PortraitBatch
 from models.camera import Camera
 from models.encoders.base import Encoder, inverted
 from models.errors import UserError
-from models.features.base import Frozen, PerceptualDistance, frozen_scorers
+from models.features.base import Frozen, PerceptualDistance, frozen_scorers, network_name
 from models.files import atomic_write, cache_root, os_errors
 from models.generators.base import Generator
 from models.heads.directions import fingerprint
@@ -329,7 +329,7 @@ class RestyleStage(Stage):
         used |= {"fid": self.kid_features, "kid": self.kid_features, "style": self.metric_embedding}
         used |= {name: held for held in self.attributes for name in held.module.names}
         held = used.get(metric.split("_")[0]) or used.get(metric.rsplit("_", 2)[0])  # of NAME_error_photo as well
-        network = "" if held is None else type(held.module).__name__
+        network = "" if held is None else network_name(held.module)
         return Record(PROTOCOL, VERSION, "test", item, "", self.seed, variant, network, metric, value)
 
     @torch.no_grad()

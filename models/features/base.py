@@ -98,6 +98,11 @@ class FacePoints(Protocol):
         ...
 
 
+def network_name(network: nn.Module) -> str:
+    """How scores name the network they are measured with: its ``label`` where it has one, else its class."""
+    return getattr(network, "label", type(network).__name__)
+
+
 class Frozen(Generic[ModuleT]):
     """Holds a network outside its owner's ``state_dict``, ``parameters()`` and DDP buckets.
 

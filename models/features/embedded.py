@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
+from pathlib import Path
 from typing import ClassVar
 
 import torch
@@ -97,6 +98,11 @@ class StatisticsHead(nn.Module):
         return F.silu(self.hidden(torch.cat(means + deviations, 1)))
 
 
+def labelled(name: str, weights: str | None) -> str:
+    """A network's name in scores: what its weights are called says which of several it is."""
+    return name if weights in (None, "embedded") else f"{name} ({Path(weights).stem})"
+
+
 class EmbeddedFeature(Configurable):
     """Base of the embedded networks.
 
@@ -106,6 +112,11 @@ class EmbeddedFeature(Configurable):
     """
 
     kind: ClassVar[str]
+
+    @property
+    def label(self) -> str:
+        """Its class, and the weights where these are not the shipped ones that losses know."""
+        return labelled(type(self).__name__, self.init_args["weights"])
 
     def _finish(self, weights: str | None) -> None:
         if weights is not None:

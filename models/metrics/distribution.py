@@ -17,7 +17,7 @@ from torchmetrics.image.kid import KernelInceptionDistance
 
 from models.errors import UserError, one_line
 from models.features.base import Frozen
-from models.features.embedded import WORKING_SIZE, EmbeddedStyle
+from models.features.embedded import WORKING_SIZE, EmbeddedStyle, labelled
 from models.features.weights import MissingWeightsError, read_state
 from models.files import resolve
 from models.image import resized
@@ -35,6 +35,7 @@ class EmbeddedDistribution(Distribution):
     def __init__(self, weights: str | None = "embedded") -> None:
         super().__init__()
         self.style = Frozen(EmbeddedStyle(weights=weights))
+        self.label = labelled(type(self).__name__, weights)
         self.num_features = self.style.module.head.out.in_features
 
     def _apply(self, fn, recurse: bool = True):  # type: ignore[no-untyped-def]  # as nn.Module

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from models.camera import Camera, Rig
 from models.checks import check_not_negative, check_positive
 from models.errors import UserError
-from models.features.base import FacePoints, Frozen, move_frozen
+from models.features.base import FacePoints, Frozen, move_frozen, network_name
 from models.image import resized
 from models.metrics.consistency import carried
 from models.metrics.geometry import at_size, shape_errors
@@ -195,7 +195,7 @@ class PortraitNetworks:
         held = {"lpips": self.perceptual}
         for name, network in self._identities().items():
             held |= {name: network, f"{name}_input": network}
-        return {metric: type(network.module).__name__ for metric, network in held.items()}
+        return {metric: network_name(network.module) for metric, network in held.items()}
 
     def alike(self, found: Tensor, image: Tensor, suffix: str = "") -> dict[str, Tensor]:
         """Identity similarities (B,) by each network: ``id``, and ``id2`` where there is a second one."""

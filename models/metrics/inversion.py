@@ -20,7 +20,7 @@ from torchmetrics.utilities import dim_zero_cat
 
 from models.camera import Camera, Rig
 from models.errors import UserError
-from models.features.base import Frozen, move_frozen
+from models.features.base import Frozen, move_frozen, network_name
 from models.metrics.consistency import SurfaceRecipe, carried, stacked_line, surface_consistency
 from models.metrics.distribution import Distribution, feature_distances
 from models.metrics.geometry import shape_errors
@@ -140,7 +140,7 @@ class InversionProtocol:
     def networks(self) -> dict[str, str]:
         """Names of the networks, for the tables."""
         holders = {"perceptual": self.perceptual, "identity": self.identity, "distribution": self.distribution}
-        return {kind: type(holder.module).__name__ for kind, holder in holders.items()} | {"": ""}
+        return {kind: network_name(holder.module) for kind, holder in holders.items()} | {"": ""}
 
     @torch.no_grad()
     def __call__(

@@ -11,6 +11,7 @@ from torch import Tensor
 from torchvision.utils import make_grid
 
 from models.camera import Camera
+from models.features.base import network_name
 from models.generators.base import Generator, RadianceGenerator
 from models.generators.geometry import field_geometry, form_of
 from models.generators.views import render_views
@@ -163,7 +164,7 @@ def sample_distances(
     records = []
     for variant, others in {"samples": sample(labels[:half]), "real halves": pictures[half : 2 * half]}.items():
         found, real = (features_of(features, [part], device) for part in (others, pictures[:half]))
-        network = type(features).__name__
+        network = network_name(features)
         for name, value in feature_distances(found, real, seed).items():
             records.append(Record("prior", "1", "test", "all", "", seed, variant, network, name, value))
     return records

@@ -27,7 +27,7 @@ from models.camera import Camera
 from models.checks import check_not_negative, check_positive
 from models.encoders.base import Encoder, inverted
 from models.errors import UserError, one_line
-from models.features.base import Frozen
+from models.features.base import Frozen, network_name
 from models.features.identity import ArcFaceIdentity
 from models.generators.base import Generator
 from models.heads.codes import HeadCode, HeadCodes
@@ -403,7 +403,7 @@ class InversionStage(Stage):
         return [
             Record(
                 PROTOCOL, VERSION, "test", item, "", self.seed, self.variant,
-                "" if (network := networks.get(metric)) is None else type(network.module).__name__,
+                "" if (network := networks.get(metric)) is None else network_name(network.module),
                 metric, float(value),
             )
             for metric, value in self.scores(found, image).items()

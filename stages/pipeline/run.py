@@ -8,6 +8,7 @@ A pipeline file declares ``params``, which become options of the command, and ``
       - {name: anchor, stage: anchor, command: fit, configs: [], overrides: {model.steps: 300}, inputs: {}}
       - {name: turn, stage: present, command: predict, inputs: {model.result.path: anchor}}
 
+A parameter sets options of steps; ``*`` in a step's name stands for anything, ``'*_test.model.seed'``.
 ``preset: PARAMETER`` puts below each step what suits the generator of that artifact (``stages.pipeline.presets``).
 ``edits: {strengths: PARAMETER, directions: PARAMETER, generator: PARAMETER}`` checks edits before the first step runs.
 ``inputs`` sets an option of the step to the artifact of an earlier step. A step works in ``OUT/NAME`` (see
@@ -29,6 +30,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -201,10 +203,14 @@ def _param(name: str, entry: Any, steps: Sequence[str], file: Path) -> Param:
         _typed(entry["default"], dict, f"{where}: default")
     sets: list[tuple[str, str]] = []
     for key in _typed(entry["sets"], list, f"{where}: sets"):
-        step, _, option = str(key).partition(".")
-        if step not in steps or not option:
-            raise UserError(f"{where}: sets {shown(key)}, but {shown(step)} is not a step")
-        sets.append((step, option))
+        pattern, _, option = str(key).partition(".")
+        chosen = [step for step in steps if fnmatchcase(step, pattern)]
+        if not chosen:
+            wrong = "matches no step" if "*" in pattern else "is not a step"
+            raise UserError(f"{where}: sets {shown(key)}, but {shown(pattern)} {wrong}")
+        if not option:
+            raise UserError(f"{where}: sets {shown(key)}: write STEP.OPTION")
+        sets += [(step, option) for step in chosen]
     return Param(
         name,
         kind,

@@ -46,6 +46,24 @@ def test_seeded(drawn):
     assert all(np.array_equal(drawn[name], again[name]) for name in drawn)
 
 
+def test_subjects_from_a_number_on(tmp_path):
+    """Judges learn from heads of their own; their pictures lie beside the others."""
+    ours, judges = (FeaturePairs(str(tmp_path), 8, 1, 1, 1, first=first, compiled=False) for first in (0, 3))
+    for data in (ours, judges):
+        data.prepare_data()
+    assert len(list(tmp_path.iterdir())) == 6
+    assert np.array_equal(judges.dataset("train")[0]["image"], draw_subject(3, 8, held_out=False)["image"])
+    assert not np.array_equal(judges.dataset("val")[0]["image"], ours.dataset("val")[0]["image"])
+
+
+@pytest.mark.parametrize(
+    ("first", "of"), [(-1, "1000000 subjects of train, 1300"), (100_000, "100000 subjects of val, 60")]
+)
+def test_subjects_that_do_not_exist(first, of):
+    with pytest.raises(UserError, match=rf"^first is {first}: of {of} from there are wanted$"):
+        FeaturePairs(first=first)
+
+
 def test_kept_on_disk(tmp_path):
     data = FeaturePairs(str(tmp_path), 8, 2, 1, 1, batch_size=1, compiled=False)
     data.prepare_data()

@@ -55,6 +55,14 @@ def status(place, step):
     return json.loads((place / "out" / step / "status.json").read_text())
 
 
+def test_a_parameter_sets_all_steps_that_a_pattern_matches(place):
+    file = place / "patterns.yaml"
+    names = "".join(f"  - {{name: {name}, stage: dummy, command: fit}}\n" for name in ("a", "a_test", "b_test"))
+    file.write_text("params: {x: {sets: ['*_test.y', '*.z']}}\nsteps:\n" + names)
+    sets = read_pipeline(file).params[0].sets
+    assert sets == [("a_test", "y"), ("b_test", "y"), ("a", "z"), ("a_test", "z"), ("b_test", "z")]
+
+
 def test_runs_then_skips(place, galatea):
     text = galatea()
     assert "mark 1" in text  # progress passes through
@@ -227,6 +235,8 @@ def test_bad_options(galatea, options, match):
         ("steps: [{name: ../a, stage: dummy, command: fit}]", "a name has letters"),
         ("steps: [{name: a, stage: dummy, command: fit, inputs: {x: b}}]", "not an earlier step"),
         ("{steps: [{name: a, stage: dummy, command: fit}], params: {x: {sets: [b.y]}}}", "'b' is not a step"),
+        ("{steps: [{name: a, stage: dummy, command: fit}], params: {x: {sets: ['b*.y']}}}", r"'b\*' matches no step"),
+        ("{steps: [{name: a, stage: dummy, command: fit}], params: {x: {sets: ['*']}}}", "write STEP.OPTION"),
         (
             "{steps: [{name: a, stage: dummy, command: fit}], params: {x: {type: numbers, default: 1, sets: []}}}",
             "a dict",
