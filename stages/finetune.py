@@ -19,7 +19,7 @@ from models.camera import Camera
 from models.checks import check_not_negative, check_positive
 from models.encoders.base import Encoder
 from models.errors import UserError
-from models.features.base import Frozen, frozen_scorers, network_name
+from models.features.base import Frozen
 from models.generators.base import Discriminator, Generator
 from models.generators.blending import Blend, alike, blended
 from models.heads.codes import HeadCode, HeadCodes
@@ -30,7 +30,8 @@ from models.latents import Latents
 from models.losses.adaptation import PairedLoss, SemanticLoss, ShiftLoss, StructureLoss
 from models.low_rank import truncate_change
 from models.metrics.distribution import Distribution, cmmd, feature_distances, features_of, recall
-from models.metrics.image import diversity, likeness
+from models.metrics.image import diversity
+from models.metrics.judges import Judges
 from models.metrics.prior import nearest_pictures
 from models.metrics.records import Record
 from stages.base.adversarial import AdversarialLoss, AdversarialStage, Fakes, Optimization
@@ -133,7 +134,7 @@ class FinetuneStage(AdversarialStage):
         check_not_negative(self, "patience")
         if kid_features is not None and scored < _FEWEST:
             raise UserError(f"model.scored is {scored}: distances to a set of pictures take {_FEWEST} samples or more")
-        frozen = {"perceptual": perceptual, "identity": identity, "embedding": embedding, "kid_features": kid_features}
+        given = {"perceptual": perceptual, "identity": identity, "embedding": embedding, "kid_features": kid_features}
         for what, network, needed in (
             ("semantic", "perceptual", semantic is not None),
             ("semantic.identity", "identity", semantic is not None and semantic.identity > 0),
@@ -141,20 +142,24 @@ class FinetuneStage(AdversarialStage):
             ("shift", "embedding", shift is not None),
             ("patience", "kid_features", patience > 0),
         ):
-            if needed and frozen[network] is None:
+            if needed and given[network] is None:
                 raise UserError(f"model.{what} is measured by a network: set --model.{network}")
         check_positive(self, "rank")
         for what, given in (("blend", blend), ("rank", rank)):
             if given is not None and tested is None:
                 raise UserError(f"model.{what} is of a generator that was adapted before: give --model.tested.path")
-        self.perceptual, self.identity, self.embedding, self.kid_features = (
-            None if network is None else Frozen(network) for network in frozen.values()
+        self.perceptual, self.identity, self.embedding = (
+            None if network is None else Frozen(network) for network in (perceptual, identity, embedding)
         )
         self.tested, self.blend, self.encoder_from, self.variant = tested, blend, encoder, variant
-        self.metric = self.perceptual if metric is None else Frozen(metric)
-        self.metric_identity = self.identity if metric_identity is None else Frozen(metric_identity)
-        self.metric_embedding = None if metric_embedding is None else Frozen(metric_embedding)
-        self.attributes, self.neighbours = frozen_scorers(attributes), neighbours
+        self.judges = Judges(
+            perceptual if metric is None else metric,
+            identity if metric_identity is None else metric_identity,
+            metric_embedding,
+            kid_features,
+            attributes,
+        )
+        self.neighbours = neighbours
         check_not_negative(self, "neighbours")
         self._held: dict[int, dict[str, Tensor]] = {}  # by place in the split, what validation or test has seen
         self._best: dict[str, Any] = {"score": None, "waited": 0, "weights": None, "seen": 0}  # by which a fit stops
@@ -258,7 +263,7 @@ class FinetuneStage(AdversarialStage):
             raise UserError("fit adapts model.prior, and hands on what comes of it: leave --model.tested out")
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         assert isinstance(data, SplitDataModule)
-        if self.kid_features is not None and len(data.datasets["val"]) < 2:
+        if self.judges.distribution is not None and len(data.datasets["val"]) < 2:
             raise UserError(
                 f"a fit is scored by held-out pictures, and the data hold out {len(data.datasets['val'])}: hold out "
                 "two or more, or set --model.kid_features null and --model.patience 0"
@@ -355,7 +360,7 @@ class FinetuneStage(AdversarialStage):
         if self.tested is not None:  # by which a blend is chosen, beside the score
             for name, values in self._moved(labels).items():
                 self.log(f"val/{name}_source", float(values.mean()), rank_zero_only=False)
-        if self.kid_features is None or len(held) < 2:  # of which a fit has said so
+        if self.judges.distribution is None or len(held) < 2:  # of which a fit has said so
             return
         score = self._kid(held, labels)
         self.log("val/kid", score, prog_bar=True, rank_zero_only=False)
@@ -365,8 +370,8 @@ class FinetuneStage(AdversarialStage):
 
     def _kid(self, held: Tensor, labels: Tensor | None) -> float:
         """KID of samples; one score for all ranks, by which all go on, or stop."""
-        assert self.kid_features is not None
-        found, real = self._features(held, labels, self.kid_features.module)
+        assert self.judges.distribution is not None
+        found, real = self._features(held, labels, self.judges.distribution.module)
         kid = feature_distances(found, real, self.seed, metrics=["kid"])["kid"]
         self._score = float(self.trainer.strategy.broadcast(kid))
         return self._score
@@ -471,25 +476,16 @@ class FinetuneStage(AdversarialStage):
             return
         generator, expression = self.average.module, self.expression(batch)
         found = generator.synthesis(generator.mapping(batch["z"]), self.camera(batch), expression=expression).image
-        for name, values in self._compared(found.clamp(-1, 1), image).items():
+        for name, values in self.judges.likeness(found.clamp(-1, 1), image).items():
             for row, value in enumerate(values.tolist()):
                 of, view = divmod(row, views)
                 subject, picture = str(int(batch["seed"][of])), f"picture{places[of] * views + view}"
                 self.records.add([self._record(name, "twin", value, subject, picture, subject)])
 
-    def _compared(self, found: Tensor, truth: Tensor) -> dict[str, Tensor]:
-        """How alike pictures are, (B,) each."""
-        networks = (None if held is None else held.module for held in (self.metric, self.metric_identity))
-        return likeness(found, truth, *networks, attributes=[held.module for held in self.attributes])
-
     def _record(
         self, metric: str, to: str, value: float, item: str = "all", view: str = "", subject: str = ""
     ) -> Record:
-        networks = dict.fromkeys(("fid", "kid", "recall"), self.kid_features)
-        networks |= {"cmmd": self.metric_embedding, "id": self.metric_identity, "psnr": None}
-        networks |= {f"{name}_error": held for held in self.attributes for name in held.module.names}
-        used = networks.get(metric, self.metric)
-        network, name = "" if used is None else network_name(used.module), f"{metric}_{to}" if to else metric
+        network, name = self.judges.network(metric), f"{metric}_{to}" if to else metric
         return Record(PROTOCOL, VERSION, "test", item, view, self.seed, self.variant, network, name, value, subject)
 
     @torch.no_grad()
@@ -499,25 +495,25 @@ class FinetuneStage(AdversarialStage):
         if not self.trainer.is_global_zero:
             return []
         records = []
-        if self.kid_features is not None and len(held) > 1:
-            features = self._features(held, labels, self.kid_features.module)
+        if self.judges.distribution is not None and len(held) > 1:
+            features = self._features(held, labels, self.judges.distribution.module)
             values = {**feature_distances(*features, self.seed), "recall": recall(*features)}
             records += [self._record(name, "", value) for name, value in values.items()]
-        if self.metric_embedding is not None:
-            value = cmmd(*self._features(held, labels, self.metric_embedding.module))
+        if self.judges.embedding is not None:
+            value = cmmd(*self._features(held, labels, self.judges.embedding.module))
             records.append(self._record("cmmd", "", value))
         for name, values in self._moved(labels).items():
             records += [self._record(name, "source", value, f"code{k}") for k, value in enumerate(values.tolist())]
-        if self.metric is not None and self.scored > 1:
+        if self.judges.perceptual is not None and self.scored > 1:
             some = torch.cat(list(self.pictures(self.average.module, min(self.scored, _DIVERSE), labels)))
-            apart = diversity(self.metric.module, some.to(self.device), _PAIRS, self.seed, _CHUNK)
+            apart = diversity(self.judges.perceptual.module, some.to(self.device), _PAIRS, self.seed, _CHUNK)
             records.append(self._record("diversity", "", float(apart)))
         return records + (self._nearest(held, labels) if self.neighbours else [])
 
     def _moved(self, labels: Tensor | None) -> dict[str, Tensor]:
         """How like G's pictures at equal codes samples still are, (scored,) each."""
         both = (self.pictures(network, self.scored, labels) for network in (self.average.module, self.source.module))
-        parts = [self._compared(*(t.to(self.device) for t in pair)) for pair in zip(*both, strict=True)]
+        parts = [self.judges.likeness(*(t.to(self.device) for t in pair)) for pair in zip(*both, strict=True)]
         return {name: torch.cat([part[name] for part in parts]).cpu() for name in parts[0]}
 
     def _nearest(self, held: Tensor, labels: Tensor | None) -> list[Record]:

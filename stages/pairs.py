@@ -21,7 +21,7 @@ from models.camera import Camera
 from models.checks import check_not_negative
 from models.encoders.base import Encoder, inverted
 from models.errors import UserError
-from models.features.base import Frozen, frozen_scorers, network_name
+from models.features.base import Frozen
 from models.files import atomic_write
 from models.generators.base import Generator
 from models.heads.codes import HeadCode, HeadCodes
@@ -30,7 +30,7 @@ from models.heads.projector import ItemCodes, Projector, Search
 from models.image import read_image, resized, write_image
 from models.latents import Latents
 from models.losses.adaptation import SemanticLoss
-from models.metrics.image import likeness
+from models.metrics.judges import Judges
 from models.metrics.portrait import ViewTruth
 from models.metrics.records import Record
 from models.rendering.sheets import sheet
@@ -150,9 +150,11 @@ class PairsStage(PerItemStage[Artwork, PairsState]):
         self.pose = None if pose is None else Frozen(pose)
         self.semantic, self.search, self.refine_from = semantic, search, refine_from
         self.tested, self.variant = tested, variant
-        self.metric = self.perceptual if metric is None else Frozen(metric)
-        self.metric_identity = self.identity if metric_identity is None else Frozen(metric_identity)
-        self.attributes = frozen_scorers(attributes)
+        self.judges = Judges(
+            perceptual if metric is None else metric,
+            identity if metric_identity is None else metric_identity,
+            attributes=attributes,
+        )
         self._shown: dict[str, Path] = {}  # sheets by name
 
     def build_model(self) -> None:
@@ -302,19 +304,12 @@ class PairsStage(PerItemStage[Artwork, PairsState]):
             files = {0: f"style_{item.id}.png", **{k: f"p{k}_{item.id}.png" for k in LEVELS}}
             for k, file in files.items():
                 photo = resized(read_image(found.media(file)), truth.shape[-1]).to(self.device)
-                identity = None if self.metric_identity is None else self.metric_identity.module
-                scorers = [held.module for held in self.attributes]
-                scores = likeness(photo, truth, self.metric.module, identity, attributes=scorers)
-                for name, value in scores.items():
-                    variant = f"{self.variant}, level {k}" if k else "the style's picture"
-                    networks = {"lpips": self.metric, "id": self.metric_identity}
-                    networks |= {f"{what}_error": held for held in self.attributes for what in held.module.names}
-                    used = networks.get(name)
-                    network = "" if used is None else network_name(used.module)
-                    record = Record(
-                        PROTOCOL, VERSION, "test", item.id, "", self.seed, variant, network, name, float(value)
+                variant, split = f"{self.variant}, level {k}" if k else "the style's picture", "test"
+                for name, value in self.judges.likeness(photo, truth).items():
+                    network = self.judges.network(name)
+                    self.records.add(
+                        [Record(PROTOCOL, VERSION, split, item.id, "", self.seed, variant, network, name, float(value))]
                     )
-                    self.records.add([record])
 
     def _sheets(self) -> dict[str, Path]:
         """By name, pages of all pictures, each beside its photographs, by which a level is chosen."""

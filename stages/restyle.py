@@ -21,7 +21,7 @@ from models.batches import PortraitBatch
 from models.camera import Camera
 from models.encoders.base import Encoder, inverted
 from models.errors import UserError
-from models.features.base import Frozen, PerceptualDistance, frozen_scorers, network_name
+from models.features.base import Frozen, PerceptualDistance
 from models.files import atomic_write, cache_root, os_errors
 from models.generators.base import Generator
 from models.heads.directions import fingerprint
@@ -29,7 +29,7 @@ from models.heads.mixing import ReferenceSearch, code_sides
 from models.image import read_image, resized, write_image
 from models.latents import Latents
 from models.metrics.distribution import Distribution, cmmd, feature_distances, features_of
-from models.metrics.image import likeness
+from models.metrics.judges import Judges
 from models.metrics.records import Record
 from models.rendering.sheets import sheet
 from stages.base.foreign import warn_of_embedded
@@ -113,11 +113,7 @@ class RestyleStage(Stage):
         self.search, self.tile, self.seed = search, tile, seed
         self.perceptual = None if perceptual is None else Frozen(perceptual)
         self.broken: list[str] = []
-        frozen = (metric, metric_identity, metric_embedding, kid_features)
-        self.metric, self.metric_identity, self.metric_embedding, self.kid_features = (
-            None if network is None else Frozen(network) for network in frozen
-        )
-        self.attributes = frozen_scorers(attributes)
+        self.judges = Judges(metric, metric_identity, metric_embedding, kid_features, attributes)
         self.variant = variant
         self._features: dict[tuple[str, str], list[Tensor]] = {}  # of the running test, by metric and variant
         self._done: list[str] = []
@@ -307,17 +303,15 @@ class RestyleStage(Stage):
             camera = Camera.from_label(batch["label"].flatten(0, 1))
         items = [str(int(seed)) for seed in batch["seed"]] if "seed" in batch else batch.get("name", [])
         shown = self.pictures(resized(photo, self.encoder.resolution), camera)
-        networks = [None if held is None else held.module for held in (self.metric, self.metric_identity)]
         for kind, pictures in shown.items():
             variant = self.variant if kind == "general" else f"{self.variant}, {kind}"
             for to, truth in truths.items():
                 truth = resized(truth, pictures.shape[-1])
-                scores = likeness(pictures, truth, *networks, attributes=[held.module for held in self.attributes])
-                for metric, values in scores.items():
+                for metric, values in self.judges.likeness(pictures, truth).items():
                     for row, value in enumerate(values.tolist()):
                         self.records.add([self._record(variant, f"{metric}_{to}", value, items[row])])
-            if self._look is not None and self.metric_embedding is not None:
-                embeddings = (self.metric_embedding.module(t) for t in (pictures, self._look))
+            if self._look is not None and self.judges.embedding is not None:
+                embeddings = (self.judges.embedding.module(t) for t in (pictures, self._look))
                 away = 1 - torch.cosine_similarity(*embeddings)
                 for row, value in enumerate(away.tolist()):
                     self.records.add([self._record(variant, "style_reference", value, items[row])])
@@ -325,12 +319,9 @@ class RestyleStage(Stage):
                 self._features.setdefault((name, variant), []).append(network(pictures).cpu())
 
     def _record(self, variant: str, metric: str, value: float, item: str = "all") -> Record:
-        used = {"lpips": self.metric, "id": self.metric_identity, "cmmd": self.metric_embedding}
-        used |= {"fid": self.kid_features, "kid": self.kid_features, "style": self.metric_embedding}
-        used |= {name: held for held in self.attributes for name in held.module.names}
-        held = used.get(metric.split("_")[0]) or used.get(metric.rsplit("_", 2)[0])  # of NAME_error_photo as well
-        network = "" if held is None else network_name(held.module)
-        return Record(PROTOCOL, VERSION, "test", item, "", self.seed, variant, network, metric, value)
+        return Record(
+            PROTOCOL, VERSION, "test", item, "", self.seed, variant, self.judges.network(metric), metric, value
+        )
 
     @torch.no_grad()
     def summary(self) -> list[Record]:
@@ -355,7 +346,7 @@ class RestyleStage(Stage):
 
     def _of_sets(self) -> dict[str, nn.Module]:
         """Networks of the distances between sets, by what they tell."""
-        held = {"kid": self.kid_features, "cmmd": self.metric_embedding}
+        held = {"kid": self.judges.distribution, "cmmd": self.judges.embedding}
         return {name: frozen.module for name, frozen in held.items() if frozen is not None}
 
     def panels(self) -> dict[str, Tensor]:

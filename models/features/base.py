@@ -125,9 +125,15 @@ class Frozen(Generic[ModuleT]):
         return f"Frozen({type(self.module).__name__})"
 
 
+class FrozenHolder:
+    """Holds networks for its owner: what is frozen in it is the owner's."""
+
+
 def frozen_of(owner: object) -> Iterator[Frozen[nn.Module]]:
-    """Every :class:`Frozen` that is an attribute of ``owner``, or in a list that is one."""
+    """Every :class:`Frozen` that is an attribute of ``owner``, or in a list, or a holder, that is one."""
     for value in vars(owner).values():
+        if isinstance(value, FrozenHolder):
+            yield from frozen_of(value)
         yield from (held for held in (value if isinstance(value, list) else [value]) if isinstance(held, Frozen))
 
 
