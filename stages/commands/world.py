@@ -9,6 +9,7 @@ from pathlib import Path
 from models.errors import UserError
 from stages.arguments import Parser
 
+_COUNT = 100
 _FIRST = 50_000  # number of their first head: no shipped network has seen it
 
 
@@ -23,13 +24,15 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--size", type=int, help="pixels of a picture (default: 128 on the sheet, 64 in a folder)")
     parser.add_argument("--compiled", action="store_true", help="compile the distance field first")
     parser.add_argument("--style", help="write a folder of portraits in this style, each of another head")
-    parser.add_argument("--count", type=int, default=100, help="of portraits (default: %(default)s)")
+    parser.add_argument("--count", type=int, help=f"of portraits (default: {_COUNT})")
     parser.add_argument(
         "--exaggerate", type=_strength, action="append", default=[], metavar="NAME=STRENGTH",
         help="a geometric exaggeration of their heads, for example big_eyes=1.0; may be given several times",
     )  # fmt: skip
     options = parser.parse_args(list(arguments))
     if options.style is None:
+        if options.count is not None or options.exaggerate:
+            raise UserError("--count and --exaggerate are of portraits in a style: name one, --style")
         from datamodules.mannequins.sheet import contact_sheet, save_picture  # after --help, which needs no torch
 
         out = options.out or Path("runs/world.png")
@@ -42,8 +45,9 @@ def main(arguments: Sequence[str]) -> None:
     out = options.out or Path("styles") / options.style
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UserError(f"{out} is there already, and no empty folder: name another, --out")
+    count, size = _COUNT if options.count is None else options.count, options.size or 64
     pictures = MannequinStyleSet(
-        options.style, options.count, _FIRST, dict(options.exaggerate), options.size or 64, compiled=options.compiled
+        options.style, count, _FIRST, dict(options.exaggerate), size, compiled=options.compiled
     ).items
     for picture in pictures:
         write_image(out / f"{picture.id}.png", picture.image)
