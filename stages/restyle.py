@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -17,6 +17,7 @@ from datamodules.artworks import Artwork
 from datamodules.photos import PhotoDataModule
 from datamodules.resumable import SplitDataModule
 from datamodules.truth import KnowsStyleSet
+from models.artifact import Export
 from models.batches import PortraitBatch
 from models.camera import Camera
 from models.encoders.base import Encoder, inverted
@@ -24,7 +25,9 @@ from models.errors import UserError
 from models.features.base import Frozen, PerceptualDistance
 from models.files import atomic_write, cache_root, os_errors
 from models.generators.base import Generator
+from models.heads.codes import HeadCode, HeadCodes
 from models.heads.directions import fingerprint
+from models.heads.index import Entry, subject_index
 from models.heads.mixing import ReferenceSearch, code_sides
 from models.image import read_image, resized, write_image
 from models.latents import Latents
@@ -43,6 +46,7 @@ from stages.gallery.rows import page
 log = logging.getLogger(__name__)
 
 PROTOCOL, VERSION = "restyle", "1"
+_ORIGINAL = "original"  # what G is called in the artifact of G'
 _FEWEST = 2  # pictures that distances between sets are told by
 
 
@@ -53,6 +57,8 @@ class RestyleStage(Stage):
     - variations: random codes, truncated, take the place of the photo's from number n on; the smaller n, the more is
       theirs (:func:`models.heads.mixing.code_sides` tells what each code goes into).
     - by a reference: likewise, with the code of a picture in the style, looked for once.
+
+    ``predict`` writes these pictures and a page of them, and hands on the photos' codes.
 
     Photos are read one after the other; one that cannot be read is named, left out, and makes the command fail at the
     end, when all others are done.
@@ -116,7 +122,7 @@ class RestyleStage(Stage):
         self.judges = Judges(metric, metric_identity, metric_embedding, kid_features, attributes)
         self.variant = variant
         self._features: dict[tuple[str, str], list[Tensor]] = {}  # of the running test, by metric and variant
-        self._done: list[str] = []
+        self._heads: dict[str, HeadCode] = {}  # of predict, by id
         self._shown: Tensor | None = None
 
     def build_model(self) -> None:
@@ -199,8 +205,8 @@ class RestyleStage(Stage):
         assert kept is not None
         return Latents({name: t.to(self.device) for name, t in kept.items()})
 
-    def pictures(self, photo: Tensor, camera: Camera | None = None) -> dict[str, Tensor]:
-        """What becomes of photos (B, 3, H, W), seen by their cameras in 3D: pictures (B, 3, R, R) by name."""
+    def codes(self, photo: Tensor) -> tuple[dict[str, Latents], Tensor | None]:
+        """What becomes of photos (B, 3, H, W): codes by name, and expressions (B, E), which all of them share."""
         ws, expression = inverted(photo, self.encoder, self.generator)
         ws = ws.truncate(self.generator.mean_latents, self.content_truncation)
         found = {"general": ws}
@@ -210,6 +216,12 @@ class RestyleStage(Stage):
         if self._guide is not None:
             for first in self.reference_from:
                 found[f"reference_from{first}"] = ws.mix(self._guide.repeat_interleave(len(photo)), first)
+        return found, expression
+
+    def pictures(
+        self, found: Mapping[str, Latents], expression: Tensor | None, camera: Camera | None = None
+    ) -> dict[str, Tensor]:
+        """Pictures (B, 3, R, R) of codes, by name, seen by the photos' cameras in 3D."""
         return {
             name: self.generator.synthesis(codes, camera, expression=expression).image.clamp(-1, 1)
             for name, codes in found.items()
@@ -232,7 +244,8 @@ class RestyleStage(Stage):
         if not photos:
             return
         image = torch.stack([item.at(self.encoder.resolution) for item in photos]).to(self.device)
-        for name, pictures in (shown := self.pictures(image)).items():
+        codes, expression = self.codes(image)
+        for name, pictures in (shown := self.pictures(codes, expression)).items():
             for item, picture in zip(photos, pictures, strict=True):
                 write_image(self.out / "items" / item.id / f"{name}.png", picture)
         for row, item in enumerate(photos):
@@ -244,21 +257,41 @@ class RestyleStage(Stage):
             with atomic_write(folder / "item.json") as file:
                 told = {"truncation": self.truncation, "content_truncation": self.content_truncation, "seed": self.seed}
                 file.write_text(json.dumps({"id": item.id, "pictures": ["photo", *shown], **told}) + "\n")
-            self._done.append(item.id)
+            neutral = torch.zeros(1, len(self.generator.expressions))
+            self._heads[item.id] = HeadCode(codes["general"][row : row + 1].map(Tensor.cpu), None, neutral, None)
 
     @torch.no_grad()
     def on_predict_epoch_end(self) -> None:
-        """The page; then, where photos were left out, the failure that says so, on all ranks alike."""
-        broken, done = gather(self.broken), sorted(gather(self._done))
+        self.broken, self._heads = gather(self.broken), dict(sorted(gather(list(self._heads.items()))))
         if self.trainer.is_global_zero:
             with atomic_write(self.out / "index.html") as file:
-                file.write_text(page("photos in a style", self._rows(done), broken), encoding="utf-8")
-        if broken:
-            others = "the others are done" if done else "there are no others"
-            more = f", and {len(broken) - 1} more" if len(broken) > 1 else ""
-            raise UserError(f"{broken[0]}{more}: left out, {others}")
+                file.write_text(page("photos in a style", self._rows(self._heads), self.broken), encoding="utf-8")
 
-    def _rows(self, done: Sequence[str]) -> dict[str, list[tuple[str, str]]]:
+    def on_predict_end(self) -> None:
+        """When all is written, the failure of photos that were left out, on all ranks alike."""
+        if self.broken:
+            others = "the others are done" if self._heads else "there are no others"
+            more = f", and {len(self.broken) - 1} more" if len(self.broken) > 1 else ""
+            raise UserError(f"{self.broken[0]}{more}: left out, {others}")
+
+    def export(self) -> Export | None:
+        """Codes of the photos, which G' and, where it came along, G show: a style has a strength in ``view``."""
+        if not self._heads:
+            return None
+        modules: dict[str, nn.Module] = {"generator": self.generator}
+        if (self.style.module, _ORIGINAL in self.inputs["style"].manifest["modules"]) == ("generator", True):
+            modules[_ORIGINAL] = self.take("style", self.style.path, _ORIGINAL, Generator).requires_grad_(False)
+        original = _ORIGINAL if _ORIGINAL in modules else None
+        modules["photos"] = HeadCodes.pack(self._heads, self.generator)
+        entries = [
+            Entry(name, codes="photos", original=original, artwork=f"photo_{name}.png", caption="in the style")
+            for name in self._heads
+        ]
+        media = {f"photo_{name}.png": self.out / "items" / name / "photo.png" for name in self._heads}
+        extra = {"content_truncation": self.content_truncation, **subject_index(entries)}
+        return Export(modules, media=media, extra=extra, delta_of=self.unchanged(modules))
+
+    def _rows(self, done: Iterable[str]) -> dict[str, list[tuple[str, str]]]:
         """By photo its pictures: itself, general, variations, by reference."""
         found = {}
         for identity in done:
@@ -302,7 +335,7 @@ class RestyleStage(Stage):
                 raise UserError("these photos have no cameras, which a 3D generator needs: give their labels")
             camera = Camera.from_label(batch["label"].flatten(0, 1))
         items = [str(int(seed)) for seed in batch["seed"]] if "seed" in batch else batch.get("name", [])
-        shown = self.pictures(resized(photo, self.encoder.resolution), camera)
+        shown = self.pictures(*self.codes(resized(photo, self.encoder.resolution)), camera)
         for kind, pictures in shown.items():
             variant = self.variant if kind == "general" else f"{self.variant}, {kind}"
             for to, truth in truths.items():

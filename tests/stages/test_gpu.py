@@ -61,9 +61,6 @@ def difference(one, other):
 def test_a_stage_works_there(results, device, stage):
     """All it has moves: networks, frozen networks, batches, codes. What it leaves is on no device."""
     out = results(stage, device)
-    if stage == "restyle":  # which makes pictures
-        assert (out / "index.html").exists()
-        return
     assert all(tensor.isfinite().all() and tensor.device.type == "cpu" for tensor in numbers(out).values())
 
 

@@ -15,6 +15,7 @@ from models.encoders.pyramid import GradualStyleEncoder, SharedStyleEncoder
 from models.errors import UserError
 from models.generators.stylegan2 import StyleGAN2Generator
 from models.generators.stylesdf import StyleSDF
+from models.heads.index import read_index
 from models.heads.mixing import ReferenceSearch
 from models.image import read_image, resized
 from models.latents import Latents
@@ -66,7 +67,7 @@ def line(folder, photos="photos", **model):
     return ["restyle", "predict", f"--config={file}", *small.TRAINER]
 
 
-CASE = StageCase(line, inputs, commands={"predict": Command()})
+CASE = StageCase(line, inputs, commands={"predict": Command(options={"data.init_args.batch_size": 1})})
 
 
 @pytest.fixture(scope="module")
@@ -156,6 +157,31 @@ def test_the_page_shows_what_was_asked(work, tmp_path):
     assert "items/z/" in page and "items/a/" not in page
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("known", [True, False])
+def test_codes_of_the_photos_are_handed_on(work, tmp_path, known):
+    """Beside G' and, where its artifact has it, G: what shows them is stored once."""
+    style = artifact.load(work / "instyle")
+    if known:
+        modules = {"generator": style.module("generator"), "original": style.module("generator")}
+        style = artifact.save(tmp_path / "style", stage="finetune", modules=modules)
+    words = line(work, style={"path": str(style.path)}, content_truncation=0.8)
+    run(words, tmp_path / "out")
+    found = artifact.load(tmp_path / "out")
+    entries = read_index(found.manifest)
+    assert [entry.id for entry in entries] == list(IDS)
+    assert {entry.original for entry in entries} == {"original" if known else None}
+    assert (found.path / "generator.safetensors").stat().st_size < 100  # a reference to where it is
+    generator, codes = found.module("generator"), found.module("photos")
+    for entry in entries:
+        picture = generator.synthesis(codes[entry.id].latents).image.clamp(-1, 1)
+        folder = tmp_path / "out" / "items" / entry.id
+        torch.testing.assert_close(read_image(folder / "general.png"), picture, atol=0.01, rtol=0)
+        assert entry.artwork is not None
+        assert found.media(entry.artwork).read_bytes() == (folder / "photo.png").read_bytes()
+    assert found.extra["content_truncation"] == 0.8
+
+
 def test_without_variations_or_a_reference(work, tmp_path):
     run(line(work, samples=0, reference=None, perceptual=None), tmp_path)
     assert sorted(p.name for p in (tmp_path / "items" / "a").glob("*.png")) == ["general.png", "photo.png", "row.png"]
@@ -171,6 +197,7 @@ def test_a_broken_photo_is_left_out_and_told_of(work, tmp_path):
     with pytest.raises(UserError, match=r"b\.png.*: left out, the others are done"):
         run(line(work, "mixed"), tmp_path)
     assert sorted(p.name for p in (tmp_path / "items").iterdir()) == ["a", "c"]
+    assert [entry.id for entry in read_index(artifact.load(tmp_path).manifest)] == ["a", "c"]
     assert "Left out" in (tmp_path / "index.html").read_text() and (folder / "notes.txt").exists()
 
 
