@@ -27,7 +27,7 @@ from models.errors import UserError
 from models.rendering.output import Rendering, Tensors
 from models.rendering.raster import edge_weights, nearest_faces
 
-SLACK = 1e-3  # pixels: an unmoved surface ends at its outermost pixels' centres, give or take a rounding
+SLACK = 8  # roundings of a place: an unmoved surface ends at its outermost pixels' centres, give or take these
 BORDER = 2  # columns at the left and at the right of a depth map that lie back
 BACK = 0.7  # where from near to far these lie
 FACE = 0.7  # masks of at least this much are the face
@@ -172,7 +172,7 @@ class Relief:
         places = (vertices[:, :2] / (self.reach * z[:, None]) + 1) * half  # in pixels, centres at whole numbers
         triangles = _triangles(size, depth.device)
         places, inverse = places.mT[:, triangles], (1 / z)[:, triangles]
-        face, _ = nearest_faces(places.detach(), inverse.detach(), size, SLACK)
+        face, _ = nearest_faces(places.detach(), inverse.detach(), size, SLACK * torch.finfo(z.dtype).eps * size)
         hit = (face >= 0).flatten(1)
         seen = face.flatten(1).clamp_min(0)
         of = torch.arange(count, device=depth.device)[:, None]
