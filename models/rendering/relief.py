@@ -53,6 +53,7 @@ class Light(Tensors):
     def of(raw: Tensor) -> Light:
         """From what a network ends with (B, 4), in [-1, 1]: ambient, diffuse, dx, dy."""
         _check_shape("light", raw, 2, 4)
+        raw = _precise(raw)
         ambient, diffuse = ((raw[:, :2] + 1) / 2).unbind(1)
         return Light(ambient, diffuse, raw[:, 2:])
 
@@ -110,6 +111,7 @@ class Relief:
         follow it.
         """
         _check_map("raw depth", raw)
+        raw = _precise(raw)  # a half holds three digits of a depth
         bounded = (raw - raw.mean((1, 2, 3), keepdim=True)).tanh()
         depth = (1 + bounded) / 2 * self.far + (1 - bounded) / 2 * self.near
         border = BACK * self.far + (1 - BACK) * self.near
@@ -118,6 +120,7 @@ class Relief:
     def view(self, raw: Tensor) -> Tensor:
         """What a network ends with (B, 6), in [-1, 1], as a view."""
         _check_shape("view", raw, 2, 6)
+        raw = _precise(raw)
         turn = math.radians(self.rotation_deg)
         return raw * raw.new_tensor([turn, turn, turn, self.shift, self.shift, self.shift_z])
 
@@ -167,18 +170,18 @@ class Relief:
         z = vertices[:, 2]
         if not bool((z > 0).all()):
             raise ValueError("the view brings the surface behind the camera, or is no number")
-        count, size = len(depth), depth.shape[-1]
-        half = (size - 1) / 2
-        places = (vertices[:, :2] / (self.reach * z[:, None]) + 1) * half  # in pixels, centres at whole numbers
-        triangles = _triangles(size, depth.device)
-        places, inverse = places.mT[:, triangles], (1 / z)[:, triangles]
-        face, _ = nearest_faces(places.detach(), inverse.detach(), size, SLACK * torch.finfo(z.dtype).eps * size)
-        hit = (face >= 0).flatten(1)
-        seen = face.flatten(1).clamp_min(0)
-        of = torch.arange(count, device=depth.device)[:, None]
-        corners, inverse = places[of, seen][hit], inverse[of, seen][hit]
-        row = torch.arange(size, device=depth.device, dtype=places.dtype)
-        at = torch.stack(torch.meshgrid(row, row, indexing="xy"), -1).flatten(0, 1).expand(count, -1, -1)[hit]
+        size = depth.shape[-1]
+        places = (vertices[:, :2] / (self.reach * z[:, None]) + 1).mT * ((size - 1) / 2)  # centres at whole numbers
+        inverse, triangles = 1 / z, _triangles(size, depth.device)
+        slack = SLACK * torch.finfo(z.dtype).eps * size
+        face, _ = nearest_faces(places.detach()[:, triangles], inverse.detach()[:, triangles], size, slack)
+        hit = face.flatten(1) >= 0
+        picture, pixel = hit.nonzero().unbind(1)
+        seen = (
+            triangles[face.flatten(1)[hit]] + (picture * size * size)[:, None]
+        )  # vertices of all pictures, in one row
+        corners, inverse = places.flatten(0, 1)[seen], inverse.flatten()[seen]
+        at = torch.stack([pixel % size, pixel // size], 1).to(corners)
         # 1 / z is linear over the image. The weights' common factor, which may be tiny, cancels.
         weights = edge_weights(corners, at)
         found = weights.sum(1) / (weights * inverse).sum(1)

@@ -366,9 +366,10 @@ def test_half_precision_around_it_changes_nothing():
     with torch.autocast("cpu", torch.bfloat16):
         found = RELIEF(depth, albedo, view, light.to(torch.float32))
     assert torch.equal(found.image, wanted.image) and torch.equal(found.depth, wanted.depth)
-    assert RELIEF(depth.bfloat16(), albedo.bfloat16(), view.bfloat16(), light.to(torch.bfloat16)).depth.dtype == (
-        torch.float32
-    )
+    raw = drawn(1, 1, 16, 16, low=-1).bfloat16()
+    assert_close(RELIEF.depth(raw), RELIEF.depth(raw.float()), atol=0, rtol=0)
+    ends = RELIEF.view(torch.rand(1, 6).bfloat16()), Light.of(torch.rand(1, 4).bfloat16())
+    assert RELIEF(RELIEF.depth(raw), albedo.bfloat16(), *ends).image.dtype == torch.float32
 
 
 @pytest.mark.gpu
