@@ -17,6 +17,17 @@ def total_variation(image: Tensor) -> Tensor:
     return image.diff(dim=2).abs().flatten(1).mean(1) + image.diff(dim=3).abs().flatten(1).mean(1)
 
 
+def smoothness_loss(maps: Tensor) -> Tensor:
+    """Mean absolute second differences along x, along y and twice across, summed: (B, C, H, W) -> (B,).
+
+    L_smooth of a depth map in Wang et al., Eq. 18 (Zhou et al. 2017); GAN2Shape takes it of the diffuse shading too.
+    """
+    dx, dy = maps.diff(dim=3), maps.diff(dim=2)
+    second = (dx.diff(dim=3), dx.diff(dim=2), dy.diff(dim=3), dy.diff(dim=2))
+    along, across, across_again, down = (each.abs().flatten(1).mean(1) for each in second)
+    return along + across + across_again + down
+
+
 def locality_codes(pivot: Tensor, sample: Tensor, distance: float = 30.0) -> Tensor:
     """Codes at a fixed distance from a pivot towards random samples (PTI, Roich et al. 2021, Eq. 4).
 

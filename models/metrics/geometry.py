@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from models.metrics.image import masked_mean
 from models.rendering.output import Rendering
+from models.rendering.relief import Relief
 
 if TYPE_CHECKING:
     from models.metrics.portrait import ViewTruth
@@ -94,3 +95,30 @@ def shape_errors(found: Rendering, truth: ViewTruth) -> dict[str, Tensor]:
     if own_normals is not None and normals is not None:
         values["normal_error"] = normal_error(own_normals, normals, both)
     return values
+
+
+def relief_errors(relief: Relief, depth: Tensor, mask: Tensor, truth: Tensor, truth_mask: Tensor) -> dict[str, Tensor]:
+    """SIDE and MAD (B,) of depth maps in the view of the input picture, as Unsup3D's code measures them.
+
+    Both are told on the pixels where both masks hold, each without its border. The normals are those of the depth maps,
+    the truth's too. The papers print 100 times SIDE, and means over pictures.
+
+    Args:
+        relief: how the depth maps are seen.
+        depth, mask: (B, 1, S, S) in the input's view, as :meth:`models.rendering.relief.Relief.turned` gives them.
+        truth, truth_mask: (B, 1, S, S) the same of the truth, in the units of ``relief``.
+
+    Returns:
+        ``side``, in logarithms of depth, and ``mad``, in degrees; NaN where the masks share no pixel.
+
+    Raises:
+        ValueError: for maps of different shapes.
+    """
+    shapes = {tuple(each.shape) for each in (depth, mask, truth, truth_mask)}
+    if len(shapes) > 1:
+        raise ValueError(f"depth maps and masks differ in shape: {', '.join(map(str, sorted(shapes)))}")
+    both = eroded(mask) * eroded(truth_mask)
+    return {
+        "side": depth_scale_invariant(depth, truth, both),
+        "mad": normal_error(relief.normals(depth), relief.normals(truth), both),
+    }

@@ -15,7 +15,10 @@ from models.rendering.mesh import Mesh
 from models.rendering.output import Rendering
 
 CLAY = (0.55, 0.48, 0.42)  # RGB in [-1, 1] of an uncoloured mesh
-_TILE = 8  # pixels
+_CHUNK = 1 << 18  # pixels of triangles' boxes at once
+_LEAST_AREA = 1e-9  # twice that of a triangle in square pixels: smaller ones are seen from the edge
+_OWNER = (1 << 32) - 1
+_NOTHING = (1 << 63) - 1
 
 
 def rasterise(mesh: Mesh, camera: Camera, size: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -37,62 +40,73 @@ def rasterise(mesh: Mesh, camera: Camera, size: int) -> tuple[Tensor, Tensor, Te
         raise ValueError("one camera at a time is rasterised, and the mesh must lie in front of it")
     corners = (uv[0] * size - 0.5)[mesh.faces]  # (F, 3, 2) in pixels, centres at whole numbers
     inverse = 1 / z[0][mesh.faces]  # 1 / z is linear over the image
-    low = corners.amin(1).ceil().clamp_min(0)
-    high = corners.amax(1).floor().clamp_max(size - 1)
-    area = _cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
-    faces = ((high >= low).all(1) & (area.abs() > 1e-9)).nonzero()[:, 0]
-    faces, low, high = _tiles(faces, low[faces], high[faces])
-    extent = (high - low + 1).amax(1)
-
-    pixels, depths, owners = [], [], []
-    # Tiles of equal extent together, so that small ones do not pay for large ones.
-    for side in range(1, _TILE + 1):
-        chosen = extent == side
-        first, last, of = low[chosen], high[chosen], faces[chosen]
-        for dy in range(side if len(of) else 0):
-            for dx in range(side):
-                at = first + torch.tensor([dx, dy])
-                weights = _barycentric(corners[of], at, area[of])
-                inside = (weights >= 0).all(1) & (at <= last).all(1)
-                at, owner = at[inside].long(), of[inside]
-                pixels.append(at[:, 1] * size + at[:, 0])
-                depths.append(1 / (weights[inside] * inverse[owner]).sum(1))
-                owners.append(owner)
-    face = torch.full((size * size,), -1, dtype=torch.int64)
-    depth = torch.zeros(size * size)
-    if pixels:
-        pixel, distance, owner = torch.cat(pixels), torch.cat(depths), torch.cat(owners)
-        order = distance.argsort(descending=True, stable=True)  # the nearest is written last
-        nearest = torch.full((size * size,), math.inf).scatter_reduce(0, pixel, distance, "amin")
-        order = order[distance[order] == nearest[pixel[order]]]
-        face[pixel[order]] = owner[order]
-        depth = torch.where(nearest.isfinite(), nearest, 0.0)
+    face, depth = (found[0] for found in nearest_faces(corners[None], inverse[None], size))
     rows = torch.arange(size * size)
     at = torch.stack([rows % size, rows // size], -1).to(corners.dtype)
-    seen = face.clamp_min(0)
-    weights = _barycentric(corners[seen], at, area[seen]) * inverse[seen]
-    weights = torch.where((face >= 0)[:, None], weights / weights.sum(1, keepdim=True), 0.0)
-    return face.reshape(size, size), weights.reshape(size, size, 3), depth.reshape(size, size)
+    seen = face.flatten().clamp_min(0)
+    weights = edge_weights(corners[seen], at) / doubled_area(corners[seen])[:, None] * inverse[seen]
+    weights = torch.where((face >= 0).flatten()[:, None], weights / weights.sum(1, keepdim=True), 0.0)
+    return face, weights.reshape(size, size, 3), depth
 
 
-def _tiles(faces: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Boxes (F, 2) of faces (F,) in parts of at most 8 pixels a side: whose each is, and its first and last pixel."""
-    across, down = ((high - low + _TILE) / _TILE).floor().long().unbind(1)
-    count = across * down
-    row = torch.arange(len(faces)).repeat_interleave(count)
-    number = torch.arange(len(row)) - (count.cumsum(0) - count)[row]
-    first = low[row] + _TILE * torch.stack([number % across[row], number // across[row]], 1)
-    return faces[row], first, torch.minimum(first + _TILE - 1, high[row])
+@torch.no_grad()
+def nearest_faces(corners: Tensor, inverse: Tensor, size: int, slack: float = 0.0) -> tuple[Tensor, Tensor]:
+    """Which triangle is the nearest at each pixel's centre, in several images at once, on any device.
+
+    Both sides of a triangle are seen. Of several at the same depth, in fp32, it is the first.
+
+    Args:
+        corners: (B, F, 3, 2) in pixels, centres at whole numbers.
+        inverse: (B, F, 3) 1 / camera-z of the corners, above 0.
+        size: of the images.
+        slack: how far, in pixels and in weights of a corner, a triangle reaches beyond its edges.
+
+    Returns:
+        face (B, size, size) int64, -1 = background; depth (B, size, size) fp32 camera-z, 0 = background.
+    """
+    count, number = corners.shape[:2]
+    corners, inverse = corners.flatten(0, 1), inverse.flatten(0, 1)
+    low = (corners.amin(1) - slack).ceil().clamp(0, size)
+    high = (corners.amax(1) + slack).floor().clamp(-1, size - 1)
+    area = doubled_area(corners)
+    faces = ((high >= low).all(1) & (area.abs() > _LEAST_AREA)).nonzero()[:, 0]
+    left, top = low[faces].long().unbind(1)
+    across, down = (high - low + 1)[faces].long().unbind(1)
+    ends = (across * down).cumsum(0)  # of each triangle's box in a list of all boxes' pixels
+    # The upper half of a key is the depth, whose bits as an integer are in the same order, the lower half the triangle.
+    keys = torch.full((count * size * size,), _NOTHING, device=corners.device)
+    for start in range(0, int(ends[-1]) if len(ends) else 0, _CHUNK):
+        pixel = torch.arange(start, min(start + _CHUNK, int(ends[-1])), device=corners.device)
+        row = torch.searchsorted(ends, pixel, right=True)
+        inside = pixel - (ends - across * down)[row]
+        y = inside.div(across[row], rounding_mode="floor")
+        x = left[row] + inside - y * across[row]
+        y, owner = top[row] + y, faces[row]
+        weights = edge_weights(corners[owner], torch.stack([x, y], 1).to(corners.dtype)) / area[owner, None]
+        hit = (weights >= -slack).all(1).nonzero()[:, 0]
+        owner = owner[hit]
+        depth = (1 / (weights[hit] * inverse[owner]).sum(1)).float()
+        key = (depth.view(torch.int32).long() << 32) | owner
+        keys.scatter_reduce_(0, (owner // number * size + y[hit]) * size + x[hit], key, "amin")
+    seen = keys != _NOTHING
+    face = torch.where(seen, (keys & _OWNER) % max(number, 1), -1)
+    depth = torch.where(seen, (keys >> 32).int().view(torch.float32), 0.0)
+    return face.reshape(count, size, size), depth.reshape(count, size, size)
+
+
+def edge_weights(corners: Tensor, at: Tensor) -> Tensor:
+    """Weights (P, 3) of the corners (P, 3, 2) at image points (P, 2), times :func:`doubled_area`."""
+    a, b, c = (corner - at for corner in corners.unbind(1))
+    return torch.stack([_cross(b, c), _cross(c, a), _cross(a, b)], 1)
+
+
+def doubled_area(corners: Tensor) -> Tensor:
+    """Twice the area (P,) of triangles (P, 3, 2), negative for those whose corners turn the other way."""
+    return _cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
 
 
 def _cross(a: Tensor, b: Tensor) -> Tensor:
     return a[..., 0] * b[..., 1] - a[..., 1] * b[..., 0]
-
-
-def _barycentric(corners: Tensor, at: Tensor, area: Tensor) -> Tensor:
-    """Weights (P, 3) of the corners (P, 3, 2) at image points (P, 2); ``area`` (P,) is signed and doubled."""
-    a, b, c = (corner - at for corner in corners.unbind(1))
-    return torch.stack([_cross(b, c), _cross(c, a), _cross(a, b)], 1) / area[:, None]
 
 
 def draw(mesh: Mesh, camera: Camera, size: int, *, coloured: bool = True, supersample: int = 2) -> Rendering:

@@ -1,9 +1,10 @@
 """Image losses against kornia and plain loops."""
 
+import pytest
 import torch
 from kornia.losses import total_variation as kornia_total_variation
 
-from models.losses.image import locality_codes, locality_loss, pixel_mse, total_variation
+from models.losses.image import locality_codes, locality_loss, pixel_mse, smoothness_loss, total_variation
 
 
 def test_pixel_mse():
@@ -18,6 +19,19 @@ def test_total_variation_against_kornia():
     torch.testing.assert_close(total_variation(image), kornia_total_variation(image, reduction="mean").mean(1))
     image = torch.rand(1, 1, 3, 4, dtype=torch.double, requires_grad=True)
     assert torch.autograd.gradcheck(total_variation, (image,))
+
+
+def test_smoothness_loss_against_loops():
+    maps = torch.rand(2, 1, 4, 5, dtype=torch.double)
+    for i in range(2):
+        z = maps[i, 0].tolist()
+        along = [abs(r[x] - 2 * r[x + 1] + r[x + 2]) for r in z for x in range(3)]
+        down = [abs(z[y][x] - 2 * z[y + 1][x] + z[y + 2][x]) for y in range(2) for x in range(5)]
+        across = [abs(z[y][x] - z[y][x + 1] - z[y + 1][x] + z[y + 1][x + 1]) for y in range(3) for x in range(4)]
+        wanted = sum(along) / len(along) + sum(down) / len(down) + 2 * sum(across) / len(across)
+        assert float(smoothness_loss(maps)[i]) == pytest.approx(wanted)
+    slope = torch.arange(5.0).expand(1, 1, 4, 5) + 3 * torch.arange(4.0)[:, None]
+    assert smoothness_loss(slope).tolist() == [0.0]
 
 
 def test_locality_codes_lie_at_the_distance_towards_the_samples():

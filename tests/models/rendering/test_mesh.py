@@ -14,7 +14,7 @@ from models.camera import Camera, Rig
 from models.errors import UserError
 from models.rendering.mesh import Mesh, fuse, mesh_cameras, write_mesh
 from models.rendering.output import Rendering
-from models.rendering.raster import draw, rasterise
+from models.rendering.raster import draw, nearest_faces, rasterise
 
 RIG = Rig(pivot=(0.0, 0.0, 0.0))
 SIZE = 64
@@ -152,6 +152,32 @@ class TestRaster:
         point = (mesh.vertices[mesh.faces[1]] * weights[32, 32, :, None]).sum(0)
         uv, _ = camera.project(point[None, None])
         assert uv[0, 0] * SIZE == pytest.approx([32.5, 32.5], abs=1e-2)
+
+    def test_several_images_at_once(self):
+        """Each with triangles of its own, some of them beyond the picture, of no area, or as near as another."""
+        g = torch.Generator().manual_seed(0)
+        corners = torch.randint(-8, 24, (3, 9, 3, 2), generator=g).float()
+        inverse = 1 / (1 + torch.rand(3, 9, 3, generator=g))
+        corners[:, 8], inverse[:, 8] = corners[:, 4], inverse[:, 4]
+        face, depth = nearest_faces(corners, inverse, 16)
+        for i in range(3):
+            for y in range(16):
+                for x in range(16):
+                    found = []
+                    for number, (a, b, c) in enumerate(corners[i].double().tolist()):
+                        matrix = np.array([[a[0], b[0], c[0]], [a[1], b[1], c[1]], [1, 1, 1]])
+                        if abs(np.linalg.det(matrix)) < 1e-6:
+                            continue
+                        weights = np.linalg.solve(matrix, [x, y, 1])
+                        if (weights >= -1e-12).all():
+                            found.append(
+                                (float(np.float32(1 / (weights @ inverse[i, number].double().numpy()))), number)
+                            )
+                    wanted, owner = min(found, default=(0.0, -1))
+                    assert depth[i, y, x] == pytest.approx(wanted, abs=1e-5)
+                    assert face[i, y, x] == owner
+        assert (face == -1).any() and (face == 4).any() and not (face == 8).any()
+        assert (nearest_faces(corners[:, :0], inverse[:, :0], 16)[0] == -1).all()
 
     def test_refusals(self, ball):
         with pytest.raises(ValueError, match="one camera at a time"):
