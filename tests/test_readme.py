@@ -175,10 +175,28 @@ EXTRA = {
         "--set", "adapt_test.model.scored=8", "--set", "paired_test.model.scored=8",
     ],
     "galatea run configs/pipelines/restyle.yaml --image heads --style runs/toon/paired --out runs/me": [],
+    # A quarter of an hour and more each; tests/configs resolves their steps.
+    "galatea run configs/pipelines/pseudo_pairs_test.yaml --style toon --seed 0 --out runs/pseudo_pairs_test": [
+        "--dry_run",
+    ],
+    "galatea table runs/pseudo_pairs_test --baseline adapt": None,
+    "galatea run configs/pipelines/pseudo_pairs_levels_test.yaml --out runs/pseudo_pairs_levels_test": [
+        "--adapted", "assets/prior2d", "--pairs", "assets/prior2d", "--dry_run",
+    ],
+    "galatea run configs/pipelines/pseudo_pairs_weights_test.yaml --out runs/pseudo_pairs_weights_test": [
+        "--pairs", "assets/prior2d", "--dry_run",
+    ],
+    "galatea world --style toon --count 1 --out runs/reference": [],
+    "galatea run configs/pipelines/pseudo_pairs_photos_test.yaml --reference runs/reference/toon-50000.png"
+    " --out runs/pseudo_pairs_photos_test": [
+        "--artifact", "assets/prior2d", "--adapted", "assets/prior2d", "--dry_run",
+    ],
+    "galatea run configs/pipelines/pseudo_pairs_sdf_test.yaml --out runs/pseudo_pairs_sdf_test": ["--dry_run"],
+    "galatea features fit --config configs/stages/features_judges.yaml --out runs/judges": None,  # as with the other
     "galatea prior fit --config configs/stages/prior_2d.yaml --trainer.accelerator cpu --trainer.devices 2"
     " --trainer.strategy ddp --data.init_args.batch_size 8 --out runs/prior2d": None,  # half an hour of two cores
     "galatea prior test --config configs/stages/prior_2d.yaml --model.tested.path assets/prior2d"
-    " --out runs/prior2d_test": [
+    " --data.init_args.test_subjects 2000 --out runs/prior2d_test": [
         *TOY_WORLD, "--data.test_subjects", "4", "--model.fit_subjects", "1", "--model.neighbours", "2",
     ],
     **{

@@ -151,7 +151,7 @@ def test_the_2d_prior_knows_unseen_pictures_by_their_codes(pictures):
 @torch.no_grad()
 def test_encoders_of_the_2d_prior_know_unseen_pictures(pictures):
     """W+ and Z+ hold more than W."""
-    assert megabytes("encoders2d") <= 5.2
+    assert megabytes("encoders2d") <= 4
     generator, (_, truth) = artifact.load("assets/prior2d").module("generator"), pictures
     found = {}
     for name in ("w", "wplus", "zplus"):

@@ -15,21 +15,29 @@ from models.features.evaluation import measure_features
 from models.features.weights import EMBEDDED_FOLDER
 from models.files import ROOT
 
+SHIPPED = (EMBEDDED_FOLDER, "assets/judges")
 SUBJECTS = range(1_100_200, 1_100_204)  # 24 pictures; two subjects to fit centroids on, two to ask about
 
 
 @pytest.fixture(scope="module")
-def measured():
+def batch():
     drawn = [draw_subject(subject, 64, held_out=True) for subject in SUBJECTS]
-    batch = {name: torch.stack([torch.from_numpy(d[name]) for d in drawn]) for name in drawn[0]}
-    networks = {
-        "style": EmbeddedStyle(),
-        "identity": EmbeddedIdentity(),
-        "pose": EmbeddedPose(),
-        "parser": EmbeddedParser(),
-        "perceptual": EmbeddedLPIPS(),
+    return {name: torch.stack([torch.from_numpy(d[name]) for d in drawn]) for name in drawn[0]}
+
+
+def networks(weights):
+    return {
+        "style": EmbeddedStyle(weights=weights),
+        "identity": EmbeddedIdentity(weights=weights),
+        "pose": EmbeddedPose(weights=weights),
+        "parser": EmbeddedParser(weights=weights),
+        "perceptual": EmbeddedLPIPS(weights=weights),
     }
-    return measure_features(batch, **networks)
+
+
+@pytest.fixture(scope="module", params=SHIPPED)
+def measured(request, batch):
+    return measure_features(batch, **networks(request.param))
 
 
 FLOORS = {
@@ -76,5 +84,13 @@ def test_directions_of_different_styles_differ(measured):
     assert measured["direction_cosine_between_styles"] < measured["direction_cosine"] - 0.2
 
 
-def test_small():
-    assert sum(file.stat().st_size for file in (ROOT / EMBEDDED_FOLDER).iterdir()) < 6e6
+@pytest.mark.parametrize("folder", SHIPPED)
+def test_small(folder):
+    assert sum(file.stat().st_size for file in (ROOT / folder).iterdir()) < 6e6
+
+
+def test_judges_are_others():
+    """They learnt other heads from another start: losses that know one set know nothing of the other's weights."""
+    for ours, judges in zip(*(networks(folder).values() for folder in SHIPPED), strict=True):
+        for (name, one), other in zip(ours.state_dict().items(), judges.state_dict().values(), strict=True):
+            assert one.ndim < 2 or not torch.allclose(one, other, atol=1e-3), name
