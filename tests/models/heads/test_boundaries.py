@@ -9,7 +9,6 @@ from scipy.optimize import minimize
 
 from models.errors import UserError
 from models.heads.boundaries import (
-    Calibration,
     LinearBoundaries,
     Samples,
     compact,
@@ -19,9 +18,8 @@ from models.heads.boundaries import (
     pattern,
     project_out,
     read_boundary,
-    spread_and_reach,
-    useful_end,
 )
+from models.heads.calibration import Calibration, spread_and_reach, useful_end
 from models.latents import Latents
 
 GROUPS = {"renderer": (3, 8), "decoder": (4, 5)}
