@@ -251,6 +251,8 @@ class TestRange:
         assert (spread, low, high) == pytest.approx((math.sqrt(3), 3 / math.sqrt(3), 1 / math.sqrt(3)))
         with pytest.raises(UserError, match="do not differ"):
             spread_and_reach(codes[1:], torch.tensor([[1.0, 0.0]]))
+        repeated, rows = codes.expand(-1, 3, -1), torch.tensor([[0.6, 0.0], [0.0, 0.0], [0.8, 0.0]])
+        assert spread_and_reach(codes, rows) == pytest.approx(spread_and_reach(repeated, rows))
 
     def test_settings(self):
         with pytest.raises(UserError, match=r"calibration\.distance"):
