@@ -377,7 +377,8 @@ class DirectionsStage(PerItemStage[CodeBlock, GroupState[CodeBlock]]):
                 rows.append(
                     {
                         "change": (self._told_of(high) - self._told_of(low)) / 2,
-                        **{k: (f(low, image) + f(high, image)) / 2 for k, (_, f) in self._comparisons().items()},
+                        **{f"{k}/more": f(high, image) for k, (_, f) in self._comparisons().items()},
+                        **{f"{k}/less": f(low, image) for k, (_, f) in self._comparisons().items()},
                     }
                 )
             for row, number in enumerate(block.numbers):
@@ -424,8 +425,8 @@ class DirectionsStage(PerItemStage[CodeBlock, GroupState[CodeBlock]]):
         return torch.cat([s.double().cpu() for s in found], 1)
 
     def summary(self) -> list[Record]:
-        """See :func:`models.metrics.changes.change_records`; of edits with offsets also, for each head and mean over
-        both sides, how much it is the same person (``identity``) and how much its picture changes (``distance``)."""
+        """See :func:`models.metrics.changes.change_records`; of edits with offsets also, for each head and side
+        (``identity/more``, ``distance/less``), how much it is the same person and how much its picture changes."""
         measured = sorted(gather(self._measured), key=lambda entry: entry["head"])
         before = torch.tensor([entry["before"] for entry in measured], dtype=torch.float64)
         changes = torch.tensor([entry["changes"] for entry in measured], dtype=torch.float64)  # (N, K, A)
@@ -439,7 +440,7 @@ class DirectionsStage(PerItemStage[CodeBlock, GroupState[CodeBlock]]):
         for item, entry in zip(items, measured, strict=True):
             for (variant, _), values in zip(variants, entry["compared"], strict=True):
                 for metric, value in values.items():
-                    network, _ = self._comparisons()[metric]
+                    network, _ = self._comparisons()[metric.partition("/")[0]]
                     records.append(
                         Record(PROTOCOL, VERSION, "test", item, "", self.seed, variant, network, metric, value)
                     )
