@@ -170,7 +170,8 @@ class DirectionsStage(PerItemStage[CodeBlock, GroupState[CodeBlock]]):
             raise UserError(f"there are two attributes or boundaries called {twice[0]}: name others, --model.names")
         self._naming()
         self.method.check(tuple(wanted), self.generator)
-        warn_of_embedded(self.generator, self.perceptual, *self.attributes)
+        networks = [] if self.offsets is None else [self.offsets.recognition, self.offsets.parser]
+        warn_of_embedded(self.generator, self.perceptual, *self.attributes, *networks)
         super().on_fit_start()
         if len(self._heads_of_fit()) < 2:
             raise UserError("directions are told by several heads: data.init_args.samples must be at least 2")

@@ -12,6 +12,8 @@ from models.generators.manifold import ManifoldGenerator
 from models.generators.stylegan2 import StyleGAN2Generator
 from models.generators.stylesdf import StyleSDF
 from models.generators.volume import TriPlaneVolumeGenerator
+from models.heads.boundaries import Samples, compact
+from models.heads.calibration import Calibration, calibrate
 from models.heads.sefa import SeFa, called_by_change, factorize, factors
 from models.latents import Latents
 from tests.models.generators import test_eg3d, test_gram, test_manifold, test_volume
@@ -195,9 +197,6 @@ def test_names_by_change():
 
 def test_latents_are_moved_alike_in_the_layers():
     """w' = w + a n in the chosen layers, n of the eigenvectors, whatever the layer count."""
-    from models.heads.boundaries import Samples, compact
-    from models.heads.calibration import Calibration, calibrate
-
     generator = stylegan2()
     ws = generator.mapping(generator.sample_z(60, seeded(3)))
     samples = Samples.collect([compact(ws)], [], torch.zeros(60, 0), 20)
