@@ -1,10 +1,12 @@
-"""Finds directions of a generator's latent space along which heads change (InterFaceGAN; E3DGE, Sec. 5)."""
+"""Finds directions of a generator's latent space along which heads change (InterFaceGAN; E3DGE, Sec. 5; SeFa), and
+offsets of single heads along them that keep who they are (3D cartoon faces, Sec. III-C)."""
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import safetensors.torch
@@ -20,32 +22,30 @@ from models.errors import UserError, shown
 from models.features.base import Frozen, frozen_scorers, network_name
 from models.files import atomic_write
 from models.generators.base import Generator
-from models.heads.boundaries import (
-    Calibration,
-    DirectionMethod,
-    Found,
-    LinearBoundaries,
-    Samples,
-    compact,
-    imported,
-    spread_and_reach,
-    useful_end,
-)
-from models.heads.directions import Directions, fingerprint
+from models.heads.boundaries import DirectionMethod, LinearBoundaries, Samples, compact, imported
+from models.heads.calibration import Calibration, calibrate
+from models.heads.codes import HeadCodes
+from models.heads.directions import Directions
+from models.heads.index import Entry, subject_index
+from models.heads.offsets import OffsetSearch
 from models.image import write_image
 from models.latents import Latents
+from models.losses.offsets import OffsetLoss
+from models.metrics.changes import PROTOCOL, VERSION, change_records, deviation
 from models.metrics.records import Record
 from models.rendering.sheets import sheet
 from stages.base.foreign import warn_of_embedded
 from stages.base.inversion import check_fit
+from stages.base.offsets import HeadOffsets, edited_heads, read_offsets, write_offsets
 from stages.base.per_item import GroupState, PerItemStage
 from stages.base.ranks import gather
 from stages.base.stage import ArtifactRef, GeneratorRef
 
 log = logging.getLogger(__name__)
 
-PROTOCOL, VERSION = "directions", "1"
 STRENGTHS = (-1.0, -0.5, 0.0, 0.5, 1.0)  # of predict's sheets
+CHUNK = 16  # heads rendered at once, when directions are named
+OPTIMISED = " optimised"  # how an edit by an offset is called
 
 
 class DirectionsStage(PerItemStage[CodeBlock, GroupState[CodeBlock]]):
@@ -58,11 +58,15 @@ class DirectionsStage(PerItemStage[CodeBlock, GroupState[CodeBlock]]):
     ``test`` moves heads that were not seen by one strength to both sides and scores them again: how much each attribute
     changes along each direction. ``predict`` draws sheets of heads along all directions.
 
+    With ``offsets`` both find, for each head and direction, an offset dw that starts at the direction and keeps who is
+    shown (3D cartoon faces, Eq. 7 to 9), and show w + dw and w - dw beside the direction itself; predict hands on the
+    moved heads, which ``present`` shows as any others.
+
     Args:
         prior: artifact and module of the generator.
         attributes: networks that score pictures (:class:`models.features.base.AttributeScorer`).
         names: of the attributes that get directions, in this order; ``smile=mouth_corners`` calls one by another name.
-            All when null.
+            All when null. Of a method that learns from no attributes these may name what it finds, [] names nothing.
         method: how directions are found.
         boundaries: directions found elsewhere, by name: a .npy or .pt file, or one for each latent group.
         perceptual: the distance by which useful ranges are calibrated.
@@ -73,6 +77,10 @@ class DirectionsStage(PerItemStage[CodeBlock, GroupState[CodeBlock]]):
         encoder: artifact with an encoder of the same generator (module "encoder"), whose codes of edited pictures test
             reads along the directions.
         tested: artifact of this stage that test and predict take directions and generator from.
+        offsets: how offsets of single heads are looked for in test and predict; not at all when null.
+        offset_loss: by what.
+        identity, parser: the networks of that loss.
+        styled: another generator of the same codes, made of the tested one, that predict shows beside it.
         heads: of predict's sheets.
         tile: side of a picture in a sheet, pixels.
         save_every, seed: as :class:`PerItemStage`; the method's draws, if any, are of the seed.
@@ -94,6 +102,11 @@ class DirectionsStage(PerItemStage[CodeBlock, GroupState[CodeBlock]]):
         truncation: float = 1.0,
         encoder: ArtifactRef | None = None,
         tested: ArtifactRef | None = None,
+        offsets: OffsetSearch | None = None,
+        offset_loss: OffsetLoss = OffsetLoss(),  # noqa: B008 - frozen
+        identity: nn.Module | None = None,
+        parser: nn.Module | None = None,
+        styled: GeneratorRef | None = None,
         heads: int = 4,
         tile: int = 128,
         save_every: int = 1,
@@ -109,6 +122,10 @@ class DirectionsStage(PerItemStage[CodeBlock, GroupState[CodeBlock]]):
         self.encoder_from, self.tested, self.heads, self.tile = encoder, tested, heads, tile
         self.perceptual = None if perceptual is None else Frozen(perceptual)
         self.attributes = frozen_scorers(attributes)
+        self.offsets = None if offsets is None else HeadOffsets(offsets, offset_loss, identity, parser)
+        self.styled_from = styled
+        if offsets is not None and offsets.id_on == "direct" and styled is None:
+            raise UserError("offsets.id_on: direct is the styled generator's pictures: give it, --model.styled.path")
         self._measured: list[dict[str, Any]] = []  # of the running test
 
     def build_model(self) -> None:
@@ -123,6 +140,11 @@ class DirectionsStage(PerItemStage[CodeBlock, GroupState[CodeBlock]]):
             )
         if not self.generator.z_dim:
             raise UserError("this generator shows one head and has no codes to sample: there are no directions")
+        self.styled = None
+        if self.styled_from is not None and self.tested is not None:
+            self.styled = self.take("styled", self.styled_from.path, self.styled_from.module, Generator)
+            self.styled.requires_grad_(False)
+            self.directions.check_size(self.styled.mean_latents)
         self.encoder = None
         if self.encoder_from is not None:
             self.encoder = self.take("encoder", self.encoder_from.path, "encoder", Encoder).requires_grad_(False)
@@ -137,16 +159,19 @@ class DirectionsStage(PerItemStage[CodeBlock, GroupState[CodeBlock]]):
         self._owner = f"{type(self.generator).__name__} of {self.inputs['prior'].path}"
         self._imported = imported(self.boundaries, self._groups(), self._owner)
         wanted = self._wanted()
-        names = [*(self._known() if self.names is None else wanted), *self.boundaries]
-        if not names:
+        scored = self.method.scored
+        names = [*(self._known() if self.names is None and scored else wanted), *self.boundaries]
+        if scored and not names:
             raise UserError(
                 "there is nothing to find directions of: give networks that score pictures (--model.attributes), data "
                 "whose codes are known (datamodules.latents.MannequinLatents), or --model.boundaries"
             )
         if twice := [name for name in names if names.count(name) > 1]:
             raise UserError(f"there are two attributes or boundaries called {twice[0]}: name others, --model.names")
-        self.method.check(tuple(wanted))
-        warn_of_embedded(self.generator, self.perceptual, *self.attributes)
+        self._naming()
+        self.method.check(tuple(wanted), self.generator)
+        networks = [] if self.offsets is None else [self.offsets.recognition, self.offsets.parser]
+        warn_of_embedded(self.generator, self.perceptual, *self.attributes, *networks)
         super().on_fit_start()
         if len(self._heads_of_fit()) < 2:
             raise UserError("directions are told by several heads: data.init_args.samples must be at least 2")
@@ -168,12 +193,20 @@ class DirectionsStage(PerItemStage[CodeBlock, GroupState[CodeBlock]]):
         return [*(truth.names if truth else ()), *(name for _, name in self._told())]
 
     def _wanted(self) -> dict[str, str]:
-        """Names of the directions, in order, each with its attribute's.
+        """Names of the directions, in order, each with the attribute's that it is learnt from; see :meth:`_chosen`."""
+        return self._chosen(self._known()) if self.method.scored else {}
+
+    def _naming(self) -> dict[str, str]:
+        """Names that directions may get by what they change, of what networks tell; see :meth:`_chosen`."""
+        return {} if self.method.scored else self._chosen([name for _, name in self._told()])
+
+    def _chosen(self, known: list[str]) -> dict[str, str]:
+        """What is asked for by ``names``, each with its attribute's name.
 
         Raises:
             UserError: for a wanted attribute that there is not, or two of one name.
         """
-        known, wanted = self._known(), dict[str, str]()
+        wanted = dict[str, str]()
         for text in known if self.names is None else self.names:
             name, _, attribute = text.partition("=")
             if not name:
@@ -233,9 +266,9 @@ class DirectionsStage(PerItemStage[CodeBlock, GroupState[CodeBlock]]):
         rig = self.generator.rig
         return rig.camera(rig.yaw_mean, rig.pitch_mean, self.device).repeat_interleave(count)
 
-    def render(self, ws: Latents, camera: Camera | None) -> Tensor:
-        """Pictures (n, 3, H, W) of heads, each from its camera."""
-        return self.generator.synthesis(ws, camera).image
+    def render(self, ws: Latents, camera: Camera | None, generator: Generator | None = None) -> Tensor:
+        """Pictures (n, 3, H, W) of heads, each from its camera; by the directions' own generator, if by no other."""
+        return (generator or self.generator).synthesis(ws, camera).image
 
     def scores(self, image: Tensor) -> list[Tensor]:
         """What each network tells of pictures: (n, names)."""
@@ -245,17 +278,28 @@ class DirectionsStage(PerItemStage[CodeBlock, GroupState[CodeBlock]]):
 
     def export(self) -> Export | None:
         if self.trainer.state.fn == "predict":
-            sheets = sorted(self.out.glob("items/*/directions_*.png"))
-            return Export(media={file.name: file for file in sheets})
+            return self._moved()
         samples = self._samples()
-        found = self.method.find(samples, self.seed) if samples.names else []
+        found = []
+        if samples.names or not self.method.scored:
+            found = self.method.find(samples, self.seed, self.generator)
         found += self._imported
-        directions, metrics = self.calibrated(found, samples)
-        for row, direction in enumerate(found):
+        heads = self._validation(samples, self.calibration.codes)
+        camera = self.front(len(heads))
+        with torch.no_grad():
+            before = self.render(heads, camera)
+
+        def change(ws: Latents) -> Tensor:
+            return self.perceptual(self.render(ws, camera), before)  # type: ignore[misc]
+
+        directions, measured = calibrate(found, samples, self.generator, heads, change, self.calibration)
+        directions, measured = self._called(directions, measured, samples)
+        metrics = {}
+        for row, (name, direction) in enumerate(zip(directions.names, found, strict=True)):
             low, high = directions.limits[row].tolist()
-            scores = ", ".join(f"{name} {value:.3f}" for name, value in direction.scores.items())
-            log.info("%s: useful from %.2f to %.2f standard deviations; %s", direction.name, low, high, scores)
-            metrics |= {f"{direction.name}/{name}": value for name, value in direction.scores.items()}
+            scores = ", ".join(f"{score} {value:.3f}" for score, value in direction.scores.items())
+            log.info("%s: useful from %.2f to %.2f standard deviations; %s", name, low, high, scores)
+            metrics |= {f"{name}/{score}": value for score, value in {**measured[row], **direction.scores}.items()}
         modules: dict[str, nn.Module] = {"directions": directions.cpu(), "generator": self.generator}
         return Export(modules, metrics, extra={"samples": len(samples)}, delta_of=self.unchanged(modules))
 
@@ -270,59 +314,43 @@ class DirectionsStage(PerItemStage[CodeBlock, GroupState[CodeBlock]]):
         held_out = min(max(round(self.held_out * len(scores)), 1), len(scores) - 1)
         return Samples.collect(blocks, names, scores, held_out)
 
+    def _validation(self, samples: Samples, count: int) -> Latents:
+        """Heads that the method was not fitted to."""
+        rows = {name: rows for name, (rows, _) in self._groups().items()}
+        return samples.validation(count, rows).to(self.device)
+
     @torch.no_grad()
-    def calibrated(self, found: Sequence[Found], samples: Samples) -> tuple[Directions, dict[str, float]]:
-        """The directions with their spreads and useful ranges; and what was measured of these."""
-        groups = self._groups()
-        # All rows are kept where one direction has them: a boundary of one row counts for each.
-        rows = {g: max([1, *(f.normals[g].shape[0] for f in found if g in f.normals)]) for g in groups}
-        sizes = [[g, rows[g], width] for g, (_, width) in groups.items()]
-        directions = Directions([f.name for f in found], sizes, fingerprint(self.generator))  # type: ignore[arg-type]
-        reaches: list[tuple[float, float]] = []
-        for k, direction in enumerate(found):
-            reach = (math.inf, math.inf)
-            for group, normal in direction.normals.items():
-                own = normal.expand(rows[group], -1) / math.sqrt(rows[group] / normal.shape[0])
-                codes = samples.codes[group].expand(-1, rows[group], -1)
-                spread, low, high = spread_and_reach(codes, own)
-                directions.direction(group)[k], directions.spread(group)[k] = own.float(), spread
-                reach = min(reach[0], low), min(reach[1], high)
-            reaches.append(reach)
-        directions.to(self.device)
-        heads = self._validation_heads(samples)
-        before = self.render(heads, self.front(len(heads)))
-        metrics = {}
-        for k, direction in enumerate(found):
-            for side, (sign, reach) in enumerate(zip((-1, 1), reaches[k], strict=True)):
-                end, distance = self._end(directions, direction.name, sign * reach, heads, before)
-                directions.limits[k, side] = end
-                metrics[f"{direction.name}/{'low' if sign < 0 else 'high'}_distance"] = distance
-        return directions, metrics
+    def _called(
+        self, directions: Directions, measured: list[dict[str, float]], samples: Samples
+    ) -> tuple[Directions, list[dict[str, float]]]:
+        """Directions by the names of what they change, where the method does not know it, and what was measured."""
+        naming, count = self._naming(), len(directions.names) - len(self.boundaries)
+        if not naming:
+            return directions, measured
+        heads = self._validation(samples, self.method.tried_on)
+        told = [name for _, name in self._told()]
+        columns = [told.index(attribute) for attribute in naming.values()]
 
-    def _validation_heads(self, samples: Samples) -> Latents:
-        """Codes that the method was not fitted to."""
-        start = len(samples) - samples.held_out
-        some = slice(start, start + min(self.calibration.codes, samples.held_out))
-        groups = self._groups()
-        return Latents(
-            {g: c[some].float().expand(-1, groups[g][0], -1).to(self.device) for g, c in samples.codes.items()}
-        )
+        def scores(ws: Latents) -> Tensor:
+            parts = [ws[slice(i, i + CHUNK)] for i in range(0, len(ws), CHUNK)]
+            found = [torch.cat(self.scores(self.render(part, self.front(len(part)))), 1) for part in parts]
+            return torch.cat(found)[:, columns].double().cpu()
 
-    def _end(
-        self, directions: Directions, name: str, reach: float, heads: Latents, before: Tensor
-    ) -> tuple[float, float]:
-        """How far heads go along a direction until their pictures have changed enough, and how much they have then.
-
-        Args:
-            before: their pictures from the front, as they are.
-        """
-        camera = self.front(len(heads))
-
-        def distance(strength: float) -> float:
-            moved = directions.moved(heads, name, strength)
-            return float(self.perceptual(self.render(moved, camera), before).double().mean())  # type: ignore[misc]
-
-        return useful_end(distance, reach, self.calibration.distance, self.calibration.steps)
+        before, changes = scores(heads), []
+        for name in directions.names[:count]:
+            low, high = (scores(directions.apply(heads, {name: strength})) for strength in (-1.0, 1.0))
+            changes.append(((high - low) / 2).nanmean(0))
+        unit = deviation(before)
+        unit = torch.where(unit > 1e-6 * before.abs().nan_to_num().amax(0), unit, math.nan)  # all alike: no unit
+        taken = list(self.boundaries)
+        called = self.method.called(directions.names[:count], torch.stack(changes) / unit, list(naming), taken)
+        called += [(name, False) for name in directions.names[count:]]
+        for (name, turned), values, old in zip(called, measured, directions.names, strict=True):
+            log.info("%s is called %s%s", old, name, ", turned" if turned else "")
+            if turned:
+                values["low_distance"], values["high_distance"] = values["high_distance"], values["low_distance"]
+        names, turned = zip(*called, strict=True)
+        return directions.renamed(names, turned), measured
 
     # -- test -------------------------------------------------------------------------------------
 
@@ -343,19 +371,54 @@ class DirectionsStage(PerItemStage[CodeBlock, GroupState[CodeBlock]]):
         for block in batch:
             _, ws = self.codes(block)
             camera = self.cameras(block)
-            before = self._again(ws, camera)
-            changes = []
-            for name in self.directions.names:
-                low, high = (self._again(self.directions.apply(ws, {name: s}), camera) for s in (-1.0, 1.0))
-                changes.append((high - low) / 2)
+            image = self.render(ws, camera)
+            before, rows = self._told_of(image), []
+            for _, _, edit in self._edits(ws, camera):
+                low, high = (self.render(edit(strength), camera) for strength in (-1.0, 1.0))
+                rows.append(
+                    {
+                        "change": (self._told_of(high) - self._told_of(low)) / 2,
+                        **{f"{k}/more": f(high, image) for k, (_, f) in self._comparisons().items()},
+                        **{f"{k}/less": f(low, image) for k, (_, f) in self._comparisons().items()},
+                    }
+                )
             for row, number in enumerate(block.numbers):
                 self._measured.append(
-                    {"head": number, "before": before[row].tolist(), "changes": [c[row].tolist() for c in changes]}
+                    {
+                        "head": number,
+                        "before": before[row].tolist(),
+                        "changes": [r["change"][row].tolist() for r in rows],
+                        "compared": [{k: float(v[row]) for k, v in r.items() if k != "change"} for r in rows],
+                    }
                 )
 
-    def _again(self, ws: Latents, camera: Camera | None) -> Tensor:
+    def _edits(self, ws: Latents, camera: Camera | None) -> list[tuple[str, str, Callable[[float], Latents]]]:
+        """What each edit of heads is called, the direction's name, and the codes by strength."""
+        found: list[tuple[str, str, Callable[[float], Latents]]] = []
+        for name in self.directions.names:
+            found.append((name, name, partial(self._along, ws, name)))
+            if self.offsets is not None:
+                shown_by = self.styled if self.offsets.search.id_on == "direct" else None
+                render = partial(self.render, camera=camera, generator=shown_by)
+                offset = self.offsets(ws, self.directions, name, render)
+                found.append((f"{name}{OPTIMISED}", name, partial(ws.lerp, ws + offset)))
+        return found
+
+    def _along(self, ws: Latents, name: str, strength: float) -> Latents:
+        return self.directions.apply(ws, {name: strength})
+
+    def _comparisons(self) -> dict[str, tuple[str, Callable[..., Tensor]]]:
+        """By metric, of edits with offsets: the network's name, and what it says of edited and unedited pictures."""
+        if self.offsets is None:
+            return {}
+        found: dict[str, tuple[str, Callable[..., Tensor]]] = {}
+        found["identity"] = self.offsets.network, self.offsets.likeness
+        if self.perceptual is not None:
+            found["distance"] = network_name(self.perceptual.module), self.perceptual
+        return found
+
+    def _told_of(self, image: Tensor) -> Tensor:
         """Scores of heads by what they look like (n, all), float64 on the CPU."""
-        image = self.render(ws, camera)
         found = self.scores(image)
         if self.encoder is not None:
             codes, _ = inverted(image, self.encoder, self.generator)
@@ -363,47 +426,25 @@ class DirectionsStage(PerItemStage[CodeBlock, GroupState[CodeBlock]]):
         return torch.cat([s.double().cpu() for s in found], 1)
 
     def summary(self) -> list[Record]:
-        """For each head, direction and attribute: the change of half the way from -1 to 1, in standard deviations of
-        the attribute among the heads; and of each direction its leakage, the mean change of the others as a share of
-        its own. Attributes in which no two heads differ have no such unit, and are left out.
-
-        Raises:
-            UserError: when there are no others.
-        """
+        """See :func:`models.metrics.changes.change_records`; of edits with offsets also, for each head and side
+        (``identity/more``, ``distance/less``), how much it is the same person and how much its picture changes."""
         measured = sorted(gather(self._measured), key=lambda entry: entry["head"])
         before = torch.tensor([entry["before"] for entry in measured], dtype=torch.float64)
         changes = torch.tensor([entry["changes"] for entry in measured], dtype=torch.float64)  # (N, K, A)
-        known = before.isfinite()
-        centre = before.nan_to_num().sum(0) / known.sum(0)
-        deviation = (((before - centre).square()).nan_to_num().sum(0) / known.sum(0)).sqrt()
         measures = self._told()
         if self.encoder is not None:
             measures += [(type(self.encoder).__name__, name) for name in self.directions.names]
-        # Not by the deviation, which rounding may leave above 0; NaN of what no head could be scored for.
-        varies = [b[k].unique().numel() > 1 for b, k in zip(before.T, known.T, strict=True)]
-        if alike := [name for (_, name), varied in zip(measures, varies, strict=True) if not varied]:
-            if not any(varies):
-                raise UserError(f"no two of the test's {len(measured)} heads differ in {', '.join(alike)}: take more")
-            log.warning("warning: no two heads differ in %s: it is left out", ", ".join(alike))
-        measures = [measure for measure, varied in zip(measures, varies, strict=True) if varied]
-        changes = (changes / deviation)[..., varies]
-        records = []
-
-        def record(item: str, variant: str, network: str, metric: str, value: float) -> None:
-            records.append(Record(PROTOCOL, VERSION, "test", item, "", self.seed, variant, network, metric, value))
-
-        for row, entry in enumerate(measured):
-            for k, direction in enumerate(self.directions.names):
-                for a, (network, name) in enumerate(measures):
-                    record(f"{entry['head']:08d}", direction, network, f"change/{name}", float(changes[row, k, a]))
-        for k, direction in enumerate(self.directions.names):
-            for network in dict.fromkeys(network for network, _ in measures):
-                own = [a for a, (n, name) in enumerate(measures) if n == network and name == direction]
-                others = [a for a, (n, name) in enumerate(measures) if n == network and name != direction]
-                if own and others:
-                    mean = changes[:, k].nanmean(0).abs()
-                    if float(mean[own[0]]) > 0:  # a direction along which nothing changes has no share of it
-                        record("", direction, network, "leakage", float(mean[others].nanmean() / mean[own[0]]))
+        ends = [""] if self.offsets is None else ["", OPTIMISED]
+        variants = [(f"{name}{end}", name) for name in self.directions.names for end in ends]
+        items = [f"{entry['head']:08d}" for entry in measured]
+        records = change_records(before, changes, items, variants, measures, self.seed)
+        for item, entry in zip(items, measured, strict=True):
+            for (variant, _), values in zip(variants, entry["compared"], strict=True):
+                for metric, value in values.items():
+                    network, _ = self._comparisons()[metric.partition("/")[0]]
+                    records.append(
+                        Record(PROTOCOL, VERSION, "test", item, "", self.seed, variant, network, metric, value)
+                    )
         return records
 
     # -- predict ----------------------------------------------------------------------------------
@@ -414,19 +455,58 @@ class DirectionsStage(PerItemStage[CodeBlock, GroupState[CodeBlock]]):
 
     @torch.no_grad()
     def predict_step(self, batch: list[CodeBlock], batch_idx: int) -> None:
-        first = self.trainer.datamodule.samples  # type: ignore[attr-defined]
         for block in batch:
-            _, ws = self.codes(block)
-            for row, number in enumerate(block.numbers):
-                if number < first + self.heads:
-                    picture = self.sheet(ws[row])
-                    write_image(self.item_dir(f"{number:08d}") / f"directions_{number:08d}.png", picture)
+            count = min(block.count, self._shown().stop - block.start)
+            if count < 1:
+                continue
+            ws = self.codes(block)[1][:count]
+            edits = self._edits(ws, self.front(count))
+            pictures = self.sheets(ws, edits)
+            for number, picture in zip(block.numbers, pictures, strict=False):
+                write_image(self.item_dir(f"{number:08d}") / f"directions_{number:08d}.png", picture)
+            if self.offsets is not None:
+                offsets = {name: edit(1.0) - ws for variant, name, edit in edits if variant != name}
+                write_offsets(self.item_dir(block.id) / "offsets.safetensors", ws, offsets)
 
-    def sheet(self, ws: Latents) -> Tensor:
-        """A head (a batch of one) along all directions: a row each."""
-        rows = []
-        for name in self.directions.names:
-            edited = Latents.cat([self.directions.apply(ws, {name: strength}) for strength in STRENGTHS])
-            images = self.render(edited, self.front(len(STRENGTHS))).float().clamp(-1, 1).cpu()
-            rows.append([(f"{strength:+.1f}", image) for strength, image in zip(STRENGTHS, images, strict=True)])
-        return sheet(rows, self.tile, [name.replace("_", " ") for name in self.directions.names])
+    def _shown(self) -> range:
+        """The numbers of the heads that predict shows."""
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        return range(data.samples, data.samples + min(self.heads, data.test_samples))
+
+    def sheets(self, ws: Latents, edits: Sequence[tuple[str, str, Callable[[float], Latents]]]) -> list[Tensor]:
+        """Pictures of heads (n), each with a row for every edit, and another where a styled generator shows it too."""
+        generators = {"": self.generator} if self.styled is None else {"": self.generator, ", styled": self.styled}
+        rows: list[list[list[tuple[str, Tensor | None]]]] = [[] for _ in range(len(ws))]
+        camera = self.front(len(ws))
+        for _, _, edit in edits:
+            for generator in generators.values():
+                seen = [self.render(edit(s), camera, generator).float() for s in STRENGTHS]
+                for row, pictures in enumerate(zip(*(x.clamp(-1, 1).cpu() for x in seen), strict=True)):
+                    captions = [f"{s:+.1f}" for s in STRENGTHS]
+                    if self.offsets is not None and generator is self.generator:
+                        middle = seen[STRENGTHS.index(0.0)]
+                        alike = [float(self.offsets.likeness(x, middle)[row]) for x in seen]
+                        captions = [f"{c}, id {a:.2f}" for c, a in zip(captions, alike, strict=True)]
+                    rows[row].append(list(zip(captions, pictures, strict=True)))
+        labels = [f"{variant}{by}".replace("_", " ") for variant, _, _ in edits for by in generators]
+        return [sheet(own, self.tile, labels) for own in rows]
+
+    def _moved(self) -> Export:
+        """The heads of predict as they are and moved by their offsets, to be shown as any others."""
+        sheets = sorted(self.out.glob("items/*/directions_*.png"))
+        media = {file.name: file for file in sheets}
+        shown = self._shown()
+        if self.offsets is None:
+            return Export(media=media)
+        heads, camera = {}, self.front(1)
+        label = None if camera is None else camera.label().cpu()
+        for block in self.trainer.datamodule.blocks(shown.start, len(shown)):  # type: ignore[attr-defined]
+            file = self.item_dir(block.id) / "offsets.safetensors"
+            for number, (ws, offsets) in zip(block.numbers, read_offsets(file, self.directions), strict=True):
+                heads |= edited_heads(ws, offsets, number, label, len(self.generator.expressions))
+        modules: dict[str, nn.Module] = {"generator": self.generator, "heads": HeadCodes.pack(heads, self.generator)}
+        entries = [Entry(i, "heads", caption="edited") for i in heads]
+        if self.styled is not None:
+            modules["styled"] = self.styled
+            entries = [Entry(i, "heads", "styled", "generator", caption="edited") for i in heads]
+        return Export(modules, media=media, extra=subject_index(entries), delta_of=self.unchanged(modules))

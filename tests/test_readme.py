@@ -239,6 +239,18 @@ EXTRA = {
     "galatea present predict --model.result.path assets/prior --model.directions runs/directions"
     " --model.edits '{beard: 1.0}' --out runs/edited": PRESENT,
     "galatea view assets/prior --directions runs/directions": None,  # serves until it is stopped
+    "galatea directions fit --config configs/stages/directions_sefa.yaml --out runs/directions_sefa": [
+        "--data.init_args.samples", "100", "--model.calibration.steps", "1", "--model.method.init_args.named_by", "4",
+    ],
+    "galatea directions predict --config configs/stages/directions_sefa.yaml --model.tested.path runs/directions_sefa"
+    " --out runs/offsets": ["--model.heads", "1", "--model.offsets.steps", "2"],
+    "galatea directions test --config configs/stages/directions_sefa.yaml --model.tested.path runs/directions_sefa"
+    " --out runs/offsets_test": ["--data.init_args.test_samples", "4", "--model.offsets.steps", "2"],
+    "galatea directions fit --config configs/stages/directions_sefa_3d.yaml --out runs/directions_sefa_3d": [
+        "--data.init_args.samples", "100", "--model.calibration.steps", "1", "--model.method.init_args.named_by", "4",
+        "--model.method.init_args.count", "2",
+    ],
+    "galatea view assets/prior --directions runs/directions_sefa_3d": None,  # serves until it is stopped
     "galatea zoo list": [],
     "galatea zoo list gram": [],
     "galatea zoo import stylegan2-ffhq-config-f.pt --out runs/stylegan2": [],

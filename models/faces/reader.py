@@ -26,6 +26,11 @@ PRESENT = 0.5
 RIGHT_EYE = (33, 160, 158, 133, 153, 144)
 LEFT_EYE = (362, 385, 387, 263, 373, 380)
 """Points of the mesh around the eyes, the person's right one and left one: corners and lids."""
+OVAL = (
+    10, 338, 297, 332, 284, 251, 389, 356, 454, 323, 361, 288, 397, 365, 379, 378, 400, 377,
+    152, 148, 176, 149, 150, 136, 172, 58, 132, 93, 234, 127, 162, 21, 54, 103, 67, 109,
+)  # fmt: skip
+"""Points of the mesh around the face, from the forehead on."""
 _NOSE, _MOUTH = 1, (61, 291)
 _MOUTH_WIDTH = 0.76  # of the distance between the eyes: the canonical face's
 _EYE_CORNERS = (33, 263)

@@ -41,6 +41,38 @@ class SegmentShares(nn.Module):
         return self.parser(image).float().softmax(1)[:, self.rows].mean((2, 3))
 
 
+class HeadPose(nn.Module):
+    """Where a head looks: the camera's ``yaw`` and ``pitch``, radians, with the signs of :mod:`models.camera`.
+
+    Args:
+        pose: a pose estimator (:class:`models.features.base.PoseEstimator`).
+    """
+
+    names = ("yaw", "pitch")
+
+    def __init__(self, pose: nn.Module) -> None:
+        super().__init__()
+        self.pose = pose
+
+    def forward(self, image: Tensor) -> Tensor:
+        """(B, 3, H, W) in [-1, 1] -> (B, 2)."""
+        return self.pose(image).float()
+
+
+class Tones(nn.Module):
+    """What a picture is like as a whole: ``bright``, its mean luminance, and ``warm``, its mean red less its mean blue.
+
+    In the picture's own units, from -1 to 1, and from -2 to 2.
+    """
+
+    names = ("bright", "warm")
+
+    def forward(self, image: Tensor) -> Tensor:
+        """(B, 3, H, W) in [-1, 1] -> (B, 2)."""
+        red, green, blue = image.float().mean((2, 3)).unbind(1)
+        return torch.stack([0.299 * red + 0.587 * green + 0.114 * blue, red - blue], 1)
+
+
 class FaceMeasures(nn.Module):
     """Expressions of people, measured between the points of their faces.
 

@@ -49,6 +49,15 @@ class IdentityEmbedding(Protocol):
 
 
 @runtime_checkable
+class FaceRecognition(IdentityEmbedding, Protocol):
+    """An identity embedding that shows its early features, which tell the small things of a picture."""
+
+    def early(self, image: Tensor, /) -> Tensor:
+        """(B, 3, H, W) -> (B, C, h, w), the output of its first residual stage."""
+        ...
+
+
+@runtime_checkable
 class FaceParser(Protocol):
     """Segmentation of a head into named parts."""
 

@@ -157,6 +157,10 @@ class EmbeddedIdentity(EmbeddedFeature):
     def forward(self, image: Tensor) -> Tensor:
         return F.normalize(self.head(self.trunk(resized(image, WORKING_SIZE))[-1]), dim=1)
 
+    def early(self, image: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, 48, 16, 16), the output of the first residual stage."""
+        return self.trunk(resized(image, WORKING_SIZE))[2]
+
 
 class EmbeddedPose(EmbeddedFeature):
     """Camera pose: (B, 3, H, W) in [-1, 1] -> (B, 2) yaw and pitch in radians.

@@ -52,12 +52,19 @@ class ArcFaceIdentity(Configurable):
         return self
 
     def forward(self, image: Tensor) -> Tensor:
+        return self.network(self._face(image))
+
+    def early(self, image: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, 64, 56, 56), the output of the first residual stage."""
+        return self.network.trunk(self._face(image))[0]
+
+    def _face(self, image: Tensor) -> Tensor:
         side = self.network.resolution
         if self.crop == "ffhq":
-            image = crop_face(image, side)
-        elif image.shape[-2:] != (side, side):
-            image = F.interpolate(image, (side, side), mode="bilinear", align_corners=False, antialias=True)
-        return self.network(image)
+            return crop_face(image, side)
+        if image.shape[-2:] != (side, side):
+            return F.interpolate(image, (side, side), mode="bilinear", align_corners=False, antialias=True)
+        return image
 
 
 class FaceIdentity(Configurable):

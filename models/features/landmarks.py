@@ -1,13 +1,14 @@
-"""Points of the face in pictures, as a feature network."""
+"""Points of the face in pictures, as feature networks: where they are, and what they enclose."""
 
 from __future__ import annotations
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.configurable import Configurable
 from models.faces.pose import CanonicalFace
-from models.faces.reader import FaceReader
+from models.faces.reader import OVAL, FaceReader
 
 _SURE = 0.8  # how much of a face a mask must hold
 
@@ -65,3 +66,39 @@ class FaceLandmarks(Configurable):
         """
         side = image.shape[-1]
         return self.reader.follow(image, near * side) / side
+
+
+class FaceOval(nn.Module):
+    """A face parser of two segments: what the mesh's oval encloses, from the forehead to the chin, and all else.
+
+    Where no face is found the whole picture is taken for one.
+
+    Args:
+        landmarks: finds the points; MediaPipe's by default.
+    """
+
+    segments = ("background", "face")
+
+    def __init__(self, landmarks: FaceLandmarks | None = None) -> None:
+        super().__init__()
+        self.landmarks = landmarks or FaceLandmarks()
+
+    def forward(self, image: Tensor) -> Tensor:
+        """(B, 3, S, S) in [-1, 1] -> (B, 2, S, S) logits of 0 and 1, without a gradient."""
+        found = [self.landmarks.find(picture.detach()[None].float()) for picture in image]
+        side = image.shape[-1]
+        masks = [image.new_ones(side, side) if p is None else inside(p[list(OVAL), :2], side).to(image) for p in found]
+        face = torch.stack(masks)
+        return torch.stack([1 - face, face], 1)
+
+
+def inside(corners: Tensor, side: int) -> Tensor:
+    """Which pixels' centres a polygon encloses: (side, side) of 0 and 1, on the CPU.
+
+    Args:
+        corners: (N, 2), x right and y down from 0 to 1.
+    """
+    from skimage.draw import polygon2mask  # here: slow to import
+
+    places = corners.detach().double().cpu().flip(1) * side - 0.5  # rows and columns
+    return torch.from_numpy(polygon2mask((side, side), places.numpy())).float()

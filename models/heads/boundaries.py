@@ -9,10 +9,10 @@ import logging
 import math
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from torch import Tensor
 from models.checks import check_positive
 from models.errors import UserError, one_line, shown
 from models.files import os_errors, resolve
+from models.generators.base import Generator
 from models.heads.directions import sizes
 from models.latents import Latents
 
@@ -29,7 +30,6 @@ log = logging.getLogger(__name__)
 _FEWEST = 2  # codes at an end
 _LEAST_LEFT = 1e-6  # of a normal, when what is held is taken out of it
 _MOST_ITERATIONS = 20_000
-_HALVINGS = 5  # of the last step towards a useful range's end
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,12 @@ class Samples:
             codes[group] = torch.cat([part.expand(-1, rows, -1) for part in parts]).double()
         return Samples(codes, tuple(names), scores.double(), held_out)
 
+    def validation(self, count: int, rows: Mapping[str, int]) -> Latents:
+        """The first ``count`` of the codes that are held out, of so many rows a group, float32."""
+        start = len(self) - self.held_out
+        some = slice(start, start + min(count, self.held_out))
+        return Latents({name: codes[some].float().expand(-1, rows[name], -1) for name, codes in self.codes.items()})
+
 
 def compact(ws: Latents) -> Latents:
     """Codes of one row where all layers have the same."""
@@ -83,23 +89,49 @@ class Found:
 
 
 class DirectionMethod(ABC):
-    """A way to find directions."""
+    """A way to find directions.
+
+    Attributes:
+        scored: whether it learns from what is known of the samples' heads, and finds a direction for each attribute;
+            otherwise attributes only name what it finds, where it changes them.
+    """
+
+    scored: ClassVar[bool] = True
 
     @abstractmethod
-    def check(self, names: Sequence[str]) -> None:
-        """Refuse settings that do not suit the directions' names, before any sample is drawn.
+    def check(self, names: Sequence[str], generator: Generator) -> None:
+        """Refuse settings that do not suit the attributes' names or the generator, before any sample is drawn.
 
         Raises:
             UserError: naming the setting.
         """
 
     @abstractmethod
-    def find(self, samples: Samples, seed: int) -> list[Found]:
-        """Directions along which attributes change, from samples of a generator.
+    def find(self, samples: Samples, seed: int, generator: Generator) -> list[Found]:
+        """Directions of a generator along which its heads change.
 
         Raises:
             UserError: when the samples do not tell one.
         """
+
+    @property
+    def tried_on(self) -> int:
+        """Validation heads on which directions are tried, before they are :meth:`called`."""
+        return 0
+
+    def called(
+        self, names: Sequence[str], changes: Tensor, attributes: Sequence[str], taken: Sequence[str]
+    ) -> list[tuple[str, bool]]:
+        """What directions are called after they have been tried, and whether each is turned; asked of a method that is
+        not ``scored``.
+
+        Args:
+            names: of the K directions as they are.
+            changes: (K, A) mean change of each attribute half the way from strength -1 to 1, in its standard
+                deviations; NaN where it cannot be told.
+            attributes: (A,) names. taken: names that are not free.
+        """
+        return [(name, False) for name in names]
 
 
 @dataclass(frozen=True)
@@ -129,7 +161,7 @@ class LinearBoundaries(DirectionMethod):
         if isinstance(self.hold, str) and self.hold != "all":
             raise UserError(f"method.hold is {shown(self.hold)}: write all, or by name a list of what is held")
 
-    def check(self, names: Sequence[str]) -> None:
+    def check(self, names: Sequence[str], generator: Generator | None = None) -> None:
         self.held(names)
 
     def held(self, names: Sequence[str]) -> dict[str, list[str]]:
@@ -147,7 +179,7 @@ class LinearBoundaries(DirectionMethod):
                 raise UserError(f"method.hold: {name} cannot be held where it is to change")
         return {name: list(self.hold.get(name, ())) for name in names}
 
-    def find(self, samples: Samples, seed: int) -> list[Found]:
+    def find(self, samples: Samples, seed: int, generator: Generator | None = None) -> list[Found]:
         held = self.held(samples.names)
         normals: dict[str, dict[str, Tensor]] = {}
         scores: dict[str, dict[str, float]] = {}
@@ -281,67 +313,6 @@ def project_out(normal: Tensor, others: Sequence[Tensor], name: str = "direction
             raise UserError(f"nothing is left of {name} when what is held along it is taken out: hold less")
         flat = flat / flat.norm()
     return flat.view(normal.shape)
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """How the useful range of a direction is found: strengths that change a picture as much as is asked, on both sides.
-
-    Attributes:
-        distance: perceptual, between the edited picture and the unedited one, mean over the codes.
-        codes: validation codes that are edited.
-        steps: at which the distance is measured, from 0 to as far as sampled codes reach.
-    """
-
-    distance: float = 0.3
-    codes: int = 8
-    steps: int = 8
-
-    def __post_init__(self) -> None:
-        check_positive(self, "distance", "codes", "steps", where="calibration.")
-
-
-def useful_end(change: Callable[[float], float], reach: float, wanted: float, steps: int) -> tuple[float, float]:
-    """How far to go for a change of ``wanted``: the first of ``steps`` equal steps that has it, halved down to where it
-    begins; all of ``reach`` where none has.
-
-    Args:
-        change: by strength, from 0 to ``reach``, which may be below 0.
-
-    Returns:
-        the strength, and the change there.
-    """
-    before, there, found = 0.0, reach, 0.0
-    for step in range(1, steps + 1):
-        there = reach * step / steps
-        found = change(there)
-        if found >= wanted:
-            break
-        before = there
-    else:
-        return there, found
-    for _ in range(_HALVINGS):
-        middle = (before + there) / 2
-        if (now := change(middle)) >= wanted:
-            there, found = middle, now
-        else:
-            before = middle
-    return there, found
-
-
-def spread_and_reach(codes: Tensor, normal: Tensor) -> tuple[float, float, float]:
-    """Of codes (N, rows, w_dim) along a unit normal (rows, w_dim): their standard deviation, and how far the lowest and
-    the highest are from the mean, in standard deviations, both above 0.
-
-    Raises:
-        UserError: when they do not differ.
-    """
-    place = codes.double().flatten(1) @ normal.double().flatten()
-    place = place - place.mean()
-    spread = float(place.std(correction=0))
-    if not spread > 0:
-        raise UserError("sampled codes do not differ along a direction: take more samples")
-    return spread, float(-place.min()) / spread, float(place.max()) / spread
 
 
 # -- boundaries found elsewhere ------------------------------------------------------------------------------------

@@ -66,6 +66,22 @@ class Directions(Configurable):
         """(K,) standard deviations of sampled codes along the directions."""
         return getattr(self, f"spread_{group}")
 
+    def renamed(self, names: Sequence[str], turned: Sequence[bool]) -> Directions:
+        """The same directions by other names, some of them pointing the other way.
+
+        Args:
+            names: one for each. turned: whether what was -1 is now 1.
+        """
+        sizes = {group: self.direction(group).shape for group in self.groups}
+        groups = [(group, rows, width) for group, (_, rows, width) in sizes.items()]
+        other = Directions(names, groups, self.generator).to(self.limits.device)
+        other.load_state_dict(self.state_dict())
+        for k in (k for k, turn in enumerate(turned) if turn):
+            other.limits[k] = -self.limits[k].flip(0)
+            for group in self.groups:
+                other.direction(group)[k] = -self.direction(group)[k]
+        return other
+
     def check(self, edits: Mapping[str, float], layers: Mapping[str, int] | None = None) -> None:
         """Refuse what :meth:`apply` cannot do.
 

@@ -6,7 +6,6 @@ via StyleGAN (the space V); StyleGAN2 (Karras et al. 2020, Appendix D) for the o
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -22,6 +21,7 @@ from models.generators.stylegan2 import SynthesisNetwork
 from models.heads.projector import noise_correlation
 from models.image import at_most
 from models.latents import Latents
+from models.schedule import projector_rate
 
 
 def code_sides(generator: Generator) -> list[int]:
@@ -76,9 +76,7 @@ class ReferenceSearch:
 
     def rate(self, step: int) -> float:
         """Of a step, relative to the full one."""
-        at = (step + 1) / self.steps
-        rise, fall = min(1.0, at / 0.05), min(1.0, (1 - at) / 0.25)
-        return rise * (0.5 - 0.5 * math.cos(math.pi * fall))
+        return projector_rate((step + 1) / self.steps)
 
     def fit(
         self,

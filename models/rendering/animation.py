@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from models.camera import Camera
 from models.faces.pose import CanonicalFace
+from models.faces.reader import OVAL
 from models.rendering.mesh import Mesh
 from models.rendering.raster import rasterise
 from models.rendering.reprojection import PseudoView
@@ -41,10 +42,6 @@ _LOWER_LIP = (
 )  # fmt: skip
 _LIPS = (*_LIP_CORNERS, *_UPPER_INNER_LIP, *_LOWER_LIP)
 _INSIDE = (*_UPPER_INNER_LIP, *_LOWER_INNER_LIP, 78, 308)
-_OVAL = (
-    10, 338, 297, 332, 284, 251, 389, 356, 454, 323, 361, 288, 397, 365, 379, 378, 400, 377,
-    152, 148, 176, 149, 150, 136, 172, 58, 132, 93, 234, 127, 162, 21, 54, 103, 67, 109,
-)  # fmt: skip
 _FOREHEAD, _CHIN, _TEMPLE = 10, 152, 454
 
 EXPRESSIONS = ("smile", "frown", "mouth_open", "brow_raise", "blink", "pucker")
@@ -161,7 +158,7 @@ def animate(
     triangles, inside = _triangles(canonical)
     around = _rings(points)
     fade = (_AROUND[-1] - points.new_tensor(_AROUND)) / (_AROUND[-1] - 1)
-    follow = (fade[:, None, None] * (after - points)[list(_OVAL)]).flatten(0, 1)
+    follow = (fade[:, None, None] * (after - points)[list(OVAL)]).flatten(0, 1)
     source, target = torch.cat([points, around]), torch.cat([after, around + follow])
     face, corners = _drawn(target, triangles, size)
     rows, columns = torch.meshgrid(*2 * [(torch.arange(size).to(image) + 0.5) / size], indexing="ij")
@@ -179,15 +176,15 @@ def animate(
 
 def _rings(points: Tensor) -> Tensor:
     """Points (n, 3) on rings around the face."""
-    oval = points[list(_OVAL)]
+    oval = points[list(OVAL)]
     middle = oval.mean(0)
     return torch.cat([middle + size * (oval - middle) for size in _AROUND])
 
 
 def _triangles(canonical: CanonicalFace) -> tuple[Tensor, Tensor]:
     """Those of the face and of the bands around it, and which lie between the lips."""
-    count, around = len(canonical.vertices), len(_OVAL)
-    rings = [list(_OVAL), *(list(range(count + i * around, count + (i + 1) * around)) for i in range(len(_AROUND)))]
+    count, around = len(canonical.vertices), len(OVAL)
+    rings = [list(OVAL), *(list(range(count + i * around, count + (i + 1) * around)) for i in range(len(_AROUND)))]
     bands = []
     for inner, outer in pairwise(rings):
         for i in range(around):
@@ -294,7 +291,7 @@ def face_views(
     a, b, c = points[triangles].unbind(1)
     normal = torch.linalg.cross(b - a, c - a)  # outwards: z is away from the viewer
     frontal = _facing(-normal[:, 2] / normal.norm(dim=1).clamp_min(1e-12))
-    inner = torch.ones(len(points)).index_fill(0, torch.tensor(_OVAL), 0.0).to(world)
+    inner = torch.ones(len(points)).index_fill(0, torch.tensor(OVAL), 0.0).to(world)
     pictures, weights = [], []
     for camera in (cameras[i] for i in range(len(cameras))):
         face, corners, _ = rasterise(Mesh.of(world.cpu(), triangles.cpu(), world.cpu()), camera.to("cpu"), size)

@@ -352,6 +352,17 @@ TABLE |= {
         "model.curriculum.kind": ("none", "E3DGE's scripts"),
         "data.init_args.batch_size": (PER_GPU[1] // 2, "E3DGE's scripts"),
     },
+    "cartoon/directions": {
+        "model.method.class_path": ("models.heads.sefa.SeFa", "Eq. 6"),
+        "model.method.init_args.layers": (None, "SeFa's code: all"),
+        "model.offsets.steps": (10, "Sec. IV-A"),
+        "model.offsets.learning_rate": (0.1, "Sec. IV-A"),
+        "model.offsets.trust": (None, "Eq. 9 has two terms"),
+        "model.offsets.id_on": ("photo_render", "Eq. 7: G_base"),
+        "model.offset_loss.low": (0.2, "Sec. IV-A: lambda_low of Eq. 9"),
+        "model.identity.class_path": ("models.features.identity.ArcFaceIdentity", "Eq. 7"),
+        "model.calibration.symmetric": (True, "Fig. 8: w + dw and w - dw"),
+    },
     "pseudo_pairs/finetune_adapt": {
         "model.semantic": (None, "Sec. 3.2: without constraints"),
         "model.paired": (None, "Sec. 3.2"),

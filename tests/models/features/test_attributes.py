@@ -9,7 +9,7 @@ from datamodules.mannequins.render import RIG, render
 from datamodules.mannequins.scene import Z_NAMES, Scene, sample_z
 from models.errors import UserError
 from models.faces.reader import LEFT_EYE, RIGHT_EYE
-from models.features.attributes import FaceMeasures, SegmentShares, measures
+from models.features.attributes import FaceMeasures, HeadPose, SegmentShares, Tones, measures
 from models.features.base import AttributeScorer
 from models.features.embedded import EmbeddedParser
 from models.features.landmarks import FaceLandmarks
@@ -38,6 +38,21 @@ class TestShares:
         assert everything.names == parser.segments[1:]
         with pytest.raises(UserError, match="the parser knows no 'hat', it knows: background, skin"):
             SegmentShares(parser, ["hat"])
+
+
+class Turned(torch.nn.Module):
+    def forward(self, image):
+        return image[:, :2, 0, 0]
+
+
+def test_pose_and_tones():
+    image = torch.rand(3, 3, 4, 5, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    pose, tones = HeadPose(Turned()), Tones()
+    assert isinstance(pose, AttributeScorer) and isinstance(tones, AttributeScorer)
+    assert pose.names == ("yaw", "pitch") and torch.equal(pose(image), image[:, :2, 0, 0])
+    for row, picture in zip(tones(image), image.double(), strict=True):
+        red, green, blue = (float(channel.mean()) for channel in picture)
+        assert row.tolist() == pytest.approx([0.299 * red + 0.587 * green + 0.114 * blue, red - blue], abs=1e-6)
 
 
 @pytest.fixture(scope="module")

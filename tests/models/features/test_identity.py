@@ -7,6 +7,7 @@ from models import artifact
 from models.encoders.irse import ArcFace
 from models.errors import UserError
 from models.faces.identity import DlibIdentity, chip
+from models.features.base import FaceRecognition
 from models.features.identity import ArcFaceIdentity, FaceIdentity
 from models.features.weights import MissingWeightsError
 from models.files import ROOT
@@ -41,6 +42,17 @@ def test_pictures_of_any_size(network, file):
     torch.testing.assert_close(
         identity(photograph)[0], identity(photograph.repeat_interleave(2, 2)).squeeze(), atol=0.1, rtol=0
     )
+
+
+@torch.no_grad()
+def test_early_features(network, file):
+    """What comes out of the first stage, of the face that identity sees."""
+    identity = ArcFaceIdentity(str(file), crop="none")
+    image = torch.rand(2, 3, 64, 64) * 2 - 1
+    found = identity.early(image)
+    small = torch.nn.functional.interpolate(image, (32, 32), mode="bilinear", antialias=True)
+    torch.testing.assert_close(found, network.trunk(small)[0])
+    assert found.shape == (2, 4, 16, 16) and isinstance(identity, FaceRecognition)
 
 
 @torch.no_grad()

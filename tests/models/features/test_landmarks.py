@@ -8,8 +8,8 @@ from torch.nn import functional as F
 
 from models.errors import UserError
 from models.faces.crop import cut
-from models.features.base import FacePoints
-from models.features.landmarks import FaceLandmarks
+from models.features.base import FaceParser, FacePoints
+from models.features.landmarks import FaceLandmarks, FaceOval, inside
 from models.files import ROOT
 from models.image import read_image
 from models.losses.landmarks import eye_distance, landmark_distance
@@ -124,3 +124,29 @@ def test_the_person_is_masked_only_where_the_mask_holds_the_face(faces, picture,
     assert mask is not None and mask.shape == (1, 1, 256, 256)
     assert mask[0, 0, 100:200, 90:150].mean() > 0.9
     assert faces.person(torch.zeros_like(picture), points) is None  # nobody there
+
+
+class TestOval:
+    def test_a_polygon(self):
+        """Which pixels' centres it holds, by hand: a triangle of 8 px under the diagonal."""
+        found = inside(torch.tensor([[0.0, 0.0], [0.0, 1.0], [1.0, 1.0]]), 8)
+        wanted = torch.tensor([[float(x < y) for x in range(8)] for y in range(8)])
+        on_it = torch.eye(8)
+        assert torch.equal(found * (1 - on_it), wanted)
+
+    def test_the_face_is_in_it(self, faces, picture, points):
+        parser = FaceOval(faces)
+        assert isinstance(parser, FaceParser) and parser.segments == ("background", "face")
+        blank = torch.zeros_like(picture)
+        logits = parser(torch.cat([picture, blank]))
+        assert logits.shape == (2, 2, *picture.shape[2:])
+        face = logits.argmax(1)
+        side = picture.shape[-1]
+        for point in (1, 33, 263, 13, 61, 291):  # nose, eyes, mouth
+            x, y = (points[point, :2] * side).long().tolist()
+            assert face[0, y, x] == 1
+        for x, y in ((0, 0), (side - 1, 0), (0, side - 1)):
+            assert face[0, y, x] == 0
+        hull = (points[:, :2].amax(0) - points[:, :2].amin(0)).prod()
+        assert 0.6 < float(face[0].float().mean()) / float(hull) < 1
+        assert bool((face[1] == 1).all())  # no face: all of it

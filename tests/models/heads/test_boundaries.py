@@ -9,7 +9,6 @@ from scipy.optimize import minimize
 
 from models.errors import UserError
 from models.heads.boundaries import (
-    Calibration,
     LinearBoundaries,
     Samples,
     compact,
@@ -19,9 +18,8 @@ from models.heads.boundaries import (
     pattern,
     project_out,
     read_boundary,
-    spread_and_reach,
-    useful_end,
 )
+from models.heads.calibration import Calibration, spread_and_reach, useful_end
 from models.latents import Latents
 
 GROUPS = {"renderer": (3, 8), "decoder": (4, 5)}
@@ -253,6 +251,8 @@ class TestRange:
         assert (spread, low, high) == pytest.approx((math.sqrt(3), 3 / math.sqrt(3), 1 / math.sqrt(3)))
         with pytest.raises(UserError, match="do not differ"):
             spread_and_reach(codes[1:], torch.tensor([[1.0, 0.0]]))
+        repeated, rows = codes.expand(-1, 3, -1), torch.tensor([[0.6, 0.0], [0.0, 0.0], [0.8, 0.0]])
+        assert spread_and_reach(codes, rows) == pytest.approx(spread_and_reach(repeated, rows))
 
     def test_settings(self):
         with pytest.raises(UserError, match=r"calibration\.distance"):

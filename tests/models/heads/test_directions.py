@@ -105,6 +105,21 @@ class TestApply:
             directions().apply(wrong, {"smile": 1.0})
 
 
+def test_other_names_and_turned():
+    """Turned, 1 is where -1 was, and codes are read the other way."""
+    found, ws = directions(), codes()
+    other = found.renamed(["frown", "years"], [True, False])
+    assert other.names == ("frown", "years") and other.generator == found.generator
+    for strength in (-1.0, 0.5):
+        for name, old, sign in (("frown", "smile", -1), ("years", "age", 1)):
+            ours, theirs = other.apply(ws, {name: strength}), found.apply(ws, {old: sign * strength})
+            for group in found.groups:
+                torch.testing.assert_close(ours.groups[group], theirs.groups[group])
+    torch.testing.assert_close(other.read(ws), found.read(ws) * torch.tensor([-1.0, 1.0]))
+    with pytest.raises(ValueError, match="name"):
+        found.renamed(["a", "a"], [False, False])
+
+
 @pytest.mark.parametrize("options", [{"names": ["a", "a"]}, {"groups": [["ws", 1, 4]] * 2}, {"names": [1]}])
 def test_nonsense(options):
     with pytest.raises(ValueError, match="name"):
