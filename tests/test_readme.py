@@ -197,7 +197,7 @@ EXTRA = {
     " --trainer.strategy ddp --data.init_args.batch_size 8 --out runs/prior2d": None,  # half an hour of two cores
     "galatea prior test --config configs/stages/prior_2d.yaml --model.tested.path assets/prior2d"
     " --data.init_args.test_subjects 2000 --out runs/prior2d_test": [
-        *TOY_WORLD, "--data.test_subjects", "4", "--model.fit_subjects", "1", "--model.neighbours", "2",
+        *TOY_WORLD, "--data.init_args.test_subjects", "4", "--model.fit_subjects", "1", "--model.neighbours", "2",
     ],
     **{
         f"galatea invert fit --config configs/stages/invert_2d{name}.yaml --model.prior.path runs/prior2d"
