@@ -36,7 +36,7 @@ from tests.benchmarks.gpu.parts import Case, Part, Row, Setting, rows
 
 BUDGET = 160.0  # seconds of all parts: three minutes with the imports before, and what the last part may be late
 GRACE = 8.0  # that a part may be late with a case, before it is ended
-FOLDERS = ("tests/models/generators", "tests/models/faces", "tests/stages/test_gpu.py")
+FOLDERS = ("tests/models/generators", "tests/models/faces", "tests/models/rendering", "tests/stages/test_gpu.py")
 """Where the tests marked ``gpu`` are: collecting all others would take longer than running these."""
 
 
