@@ -47,6 +47,7 @@ log = logging.getLogger(__name__)
 
 PROTOCOL, VERSION = "restyle", "1"
 _ORIGINAL = "original"  # what G is called in the artifact of G'
+_CODE = "code.safetensors"  # of a photo, beside its pictures
 _FEWEST = 2  # pictures that distances between sets are told by
 
 
@@ -122,7 +123,7 @@ class RestyleStage(Stage):
         self.judges = Judges(metric, metric_identity, metric_embedding, kid_features, attributes)
         self.variant = variant
         self._features: dict[tuple[str, str], list[Tensor]] = {}  # of the running test, by metric and variant
-        self._heads: dict[str, HeadCode] = {}  # of predict, by id
+        self._done: list[str] = []
         self._shown: Tensor | None = None
 
     def build_model(self) -> None:
@@ -257,37 +258,44 @@ class RestyleStage(Stage):
             with atomic_write(folder / "item.json") as file:
                 told = {"truncation": self.truncation, "content_truncation": self.content_truncation, "seed": self.seed}
                 file.write_text(json.dumps({"id": item.id, "pictures": ["photo", *shown], **told}) + "\n")
-            neutral = torch.zeros(1, len(self.generator.expressions))
-            self._heads[item.id] = HeadCode(codes["general"][row : row + 1].map(Tensor.cpu), None, neutral, None)
+            own = {name: t[row : row + 1].cpu().contiguous() for name, t in codes["general"].groups.items()}
+            with atomic_write(folder / _CODE) as file:  # in memory, many of them would scatter the heap
+                file.write_bytes(safetensors.torch.save(own))
+            self._done.append(item.id)
 
     @torch.no_grad()
     def on_predict_epoch_end(self) -> None:
-        self.broken, self._heads = gather(self.broken), dict(sorted(gather(list(self._heads.items()))))
+        self.broken, self._done = gather(self.broken), sorted(gather(self._done))
         if self.trainer.is_global_zero:
             with atomic_write(self.out / "index.html") as file:
-                file.write_text(page("photos in a style", self._rows(self._heads), self.broken), encoding="utf-8")
+                file.write_text(page("photos in a style", self._rows(self._done), self.broken), encoding="utf-8")
 
     def on_predict_end(self) -> None:
         """When all is written, the failure of photos that were left out, on all ranks alike."""
         if self.broken:
-            others = "the others are done" if self._heads else "there are no others"
+            others = "the others are done" if self._done else "there are no others"
             more = f", and {len(self.broken) - 1} more" if len(self.broken) > 1 else ""
             raise UserError(f"{self.broken[0]}{more}: left out, {others}")
 
     def export(self) -> Export | None:
         """Codes of the photos, which G' and, where it came along, G show: a style has a strength in ``view``."""
-        if not self._heads:
+        if not self._done:
             return None
+        neutral = torch.zeros(1, len(self.generator.expressions))
+        heads = {
+            name: HeadCode(Latents(safetensors.torch.load_file(self.out / "items" / name / _CODE)), None, neutral, None)
+            for name in self._done
+        }
         modules: dict[str, nn.Module] = {"generator": self.generator}
         if (self.style.module, _ORIGINAL in self.inputs["style"].manifest["modules"]) == ("generator", True):
             modules[_ORIGINAL] = self.take("style", self.style.path, _ORIGINAL, Generator).requires_grad_(False)
         original = _ORIGINAL if _ORIGINAL in modules else None
-        modules["photos"] = HeadCodes.pack(self._heads, self.generator)
+        modules["photos"] = HeadCodes.pack(heads, self.generator)
         entries = [
             Entry(name, codes="photos", original=original, artwork=f"photo_{name}.png", caption="in the style")
-            for name in self._heads
+            for name in self._done
         ]
-        media = {f"photo_{name}.png": self.out / "items" / name / "photo.png" for name in self._heads}
+        media = {f"photo_{name}.png": self.out / "items" / name / "photo.png" for name in self._done}
         extra = {"content_truncation": self.content_truncation, **subject_index(entries)}
         return Export(modules, media=media, extra=extra, delta_of=self.unchanged(modules))
 
