@@ -462,7 +462,7 @@ class DirectionsStage(PerItemStage[CodeBlock, GroupState[CodeBlock]]):
             ws = self.codes(block)[1][:count]
             edits = self._edits(ws, self.front(count))
             pictures = self.sheets(ws, edits)
-            for number, picture in zip(block.numbers, pictures, strict=False):
+            for number, picture in zip(block.numbers[:count], pictures, strict=True):
                 write_image(self.item_dir(f"{number:08d}") / f"directions_{number:08d}.png", picture)
             if self.offsets is not None:
                 offsets = {name: edit(1.0) - ws for variant, name, edit in edits if variant != name}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -265,6 +265,7 @@ class RestyleStage(Stage):
 
     @torch.no_grad()
     def on_predict_epoch_end(self) -> None:
+        """The page, of what all ranks have done."""
         self.broken, self._done = gather(self.broken), sorted(gather(self._done))
         if self.trainer.is_global_zero:
             with atomic_write(self.out / "index.html") as file:
@@ -286,11 +287,10 @@ class RestyleStage(Stage):
             name: HeadCode(Latents(safetensors.torch.load_file(self.out / "items" / name / _CODE)), None, neutral, None)
             for name in self._done
         }
-        modules: dict[str, nn.Module] = {"generator": self.generator}
-        if (self.style.module, _ORIGINAL in self.inputs["style"].manifest["modules"]) == ("generator", True):
-            modules[_ORIGINAL] = self.take("style", self.style.path, _ORIGINAL, Generator).requires_grad_(False)
-        original = _ORIGINAL if _ORIGINAL in modules else None
-        modules["photos"] = HeadCodes.pack(heads, self.generator)
+        modules: dict[str, nn.Module] = {"generator": self.generator, "photos": HeadCodes.pack(heads, self.generator)}
+        original = _ORIGINAL if _ORIGINAL in self.inputs["style"].manifest["modules"] else None
+        if original is not None:
+            modules[original] = self.take("style", self.style.path, original, Generator).requires_grad_(False)
         entries = [
             Entry(name, codes="photos", original=original, artwork=f"photo_{name}.png", caption="in the style")
             for name in self._done
@@ -299,7 +299,7 @@ class RestyleStage(Stage):
         extra = {"content_truncation": self.content_truncation, **subject_index(entries)}
         return Export(modules, media=media, extra=extra, delta_of=self.unchanged(modules))
 
-    def _rows(self, done: Iterable[str]) -> dict[str, list[tuple[str, str]]]:
+    def _rows(self, done: Sequence[str]) -> dict[str, list[tuple[str, str]]]:
         """By photo its pictures: itself, general, variations, by reference."""
         found = {}
         for identity in done:

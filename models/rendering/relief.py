@@ -177,9 +177,8 @@ class Relief:
         face, _ = nearest_faces(places.detach()[:, triangles], inverse.detach()[:, triangles], size, slack)
         hit = face.flatten(1) >= 0
         picture, pixel = hit.nonzero().unbind(1)
-        seen = (
-            triangles[face.flatten(1)[hit]] + (picture * size * size)[:, None]
-        )  # vertices of all pictures, in one row
+        # Vertices of all pictures, in one row.
+        seen = triangles[face.flatten(1)[hit]] + (picture * size * size)[:, None]
         corners, inverse = places.flatten(0, 1)[seen], inverse.flatten()[seen]
         at = torch.stack([pixel % size, pixel // size], 1).to(corners)
         # 1 / z is linear over the image. The weights' common factor, which may be tiny, cancels.
