@@ -12,7 +12,7 @@ import argparse
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -109,12 +109,13 @@ class MannequinArtworks(ItemsDataModule[Artwork]):
     Args:
         split: of the subjects: tune on "val", report on "test".
         subjects: how many, from number ``first`` of the split on.
-        styles: every subject is portrayed in each of them.
+        styles: every subject is portrayed in each of them; one by itself is a style.
         size: side of the pictures, pixels.
         yaw_max_deg, pitch_max_deg: the views are drawn uniformly within these.
         views: yaws of the truth, uniform over +-``yaw_max_deg`` at the artwork's pitch, end points included.
         supersample: samples per pixel and axis.
         seed: of the views.
+        photos: the pictures are photos of the heads, seen alike; the truth is what a style makes of them.
     """
 
     def __init__(
@@ -122,13 +123,14 @@ class MannequinArtworks(ItemsDataModule[Artwork]):
         split: str = "val",
         subjects: int = 8,
         first: int = 0,
-        styles: Sequence[str] = ART_STYLES,
+        styles: Sequence[str] | str = ART_STYLES,
         size: int = 64,
         yaw_max_deg: float = 36.0,
         pitch_max_deg: float = 12.0,
         views: int = 7,
         supersample: int = 2,
         seed: int = 0,
+        photos: bool = False,
     ) -> None:
         super().__init__()
         if min(subjects, size, views, supersample) < 1:
@@ -138,11 +140,11 @@ class MannequinArtworks(ItemsDataModule[Artwork]):
                 f"there are no subjects {first} to {first + subjects} in split {split!r} ({', '.join(SPLITS)})"
             )
         self.split, self.size, self.supersample = split, size, supersample
-        self.views, self.yaw_max = views, math.radians(yaw_max_deg)
+        self.views, self.yaw_max, self.photos = views, math.radians(yaw_max_deg), photos
         self.portrayals = {
             portrayal.id: portrayal
             for number in SPLITS[split][first : first + subjects]
-            for style in styles
+            for style in ((styles,) if isinstance(styles, str) else styles)
             for portrayal in [Portrayal.draw(number, style, yaw_max_deg, pitch_max_deg, seed)]
         }
 
@@ -150,13 +152,16 @@ class MannequinArtworks(ItemsDataModule[Artwork]):
         return [
             Artwork(
                 id=identity,
-                image=p.render(p.camera, self.size, self.supersample).image[0],
+                image=self._shown(p).render(p.camera, self.size, self.supersample).image[0],
                 label=p.camera.label()[0],
                 original_size=(self.size, self.size),
                 style=p.style,
             )
             for identity, p in sorted(self.portrayals.items())
         ]
+
+    def _shown(self, portrayal: Portrayal) -> Portrayal:
+        return replace(portrayal, style=PLAIN) if self.photos else portrayal
 
     def item_truth(self, identity: str) -> PortraitTruth:
         """The truth of one artwork; drawn at each call (a second or two at 64 px)."""

@@ -15,7 +15,7 @@ from models.camera import Camera
 from models.features.base import PerceptualDistance
 from models.generators.base import Generator
 from models.latents import Latents
-from models.metrics.geometry import depth_mae, eroded, normal_error
+from models.metrics.geometry import shape_errors
 from models.metrics.image import (
     change_correlation,
     crop_to_mask,
@@ -122,12 +122,11 @@ def compare_views(
     add("ssim@far", ssim(image, truth.image, hidden), only=far)
     add("lpips@far", masked_distance(perceptual, image, truth.image, hidden), network=True, only=far)
 
-    if found.depth is not None and found.alpha is not None:
-        both = eroded(solid.float()) * (found.alpha > 0.5)
-        add("depth_mae", depth_mae(found.depth, truth.depth, both))
-        add("alpha_mae", masked_mean((found.alpha - truth.mask).abs()))
-        if found.normals is not None:
-            add("normal_error", normal_error(found.normals, truth.normals, both))
+    for metric, values in shape_errors(found, truth).items():
+        add(metric, values)
+    if found.alpha is not None:
+        mask = F.interpolate(truth.mask, found.alpha.shape[-2:], mode="area")
+        add("alpha_mae", masked_mean((found.alpha - mask).abs()))
     return scores
 
 

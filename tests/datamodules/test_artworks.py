@@ -257,3 +257,16 @@ def test_size_of_the_recipe(tmp_path, recipe):
 def test_mannequins_that_are_none(name):
     with pytest.raises(UserError, match="must be at least 1"):
         MannequinArtworks(**{name: 0})
+
+
+def test_photos_of_heads_whose_truth_is_in_a_style():
+    options = {"split": "val", "subjects": 1, "styles": "toon", "size": 16, "views": 2, "supersample": 1}
+    artworks, photos, plain = (
+        MannequinArtworks(**options | more) for more in ({}, {"photos": True}, {"styles": "plain"})
+    )
+    (artwork,), (photo,) = artworks.items, photos.items
+    assert artwork.id == photo.id and torch.equal(artwork.label, photo.label)
+    assert torch.equal(artworks.item_truth(artwork.id).views.image, photos.item_truth(photo.id).views.image)
+    (portrayal,), (own,) = photos.portrayals.values(), plain.portrayals.values()
+    assert torch.equal(photo.image, own.render(portrayal.camera, 16, 1).image[0])
+    assert not torch.equal(photo.image, artwork.image)
