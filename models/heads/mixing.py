@@ -50,13 +50,28 @@ def layer_basis(generator: Generator) -> Tensor:
     return rows * largest.sign()
 
 
+def code_axes(generator: Generator, draws: torch.Generator, count: int = 4096) -> Tensor:
+    """The axes along which w varies, (w_dim, w_dim): a row each, as long as one standard deviation, the longest last.
+
+    Where z has fewer numbers than w, most are almost 0: few directions lead to other codes, all others off them.
+
+    Args:
+        draws: of the ``count`` codes that they are told by, on the CPU.
+    """
+    z = generator.sample_z(count, draws).to(next(generator.parameters()))
+    (codes,) = generator.mapping(z).groups.values()
+    variances, columns = torch.linalg.eigh(torch.cov(codes[:, 0].T.double()))
+    return (columns * variances.clamp_min(0).sqrt()).T
+
+
 @dataclass(frozen=True)
 class ReferenceSearch:
     """How a code is looked for that shows a reference. The defaults are the cited method's.
 
     Attributes:
-        space: one code for all layers, "v" along the axes of :func:`layer_basis` from w = 0 on, "w" from the mean on;
-            or one each, "w+" from the mean on, "z+" from drawn ones on, which the paper finds worse (Sec. 6.3).
+        space: one code for all layers, "v" along the axes of :func:`layer_basis` from w = 0 on, "w" along those of
+            :func:`code_axes` from the mean on; or one each, "w+" likewise, "z+" from drawn ones on, which the paper
+            finds worse (Sec. 6.3). An official StyleGAN2's mean is near 0; where it is not, "v" starts from no face.
         steps, learning_rate: of Adam; the rate rises over the first 5 % and falls over the last 25 %, as StyleGAN2's.
         start: deviation of the drawn numbers that "v" starts from.
         resolution: side at which the distance sees larger pictures, pixels.
@@ -95,18 +110,20 @@ class ReferenceSearch:
         mean = generator.mean_latents
         ((name, middle),) = mean.groups.items()
         count = middle.shape[1]
+        origin = axes = None
         if self.space == "v":
-            basis = layer_basis(generator).to(middle)
-            numbers = self.start * torch.randn(1, 1, len(basis), generator=draws).to(middle)
+            origin, axes = torch.zeros_like(middle), layer_basis(generator).to(middle)
+            numbers = self.start * torch.randn(1, 1, len(axes), generator=draws).to(middle)
         elif self.space == "z+":
             numbers = generator.sample_z(count, draws)[None].to(middle)
         else:
-            numbers = (middle if self.space == "w+" else middle[:, :1]).clone()
+            origin, axes = middle, code_axes(generator, draws).to(middle)
+            numbers = torch.zeros_like(middle if self.space == "w+" else middle[:, :1])
 
         def codes() -> Latents:
-            if self.space == "z+":
+            if origin is None or axes is None:
                 return generator.mapping(numbers)
-            return Latents({name: (numbers @ basis if self.space == "v" else numbers).expand(-1, count, -1)})
+            return Latents({name: origin + numbers @ axes})
 
         numbers.requires_grad_()
         pixels = sum(side**2 for side in generator.noise_sides) if self.noise is not None else 0

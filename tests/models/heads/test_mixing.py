@@ -7,13 +7,13 @@ from torch.testing import assert_close
 from models.errors import UserError
 from models.generators.stylegan2 import StyleGAN2Generator
 from models.generators.stylesdf import StyleSDF
-from models.heads.mixing import ReferenceSearch, code_sides, layer_basis
+from models.heads.mixing import ReferenceSearch, code_axes, code_sides, layer_basis
 from tests.models.generators.protocol import awaken, seeded
 
 
-def generator(channels=(6, 6, 4, 4), w_dim=6):
+def generator(channels=(6, 6, 4, 4), w_dim=6, **options):
     torch.manual_seed(0)
-    made = awaken(StyleGAN2Generator(channels=list(channels), style_dim=w_dim, mapping_layers=2)).eval()
+    made = awaken(StyleGAN2Generator(list(channels), style_dim=w_dim, mapping_layers=2, **options)).eval()
     made.update_mean(256)
     return made.requires_grad_(False)
 
@@ -50,6 +50,30 @@ def test_axes_of_the_layers():
     assert bool((lengths.diff() <= 1e-9).all())
     assert_close(lengths, torch.linalg.eigvalsh(weight.T @ weight).flip(0))
     assert bool((basis.gather(1, basis.abs().argmax(1, keepdim=True)) > 0).all())
+
+
+def test_axes_of_codes():
+    made = generator()
+    axes, ws = code_axes(made, seeded(1), 500), made.mapping(made.sample_z(500, seeded(1))).ws[:, 0].double()
+    cosines = torch.nn.functional.normalize(axes, dim=1)
+    assert_close(cosines @ cosines.T, torch.eye(6, dtype=torch.float64), atol=1e-9, rtol=0)
+    assert_close((ws @ cosines.T).std(0), axes.norm(dim=1), atol=1e-9, rtol=1e-9)
+    assert bool((axes.norm(dim=1).diff() >= 0).all())
+
+
+@pytest.mark.parametrize("space", ["w", "w+"])
+def test_codes_stay_among_those_of_z(space):
+    """Of a mapping from two numbers to six, nearly flat: what is found lies by the plane."""
+    made = generator(z_dim=2, normalize=False)
+    axes, origin = code_axes(made, seeded(3)), made.mean_latents.ws
+    spread = axes.norm(dim=1)
+    picture = torch.rand(1, 3, 32, 32, generator=seeded(6)) * 2 - 1
+    found = ReferenceSearch(space, steps=50, noise=None).fit(
+        made, picture, lambda a, b: (a - b).square().mean((1, 2, 3)), seeded(5)
+    )
+    moved = (found.ws - origin).double() @ torch.nn.functional.normalize(axes, dim=1).T
+    assert float((moved.abs() / spread).max()) < 6 and float(spread[0] / spread[-1]) < 0.1
+    assert float(moved[..., 0].abs().max()) < 0.2 * float(moved[..., -2:].norm(dim=-1).max())
 
 
 @pytest.mark.parametrize("space", ["v", "w", "w+", "z+"])
