@@ -66,7 +66,7 @@ class RestyleStage(Stage):
 
     Args:
         style: artifact and module of G'.
-        encoder: artifact of the encoder to W of the generator that G' came from.
+        encoder: artifact of an encoder of the generator that G' came from, to W in the paper.
         samples: variations of each photo. variation: what they are drawn from, Z, or Z+, a z for each code, which the
             paper names. mix_from: the n of theirs, one picture each.
         truncation: of the random codes. content_truncation: of the photo's own. The paper has one number for both: .7
