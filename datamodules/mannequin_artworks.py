@@ -110,8 +110,10 @@ class MannequinArtworks(ItemsDataModule[Artwork]):
         split: of the subjects: tune on "val", report on "test".
         subjects: how many, from number ``first`` of the split on.
         styles: every subject is portrayed in each of them.
+        rotate_styles: every subject is portrayed in one of them instead, by turns.
         size: side of the pictures, pixels.
         yaw_max_deg, pitch_max_deg: the views are drawn uniformly within these.
+        frontal: artworks are seen from the front instead, which is no view of the truth then (3DArtmator, Sec. 4.3.4).
         views: yaws of the truth, uniform over +-``yaw_max_deg`` at the artwork's pitch, end points included.
         supersample: samples per pixel and axis.
         seed: of the views.
@@ -129,6 +131,8 @@ class MannequinArtworks(ItemsDataModule[Artwork]):
         views: int = 7,
         supersample: int = 2,
         seed: int = 0,
+        rotate_styles: bool = False,
+        frontal: bool = False,
     ) -> None:
         super().__init__()
         if min(subjects, size, views, supersample) < 1:
@@ -138,12 +142,17 @@ class MannequinArtworks(ItemsDataModule[Artwork]):
                 f"there are no subjects {first} to {first + subjects} in split {split!r} ({', '.join(SPLITS)})"
             )
         self.split, self.size, self.supersample = split, size, supersample
-        self.views, self.yaw_max = views, math.radians(yaw_max_deg)
+        limit = math.radians(yaw_max_deg)
+        yaws = torch.linspace(-limit, limit, views)
+        self.yaws = yaws[yaws.abs() > 1e-4] if frontal else yaws
+        if not len(self.yaws):
+            raise UserError("frontal artworks leave no view to compare: give more views, or a yaw_max_deg above 0")
+        limits = (0.0, 0.0) if frontal else (yaw_max_deg, pitch_max_deg)
         self.portrayals = {
             portrayal.id: portrayal
-            for number in SPLITS[split][first : first + subjects]
-            for style in styles
-            for portrayal in [Portrayal.draw(number, style, yaw_max_deg, pitch_max_deg, seed)]
+            for place, number in enumerate(SPLITS[split][first : first + subjects])
+            for style in ([styles[place % len(styles)]] if rotate_styles else styles)
+            for portrayal in [Portrayal.draw(number, style, *limits, seed)]
         }
 
     def read_items(self) -> list[Artwork]:
@@ -161,12 +170,11 @@ class MannequinArtworks(ItemsDataModule[Artwork]):
     def item_truth(self, identity: str) -> PortraitTruth:
         """The truth of one artwork; drawn at each call (a second or two at 64 px)."""
         portrayal = self.portrayals[identity]
-        yaws = torch.linspace(-self.yaw_max, self.yaw_max, self.views)
         faces = torch.cat([torch.zeros(1, len(EXPRESSIONS)), torch.eye(len(EXPRESSIONS))])
         front = RIG.camera(0.0, portrayal.pitch).repeat_interleave(len(faces))
         return PortraitTruth(
             input=portrayal.render(portrayal.camera, self.size, self.supersample),
-            views=portrayal.render(RIG.camera(yaws, portrayal.pitch), self.size, self.supersample),
+            views=portrayal.render(RIG.camera(self.yaws, portrayal.pitch), self.size, self.supersample),
             faces=portrayal.render(front, self.size, self.supersample, faces),
             subject=str(portrayal.seed),
         )

@@ -257,3 +257,19 @@ def test_size_of_the_recipe(tmp_path, recipe):
 def test_mannequins_that_are_none(name):
     with pytest.raises(UserError, match="must be at least 1"):
         MannequinArtworks(**{name: 0})
+
+
+def test_the_papers_portraits():
+    """Sec. 4.3.4: the frontal view is the artwork, the six others are scored; each subject in one style, by turns."""
+    data = MannequinArtworks(
+        "val", 4, styles=["toon", "sketch", "ukiyoe"], size=8, supersample=1, rotate_styles=True, frontal=True
+    )
+    first, *_ = data.items
+    assert sorted(item.style for item in data.items) == ["sketch", "toon", "toon", "ukiyoe"]
+    assert len({data.portrayals[item.id].seed for item in data.items}) == 4
+    assert float(Camera.from_label(first.label[None]).yaw) == pytest.approx(0, abs=1e-5)
+    truth = data.item_truth(first.id).views.camera
+    assert truth.yaw.rad2deg().round().tolist() == [-36, -24, -12, 12, 24, 36]
+    assert truth.pitch.abs().max() < 1e-5
+    with pytest.raises(UserError, match="frontal artworks leave no view"):
+        MannequinArtworks("val", 1, views=1, yaw_max_deg=0.0, frontal=True)

@@ -3,7 +3,6 @@
 import dataclasses
 
 import pytest
-import pytorch_lightning as pl
 import torch
 
 from datamodules.anchored import AnchoredArtworks
@@ -158,7 +157,8 @@ class TestSwitches:
             {"carry": 1.0},
             {"carry": 1.0, "carry_fill": 0.0, "spatial": 0.0},
             {"geometry": 1.0, "yaw_max_deg": 20.0},
-            {"locality": 1e-4},
+            {"geometry": 1.0, "pool": None, "views": 2, "mirror": 1.0},
+            {"locality": 1e-4, "locality_truncation": 0.5, "betas": (0.9, 0.999)},
             {"latent": "random"},
             {"train": "all"},
             {"train": "affines"},
@@ -198,6 +198,7 @@ class TestSwitches:
             ({"direction": -1.0}, "must not be negative"),
             ({"direction": 0.0, "spatial": 0.0}, "no term that could move"),
             ({"views": 0}, "need at least one random view"),
+            ({"pool": None, "carry": 1.0}, "null draws new views each step"),
             ({"steps": 0}, "at least 1"),
         ],
     )
@@ -367,14 +368,40 @@ class TestEvaluation:
             image = found.module("generator").synthesis(shown.latents, shown.camera).image[0]
         assert psnr(image, read_image(found.media(f"stylised_{identity}.png"))[0]) > 35
 
-    def test_refusals(self, anchors, tested, tmp_path):
-        class Untrue(pl.LightningDataModule):
-            def test_dataloader(self):
-                return [[None]]
+    def test_a_mapping_that_moves_is_what_is_scored(self, world_anchors, tmp_path):
+        """The codes are those of the tuned mapping."""
+        recipe = dataclasses.replace(QUICK, steps=4, train="all", freeze="predictor", learning_rate=1e-2)
+        found = fit(stage(world_anchors, recipe), MannequinArtworks(**WORLD), tmp_path)
+        (identity,) = found.module("anchors").ids
+        shown, before = (found.module("anchors")[identity], artifact.load(world_anchors).module("anchors")[identity])
+        tuned, original = (found.module(name) for name in (f"stylised.{identity}", "generator"))
+        with torch.no_grad():
+            moved = tuned.mapping(before.z).ws - original.mapping(before.z).ws
+            image = tuned.synthesis(shown.latents, shown.camera).image[0]
+        assert float(moved.abs().max()) > 1e-3
+        torch.testing.assert_close(shown.latents.ws, before.latents.ws + moved, rtol=1e-4, atol=1e-4)
+        assert psnr(image, read_image(found.media(f"stylised_{identity}.png"))[0]) > 35
 
-        with pytest.raises(UserError, match="truth is known"):
-            one = StylizeStage(None, network("perceptual"), tested=tested)
-            trainer(tmp_path).test(one, datamodule=Untrue(), verbose=False)
+    def test_where_nobody_knows_the_truth(self, tested, tmp_path):
+        """The artwork itself is compared, and the diversity told; no reader of faces is needed."""
+        one = StylizeStage(None, network("perceptual"), tested=tested, diversity_pictures=3, diversity_pairs=2)
+        trainer(tmp_path).test(one, datamodule=AnchoredArtworks(tested["anchor"]), verbose=False)
+        records = read_records(tmp_path)
+        assert {(r.protocol, r.split) for r in records} == {("portrait-picture", "")}
+        assert {(r.view, r.metric) for r in records} == {
+            ("input", "psnr"), ("input", "ssim"), ("input", "lpips"), ("", "diversity_ratio"),
+        }  # fmt: skip
+        known = self.evaluate(tested, tmp_path / "known")
+        for metric in ("psnr", "lpips"):  # the artwork is a drawing of 8 bits
+            values = [
+                {r.variant: r.value for r in found if (r.view, r.metric) == ("input", metric)}
+                for found in (records, known)
+            ]
+            assert values[0] == pytest.approx(values[1], rel=0.02)
+
+    def test_refusals(self, anchors, tested, tmp_path):
+        with pytest.raises(UserError, match="diversity_pictures is 1: pairs need at least 2"):
+            StylizeStage(None, network("perceptual"), tested=tested, diversity_pictures=1)
         with pytest.raises(UserError, match=r"name their artifacts as --model\.tested\.NAME"):
             trainer(tmp_path).test(stage(anchors), datamodule=MannequinArtworks(**WORLD), verbose=False)
         with pytest.raises(UserError, match=r"model\.tested is for test"):
