@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from models.camera import Camera, Rig
 from models.configurable import Configurable
 from models.generators.manifold import ManifoldGenerator
+from models.rendering.output import Edit
 
 SPACES = ("camera", "world")
 
@@ -165,15 +166,22 @@ class ManifoldUpsampler(Configurable):
     Args:
         before: channels of f_lr. after: channels of f_hr.
         widths: of the blocks, each of which doubles the side; two in the paper.
+        project: whether a 1x1 convolution leads to f_hr; otherwise the last of the blocks' does, as in the paper.
     """
 
-    def __init__(self, before: int = 16, after: int = 32, widths: Sequence[int] = (32, 32)) -> None:
+    def __init__(
+        self, before: int = 16, after: int = 32, widths: Sequence[int] = (32, 32), project: bool = True
+    ) -> None:
         super().__init__()
         self.blocks = nn.Sequential()
         for a, b in pairwise((before, *widths)):
             enlarge = nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False)
             self.blocks.extend([_conv(2, a, b), nn.SiLU(), enlarge, _conv(2, b, b), nn.SiLU()])
-        self.out = _silent(_conv(2, widths[-1], after, kernel=1))
+        if project:
+            self.out = _silent(_conv(2, widths[-1], after, kernel=1))
+        else:
+            self.out = nn.Identity()
+            self.blocks = self.blocks[:-2].append(_silent(_conv(2, widths[-1], after)))
 
     @property
     def scale(self) -> int:
@@ -196,11 +204,13 @@ class Details:
         volume: (B, C, D, H, W) features.
         place: world points (B, P, 3) to coordinates (B, P, 3) in it.
         padding: what lies outside: "border" or "zeros".
+        behind: of the plane behind the head, None where that has none.
     """
 
     volume: Tensor
     place: Callable[[Tensor], Tensor]
     padding: str
+    behind: Details | None = None
 
     def __call__(self, points: Tensor) -> Tensor:
         """Details (B * V, P, C) at world points (B * V, P, 3), V sets for each photo."""
@@ -211,6 +221,11 @@ class Details:
         """Psi(w+, x) + f_hr(x): as ``edit`` of :meth:`models.generators.base.Generator.synthesis`."""
         return features + self(points).to(features.dtype)
 
+    @property
+    def edits(self) -> dict[str, Edit]:
+        """Of :meth:`models.generators.manifold.ManifoldGenerator.synthesis` and ``bake``, by their names there."""
+        return {"edit": self.edit} | ({} if self.behind is None else {"background_edit": self.behind.edit})
+
 
 class DetailReconstructor(Configurable):
     """From a photo to details on the manifolds: E_detail and, with ``super_resolution``, U (Sec. 3.3).
@@ -220,7 +235,9 @@ class DetailReconstructor(Configurable):
         resolution, voxel, voxel_features, widths, unet, blocks, space: of :class:`DetailEncoder`.
         super_resolution: without it the voxel's own features are the details.
         atlas: side of the grid on each manifold that f_lr is read on.
-        upsampler: widths of :class:`ManifoldUpsampler`.
+        upsampler, project: widths of :class:`ManifoldUpsampler`, and whether it ends in a 1x1 convolution.
+        background: whether the plane behind the head has details too, of a generator with a shared background: it is
+            the last of the paper's surfaces. Without them what a photo shows there must hang before it.
     """
 
     def __init__(
@@ -236,11 +253,14 @@ class DetailReconstructor(Configurable):
         super_resolution: bool = True,
         atlas: int = 64,
         upsampler: Sequence[int] = (32, 32),
+        project: bool = True,
+        background: bool = False,
     ) -> None:
         super().__init__()
-        self.features, self.resolution, self.atlas = features, resolution, atlas
+        self.features, self.resolution, self.atlas, self.background = features, resolution, atlas, background
         self.encoder = DetailEncoder(resolution, voxel, voxel_features, widths, unet, blocks, space)
-        self.upsampler = ManifoldUpsampler(voxel_features, features, upsampler) if super_resolution else None
+        enlarge = ManifoldUpsampler(voxel_features, features, upsampler, project) if super_resolution else None
+        self.upsampler = enlarge
         self.direct = None if super_resolution else _silent(_conv(3, voxel_features, features, kernel=1))
 
     def check(self, generator: ManifoldGenerator) -> None:
@@ -256,6 +276,8 @@ class DetailReconstructor(Configurable):
             raise ValueError(f"detail.features is {self.features}, the generator's field has {width} channels")
         if generator.resolution != self.resolution:
             raise ValueError(f"detail.resolution is {self.resolution}, the generator renders {generator.resolution} px")
+        if self.background and not generator.has_plane:
+            raise ValueError("detail.background needs a generator with a plane behind the head (background: shared)")
 
     def forward(self, image: Tensor, coarse: Tensor, camera: Camera, generator: ManifoldGenerator) -> Details:
         """Details of photos.
@@ -269,13 +291,22 @@ class DetailReconstructor(Configurable):
         with torch.autocast(camera.device.type, enabled=False):
             if self.direct is not None:
                 volume = self.direct(voxel.float())
-                return Details(volume, lambda points: self.encoder.place(points, camera, generator.rig), "zeros")
+                place = lambda points: self.encoder.place(points, camera, generator.rig)  # noqa: E731
+                behind = Details(volume, place, "zeros") if self.background else None
+                return Details(volume, place, "zeros", behind)
             grid = generator.atlas(self.atlas)
-            points = grid.points.reshape(1, -1, 3).expand(len(image), -1, -1)
-            f_lr = self.encoder.lookup(voxel, points, camera, generator.rig) * grid.valid.reshape(1, -1, 1)
+            surfaces, valid = grid.points, grid.valid
+            if self.background:  # the last surface
+                surfaces = torch.cat([surfaces, generator.plane_grid(self.atlas)[None]])
+                valid = torch.cat([valid, torch.ones_like(valid[:1])])
+            points = surfaces.reshape(1, -1, 3).expand(len(image), -1, -1)
+            f_lr = self.encoder.lookup(voxel, points, camera, generator.rig) * valid.reshape(1, -1, 1)
         assert self.upsampler is not None
-        f_hr = self.upsampler(f_lr.mT.unflatten(2, grid.valid.shape).transpose(1, 2))
-        return Details(f_hr.transpose(1, 2), generator.on_atlas, "border")
+        f_hr = self.upsampler(f_lr.mT.unflatten(2, valid.shape).transpose(1, 2)).transpose(1, 2)
+        if not self.background:
+            return Details(f_hr, generator.on_atlas, "border")
+        behind = Details(f_hr[:, :, -1:], generator.on_plane, "border")
+        return Details(f_hr[:, :, :-1], generator.on_atlas, "border", behind)
 
 
 def trilinear(volume: Tensor, coordinates: Tensor, padding: str) -> Tensor:

@@ -7,6 +7,7 @@ Manipulation" (Tov et al., 2021, Section 4).
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -168,11 +169,20 @@ class Encoder4Editing(GradualStyleEncoder):
     """e4e: one code, and what the others differ from it by: close to W, hence easy to edit.
 
     Training starts with equal codes and lets them differ one after the other; :meth:`set_progressive_stage` says how
-    far that went. A new instance is at the last stage. Arguments as of :class:`GradualStyleEncoder`; with several
-    latent groups each has a code that its others differ from.
+    far that went. A new instance is at the last stage. With several latent groups each has a code that its others
+    differ from.
+
+    Args:
+        silent: let the differences start at 0, so that none disturbs whose turn a short run does not reach; e4e's start
+            at random.
+        options: of :class:`GradualStyleEncoder`.
     """
 
     stage: int | None = None
+
+    def __init__(self, *, silent: bool = True, **options: Any) -> None:
+        super().__init__(**options)
+        self.silent = silent
 
     @property
     def bases(self) -> list[int]:
@@ -182,9 +192,8 @@ class Encoder4Editing(GradualStyleEncoder):
 
     def start(self, mean: Latents) -> None:
         super().start(mean)
-        # Beyond e4e: differences start at 0, so that none disturbs whose turn a short run does not reach.
         for i, style in enumerate(self.styles):
-            if i not in self.bases:
+            if self.silent and i not in self.bases:
                 nn.init.zeros_(style.get_parameter("linear.weight"))
 
     def set_progressive_stage(self, stage: int | None) -> None:
