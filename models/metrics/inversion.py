@@ -21,7 +21,7 @@ from torchmetrics.utilities import dim_zero_cat
 from models.camera import Camera, Rig
 from models.errors import UserError
 from models.features.base import Frozen, move_frozen, network_name
-from models.metrics.consistency import SurfaceRecipe, carried, stacked_line, surface_consistency
+from models.metrics.consistency import SurfaceRecipe, around, carried, stacked_line, surface_consistency
 from models.metrics.distribution import Distribution, feature_distances
 from models.metrics.geometry import shape_errors
 from models.metrics.image import high_frequency, identity_similarity, masked_distance, psnr, ssim
@@ -212,10 +212,8 @@ class InversionProtocol:
         return camera.turn(novel_yaw(yaw, draws(self.seed, name, "novel")) - yaw, rig.pivot)
 
     def around(self, rig: Rig, device: torch.device) -> Camera:
-        """The views that a surface is fitted to: a figure of eight around the front."""
-        phase = torch.arange(self.surface_views) * (2 * math.pi / self.surface_views)
-        yaw = rig.yaw_mean + self.surface_yaw * phase.sin()
-        return rig.camera(yaw, rig.pitch_mean + self.surface_pitch * (2 * phase).sin(), device)
+        """The views that a surface is fitted to."""
+        return around(rig, self.surface_views, self.surface_yaw, self.surface_pitch).to(device)
 
     def offsets(self, camera: Camera, rig: Rig) -> Tensor:
         """(V,) yaws of the true views relative to the input's, radians, without those beyond the rig's largest."""

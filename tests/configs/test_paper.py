@@ -134,6 +134,13 @@ TABLE: dict[str, dict[str, tuple[Any, str]]] = {
         "data.init_args.batch_size": (32 // GPUS, "A.4"),
         "data.init_args.size": (256, "A.4"),
     },
+    "graminverter/prior_test": {
+        "model.samples_scored": (20_000, "Table 1: FID20k"),
+        "model.surfaces": (50, "Sec. 4.1: generated instances"),
+        "model.surface_views": (30, "Sec. 4.2"),
+        "model.kid_features.class_path": ("models.metrics.distribution.InceptionDistribution", "Table 1: FID"),
+        "data.init_args.mirror": (False, "each picture once"),
+    },
     "graminverter/invert": {
         **L_R,
         "model.encoder.class_path": ("models.encoders.pyramid.Encoder4Editing", "Sec. 3.2: e4e's"),
@@ -607,4 +614,4 @@ def test_builds(name, asked, tmp_path, monkeypatch):
     assert type(found.model).__name__ == f"{stage.title()}Stage" and found.datamodule is not None
     official = {"official", "openai", "dlib", "checkpoints/model_ir_se50.pth"}
     assert set(asked) <= {*official, "checkpoints/weights-inception-2015-12-05-6726825d.pth"}
-    assert bool(asked) is (stage != "prior")
+    assert bool(asked) is (name != "graminverter/prior")
