@@ -39,8 +39,8 @@ from models.losses.direction import directional_l2, directional_loss, displaceme
 from models.losses.inversion import locality
 from models.losses.landmarks import landmark_distance
 from models.metrics.faces import EXPECTED, measured_expressions, score_faces
-from models.metrics.image import diversity
-from models.metrics.portrait import HeadTruth, Score, compare_input, score_head, strip
+from models.metrics.image import change_correlation, diversity
+from models.metrics.portrait import HeadTruth, Score, compare_input, compare_views, score_head, strip
 from models.metrics.records import Record, read_records, write_records
 from models.rendering.animation import EXPRESSIONS, animate, face_views
 from models.rendering.output import Rendering
@@ -56,6 +56,7 @@ log = logging.getLogger(__name__)
 PROTOCOL, PROTOCOL_VERSION = "artform-multiview", "1"
 FACES_PROTOCOL, FACES_VERSION = "portrait-faces", "1"
 PICTURE_PROTOCOL, PICTURE_VERSION = "portrait-picture", "1"
+_WARP = "warp"
 _CHUNK = 8  # views rendered at once before the tuning starts
 _ORBIT = 7
 _WAY = 0.12  # eye distances that an expression's points count for, all its way
@@ -269,6 +270,8 @@ class StylizeStage(PerItemStage[Artwork, StyleState]):
         tested: the artifacts that test scores, by their name in the table.
         identity: identity embedding of the evaluation; null leaves its metrics out.
         network: name of the evaluation's networks in the table.
+        warp: also score the artwork warped along the generator's average head, to which nothing is fitted: what a
+            reenactment by warping alone can do. Its name in the table is "warp".
         diversity_pictures, diversity_pairs: random heads, and pairs of them, by which test tells how diverse the tuned
             generator is; the paper has 1,000 and all of their pairs (Sec. 4.4).
     """
@@ -288,11 +291,15 @@ class StylizeStage(PerItemStage[Artwork, StyleState]):
         tested: dict[str, str] | None = None,
         identity: nn.Module | None = None,
         network: str = "embedded",
+        warp: bool = False,
         diversity_pictures: int = 12,
         diversity_pairs: int = 2000,
     ) -> None:
         super().__init__(steps=recipe.steps, group_size=group_size, save_every=save_every, seed=seed)
         self.diversity_pictures, self.diversity_pairs = diversity_pictures, diversity_pairs
+        self.warp = warp
+        if warp and _WARP in self.tested:
+            raise UserError(f"model.tested: {_WARP} is the name of what --model.warp scores")
         self.anchor, self.recipe, self.tested, self.network = anchor, recipe, tested or {}, network
         check_positive(self, "diversity_pairs")
         if diversity_pictures < 2:
@@ -742,7 +749,10 @@ class StylizeStage(PerItemStage[Artwork, StyleState]):
                 for name in todo:
                     self._score_picture(name, self.heads[name], item.id)
                 continue
-            truth = data.item_truth(item.id).to(self.device) if todo else None
+            warps = self.warp and not self._result(_WARP, item.id).exists()
+            truth = data.item_truth(item.id).to(self.device) if todo or warps else None
+            if warps and truth is not None:
+                self._score_warp(item.id, truth, data.split)
             for name in todo:
                 assert truth is not None
                 self._score(name, self.heads[name], item.id, truth, data.split)
@@ -754,12 +764,51 @@ class StylizeStage(PerItemStage[Artwork, StyleState]):
         scores, pictures = score_head(
             generator, codes, expression, truth, self.perceptual, self.identity, generator.expressions
         )
-        scores += self._diversity(head)
+        scores += self._diversity(head) + self._expressions(head, codes, truth)
+        if head.camera is not None:
+            turn = (head.camera.forward.to(self.device) * truth.input.camera.forward).sum().clamp(-1, 1).acos()
+            scores.append(Score("input", "camera_error_deg", False, math.degrees(float(turn))))
         about = PROTOCOL, PROTOCOL_VERSION, split
         write_records(self._result(name, identity), self._records(about, name, heads, identity, scores, truth.subject))
         write_image(self.out / "strips" / name / f"{identity}.png", pictures)
         shown = {score.metric: score.value for score in scores if score.view == "input"}
         log.info("%s, %s: input view %.2f dB", identity, name, shown["psnr"])
+
+    def _expressions(self, head: Subject, codes: Latents, truth: HeadTruth) -> list[Score]:
+        """How far an expression changes the tuned head as it changes the original one (Fig. 11): ``kept``, of the same
+        codes, and ``alike``, of the original's mean head, with which all heads are compared.
+        """
+        tuned, original = head.generator, head.original
+        names, expressions = tuned.expressions, truth.faces.expression
+        if original is None or not names or len(names) != expressions.shape[1]:
+            return []
+        own, mean = head.expression.to(self.device), original.mean_latents
+        asked = ((tuned, codes, own), (original.to(self.device), codes, own), (original, mean, torch.zeros_like(own)))
+        changes = []
+        for generator, ws, rest in asked:
+            faces = generator.synthesis(ws, truth.faces.camera, expression=expressions + rest).image
+            changes.append((faces[:1].expand_as(faces[1:]), faces[1:]))
+        return [
+            Score("", f"expression_{kind}:{name}", False, value)
+            for kind, other in (("kept", changes[1]), ("alike", changes[2]))
+            for name, value in zip(names, change_correlation(*changes[0], *other).tolist(), strict=True)
+        ]
+
+    def _score_warp(self, identity: str, truth: HeadTruth, split: str) -> None:
+        """The artwork carried along the depth of the average head; what it does not show is guessed by analogy."""
+        heads = next(iter(self.heads.values()))
+        generator = heads.generator.to(self.device)
+        here, there, mean = truth.input.camera, truth.views.camera, generator.mean_latents
+        seen, views = (render_views(generator, mean, camera, None, chunk=_CHUNK) for camera in (here, there))
+        artwork = truth.input.image
+        warped = reprojected(artwork, here, seen, there, views, 1.0, generator.rig.scale)
+        still = artwork.expand(len(there), -1, -1, -1)  # nothing moves beside the head
+        found = Rendering(resized(warped.completed(resized(still, warped.image.shape[-1])), artwork.shape[-1]))
+        scores = compare_views(found, truth.views, truth.input, self.perceptual, self.identity)
+        about = PROTOCOL, PROTOCOL_VERSION, split
+        records = self._records(about, _WARP, heads, identity, scores, truth.subject)
+        write_records(self._result(_WARP, identity), records)
+        write_image(self.out / "strips" / _WARP / f"{identity}.png", strip(truth.views.image, found.image))
 
     def _records(
         self,
@@ -800,7 +849,8 @@ class StylizeStage(PerItemStage[Artwork, StyleState]):
 
     def _result(self, name: str, identity: str) -> Path:
         """Where a head's scores are: what they depend on is part of the place."""
-        key = hashlib.sha256(f"{self.heads[name].artifact.id} {self.step_hash}".encode()).hexdigest()[:12]
+        of = next(iter(self.heads.values())) if name == _WARP else self.heads[name]
+        key = hashlib.sha256(f"{of.artifact.id} {self.step_hash}".encode()).hexdigest()[:12]
         return self.out / "results" / name / key / f"{identity}.csv"
 
     def _diversity(self, head: Subject) -> list[Score]:
@@ -823,7 +873,9 @@ class StylizeStage(PerItemStage[Artwork, StyleState]):
 
     def summary(self) -> list[Record]:
         self.trainer.strategy.barrier("all results")
-        files = [self._result(name, item.id) for name in self.heads for item in self.items]
+        warps = self.warp and isinstance(self.trainer.datamodule, KnowsItemTruth)  # type: ignore[attr-defined]
+        names = [*self.heads, *([_WARP] if warps else [])]
+        files = [self._result(name, item.id) for name in names for item in self.items]
         return [record for file in files for record in read_records(file)] if self.trainer.is_global_zero else []
 
 

@@ -7,7 +7,6 @@ Manipulation" (Tov et al., 2021, Section 4).
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -175,13 +174,29 @@ class Encoder4Editing(GradualStyleEncoder):
     Args:
         silent: let the differences start at 0, so that none disturbs whose turn a short run does not reach; e4e's start
             at random.
-        options: of :class:`GradualStyleEncoder`.
+
+    Other arguments are those of :class:`GradualStyleEncoder`.
     """
 
     stage: int | None = None
 
-    def __init__(self, *, silent: bool = True, **options: Any) -> None:
-        super().__init__(**options)
+    def __init__(
+        self,
+        num_ws: int = 0,
+        w_dim: int = 512,
+        resolution: int = 256,
+        channels: int = 3,
+        widths: Sequence[int] = WIDTHS,
+        depths: Sequence[int] = DEPTHS,
+        reduction: int | None = REDUCTION,
+        groups: dict[str, Sequence[int]] | None = None,
+        expressions: int = 0,
+        style_width: int | None = None,
+        silent: bool = True,
+    ) -> None:
+        super().__init__(
+            num_ws, w_dim, resolution, channels, widths, depths, reduction, groups, expressions, style_width
+        )
         self.silent = silent
 
     @property

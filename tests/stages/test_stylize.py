@@ -1,6 +1,7 @@
 """The stylize stage on a small random generator: every switch, the undefined first step, exact results, evaluation."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -339,6 +340,7 @@ class TestEvaluation:
         assert {(r.variant, r.seed) for r in records} == {("full", 3), ("spatial", 3), ("anchor", 0)}
         metrics = {r.metric for r in records}
         assert {"psnr", "ssim@face", "lpips", "identity", "depth_mae", "normal_error", "diversity_ratio"} <= metrics
+        assert {r.value for r in records if r.metric == "camera_error_deg"} == {pytest.approx(0.0, abs=0.05)}
         assert {r.view for r in records} >= {"input", "yaw=-36", "yaw=+0", "yaw=+36"}
         unchanged = [r.value for r in records if (r.variant, r.metric) == ("anchor", "diversity_ratio")]
         assert unchanged == [1.0]
@@ -398,6 +400,38 @@ class TestEvaluation:
                 for found in (records, known)
             ]
             assert values[0] == pytest.approx(values[1], rel=0.02)
+
+    def test_expressions_act_as_before(self, tested, tmp_path):
+        """The change is that of the original head where nothing is tuned, and near it after two steps."""
+        one = StylizeStage(None, network("perceptual"), tested=tested)
+        one.build_model()
+        (identity,) = (item.id for item in AnchoredArtworks(tested["anchor"]).items)
+        head = one.heads["full"][identity]
+        camera = head.generator.rig.camera(torch.zeros(3))
+        faces = SimpleNamespace(camera=camera, expression=torch.cat([torch.zeros(1, 2), 3 * torch.eye(2)]))
+        truth = SimpleNamespace(faces=faces)
+        with torch.no_grad():
+            found = {s.metric: s.value for s in one._expressions(head, head.latents, truth)}
+            same = dataclasses.replace(head, generator=head.original)
+            still = {s.metric: s.value for s in one._expressions(same, head.latents, truth)}
+        assert found.keys() == {f"expression_{k}:{n}" for k in ("kept", "alike") for n in head.generator.expressions}
+        kept = [name for name in found if "kept" in name]
+        assert [still[name] for name in kept] == pytest.approx([1.0, 1.0], abs=1e-4)
+        assert all(0.3 < found[name] < 1 for name in kept)
+        assert one._expressions(one.heads["anchor"][identity], head.latents, truth) == []
+
+    def test_the_artwork_warped(self, tested, tmp_path):
+        """Along the average head: the artwork itself where it is seen from its own view."""
+        heads = {"anchor": tested["anchor"]}
+        one = StylizeStage(None, network("perceptual"), tested=heads, warp=True)
+        data = MannequinArtworks(**WORLD, frontal=True)
+        trainer(tmp_path).test(one, datamodule=data, verbose=False)
+        records = read_records(tmp_path)
+        views = {r.view: r.value for r in records if (r.variant, r.metric) == ("warp", "psnr")}
+        assert views.keys() == {"yaw=-36", "yaw=+36"} and all(5 < value < 60 for value in views.values())
+        assert list(tmp_path.glob("strips/warp/*.png"))
+        with pytest.raises(UserError, match=r"warp is the name of what --model\.warp scores"):
+            StylizeStage(None, network("perceptual"), tested={"warp": tested["anchor"]}, warp=True)
 
     def test_refusals(self, anchors, tested, tmp_path):
         with pytest.raises(UserError, match="diversity_pictures is 1: pairs need at least 2"):
