@@ -228,6 +228,17 @@ EXTRA = {
     ],
     "galatea run configs/pipelines/artform_test.yaml --out runs/artform_test": ["--dry_run"],
     "galatea run configs/pipelines/portraits_test.yaml --image photos --out runs/portraits": ["--dry_run"],
+    "galatea run configs/pipelines/artform_paper_test.yaml --out runs/artform_paper_test": ["--dry_run"],
+    "galatea run configs/pipelines/artform_pose_test.yaml --out runs/artform_pose_test": ["--dry_run"],
+    "galatea run configs/pipelines/artform_exaggeration_test.yaml --strength 0.5"
+    " --out runs/artform_exaggeration_test": ["--dry_run"],
+    "galatea run configs/pipelines/inversion_terms_test.yaml --tuned runs/tune --out runs/inversion_terms_test": [
+        "--dry_run"
+    ],
+    "galatea table runs/artform_paper_test --baseline pti": None,  # after hours; tests/stages/test_results.py
+    "galatea table runs/artform_pose_test --baseline fixed": None,  # likewise
+    "galatea table runs/artform_exaggeration_test --baseline landmarks": None,  # likewise
+    "galatea table runs/inversion_terms_test --baseline detail": None,  # likewise
     "galatea table runs/portraits --baseline full": None,  # after minutes a picture; tests/stages/test_faces.py
     "galatea table runs/artform_test --baseline full": None,  # after hours; tests/stages/test_results.py
     "galatea present predict --model.result.path runs/demo/stylize --out runs/gallery": None,  # as runs/present
