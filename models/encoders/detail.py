@@ -115,7 +115,7 @@ class DetailEncoder(Configurable):
                 f"detail.widths: {len(widths)} 2D blocks lead from {resolution} to {resolution >> len(widths) - 1} "
                 f"pixels, not to the voxel's {height} x {width}"
             )
-        self.resolution, self.features, self.space = resolution, features, space
+        self.resolution, self.features, self.space, self.depth = resolution, features, space, depth
         self.stem = _conv(2, 6, widths[0])
         self.down = nn.ModuleList(
             nn.Sequential(_conv(2, a, b, stride=2), Residual(2, b), nn.SiLU()) for a, b in pairwise(widths)
@@ -140,8 +140,12 @@ class DetailEncoder(Configurable):
             x = down(x)
         return self.out(self.refine(self.lift(x)))
 
-    def place(self, points: Tensor, camera: Camera, rig: Rig) -> Tensor:
-        """World points (B, P, 3) to coordinates (B, P, 3) of the voxel, [-1, 1] inside: world2cam of Eq. 5."""
+    def place(self, points: Tensor, camera: Camera, rig: Rig, *, behind: bool = False) -> Tensor:
+        """World points (B, P, 3) to coordinates (B, P, 3) of the voxel, [-1, 1] inside: world2cam of Eq. 5.
+
+        ``behind``: points beyond the far depth are put on the voxel's last slice, as the plane behind a head that the
+        camera sees from the side.
+        """
         if self.space == "world":
             x, y, z = (points - points.new_tensor(rig.pivot)).unbind(-1)
             half, depth = rig.frame / 2 * rig.far / rig.radius, rig.radius - z
@@ -149,15 +153,17 @@ class DetailEncoder(Configurable):
         else:
             uv, depth = camera.project(points)  # the division by depth is in here
             x, y = (2 * uv - 1).unbind(-1)
-        return torch.stack([x, y, 2 * (depth - rig.near) / (rig.far - rig.near) - 1], -1)
+        z = 2 * (depth - rig.near) / (rig.far - rig.near) - 1
+        return torch.stack([x, y, z.clamp_max(1 - 1 / self.depth) if behind else z], -1)
 
-    def lookup(self, voxel: Tensor, points: Tensor, camera: Camera, rig: Rig) -> Tensor:
+    def lookup(self, voxel: Tensor, points: Tensor, camera: Camera, rig: Rig, *, behind: bool = False) -> Tensor:
         """f_lr (B, P, d_V) of world points (B, P, 3), 0 outside of the voxel (Eq. 5).
 
         Args:
             voxel: (B, d_V, D, H, W). camera: B cameras, of the photos. rig: gives near and far.
+            behind: see :meth:`place`.
         """
-        return trilinear(voxel, self.place(points, camera, rig), "zeros")
+        return trilinear(voxel, self.place(points, camera, rig, behind=behind), "zeros")
 
 
 class ManifoldUpsampler(Configurable):
@@ -289,20 +295,21 @@ class DetailReconstructor(Configurable):
         """
         voxel = self.encoder(image, coarse)
         with torch.autocast(camera.device.type, enabled=False):
+            encoder, rig = self.encoder, generator.rig
             if self.direct is not None:
                 volume = self.direct(voxel.float())
-                place = lambda points: self.encoder.place(points, camera, generator.rig)  # noqa: E731
-                behind = Details(volume, place, "zeros") if self.background else None
-                return Details(volume, place, "zeros", behind)
-            grid = generator.atlas(self.atlas)
-            surfaces, valid = grid.points, grid.valid
+                behind = Details(volume, lambda points: encoder.place(points, camera, rig, behind=True), "zeros")
+                place = lambda points: encoder.place(points, camera, rig)  # noqa: E731
+                return Details(volume, place, "zeros", behind if self.background else None)
+            grid, rows = generator.atlas(self.atlas), len(image)
+            points = grid.points.reshape(1, -1, 3).expand(rows, -1, -1)
+            f_lr = [encoder.lookup(voxel, points, camera, rig) * grid.valid.reshape(1, -1, 1)]
             if self.background:  # the last surface
-                surfaces = torch.cat([surfaces, generator.plane_grid(self.atlas)[None]])
-                valid = torch.cat([valid, torch.ones_like(valid[:1])])
-            points = surfaces.reshape(1, -1, 3).expand(len(image), -1, -1)
-            f_lr = self.encoder.lookup(voxel, points, camera, generator.rig) * valid.reshape(1, -1, 1)
+                plane = generator.plane_grid(self.atlas).reshape(1, -1, 3).expand(rows, -1, -1)
+                f_lr.append(encoder.lookup(voxel, plane, camera, rig, behind=True))
         assert self.upsampler is not None
-        f_hr = self.upsampler(f_lr.mT.unflatten(2, valid.shape).transpose(1, 2)).transpose(1, 2)
+        flat = torch.cat(f_lr, 1).mT.unflatten(2, (-1, self.atlas, self.atlas))
+        f_hr = self.upsampler(flat.transpose(1, 2)).transpose(1, 2)
         if not self.background:
             return Details(f_hr, generator.on_atlas, "border")
         behind = Details(f_hr[:, :, -1:], generator.on_plane, "border")

@@ -175,6 +175,11 @@ def test_details_on_the_plane_behind_the_head(super_resolution):
         size = details.behind.volume.shape[-1]
         texels = details.behind(prior.plane_grid(size).reshape(1, -1, 3))
         torch.testing.assert_close(texels.mT.unflatten(2, (size, size)), details.behind.volume[:, :, 0])
+    # From the side the plane is beyond the frustum's far end: it has the last slice.
+    side = prior.rig.camera(0.6)
+    corner = torch.tensor([[[0.2, 0.1, float(prior.middle[2]) - 3.0]]])
+    deep, beyond = (network.encoder.place(corner, side, prior.rig, behind=behind)[0, 0] for behind in (True, False))
+    assert beyond[2] > 1 and float(deep[2]) == pytest.approx(1 - 1 / 4) and torch.equal(deep[:2], beyond[:2])
     with pytest.raises(ValueError, match=r"detail\.background needs a generator with a plane"):
         reconstructor(background=True).check(generator())
 
