@@ -342,6 +342,7 @@ class TestEvaluation:
         assert {"psnr", "ssim@face", "lpips", "identity", "depth_mae", "normal_error", "diversity_ratio"} <= metrics
         errors = [r.value for r in records if r.metric == "camera_error_deg"]
         assert errors == pytest.approx([0.0] * 3, abs=0.05)
+        assert len({r.value for r in records if r.metric == "palette"}) == 1  # of the artwork, whatever the method
         assert {r.view for r in records} >= {"input", "yaw=-36", "yaw=+0", "yaw=+36"}
         unchanged = [r.value for r in records if (r.variant, r.metric) == ("anchor", "diversity_ratio")]
         assert unchanged == [1.0]
