@@ -23,7 +23,7 @@ from datamodules.artworks import Artwork
 from datamodules.items import ItemsDataModule
 from datamodules.mannequins.dataset import SPLITS, CacheConfig, MannequinImages, build_cache
 from datamodules.mannequins.render import RIG, Truth, render
-from datamodules.mannequins.scene import EXPRESSIONS, Scene, subject_z
+from datamodules.mannequins.scene import EXAGGERATIONS, EXPRESSIONS, Scene, subject_z
 from datamodules.mannequins.styles import ART_STYLES, PLAIN, STYLES
 from models.camera import Camera
 from models.errors import UserError
@@ -31,6 +31,7 @@ from models.files import atomic_write
 from models.image import write_image
 
 _VIEW_SEED = 40_000_003
+_ERROR_SEED = 50_000_017
 
 
 @dataclass(frozen=True)
@@ -41,12 +42,15 @@ class Portrayal:
         seed: the subject's, of ``SPLITS``.
         style: one of ``STYLES``.
         yaw, pitch: of the view, radians.
+        exaggeration: a geometric one, of ``EXAGGERATIONS``, or "". strength: of it.
     """
 
     seed: int
     style: str
     yaw: float
     pitch: float
+    exaggeration: str = ""
+    strength: float = 1.0
 
     @staticmethod
     def draw(seed: int, style: str, yaw_max_deg: float, pitch_max_deg: float, salt: int = 0) -> Portrayal:
@@ -72,7 +76,8 @@ class Portrayal:
     @property
     def scene(self) -> Scene:
         """The neutral head, a batch of one."""
-        return Scene.from_z(subject_z([self.seed]))
+        scene = Scene.from_z(subject_z([self.seed]))
+        return scene.exaggerate(self.exaggeration, self.strength) if self.exaggeration else scene
 
     def render(self, camera: Camera, size: int, supersample: int = 2, expression: Tensor | None = None) -> Truth:
         """The stylised head from ``camera`` (B,), with expressions (B, E) or neutral."""
@@ -110,8 +115,12 @@ class MannequinArtworks(ItemsDataModule[Artwork]):
         split: of the subjects: tune on "val", report on "test".
         subjects: how many, from number ``first`` of the split on.
         styles: every subject is portrayed in each of them; one by itself is a style.
+        rotate_styles: every subject is portrayed in one of them instead, by turns.
         size: side of the pictures, pixels.
         yaw_max_deg, pitch_max_deg: the views are drawn uniformly within these.
+        frontal: artworks are seen from the front instead, which is no view of the truth then (3DArtmator, Sec. 4.3.4).
+        exaggeration, strength: a caricature of every head, of ``EXAGGERATIONS``; "" for none.
+        camera_error_deg: by so much the yaw that artworks are given with is wrong, to a side that is drawn.
         views: yaws of the truth, uniform over +-``yaw_max_deg`` at the artwork's pitch, end points included.
         supersample: samples per pixel and axis.
         seed: of the views.
@@ -130,9 +139,17 @@ class MannequinArtworks(ItemsDataModule[Artwork]):
         views: int = 7,
         supersample: int = 2,
         seed: int = 0,
+        rotate_styles: bool = False,
+        frontal: bool = False,
+        exaggeration: str = "",
+        strength: float = 1.0,
+        camera_error_deg: float = 0.0,
         photos: bool = False,
     ) -> None:
         super().__init__()
+        if exaggeration and exaggeration not in EXAGGERATIONS:
+            raise UserError(f"unknown exaggeration {exaggeration!r}, choose from {', '.join(EXAGGERATIONS)}")
+        self.camera_error = math.radians(camera_error_deg)
         if min(subjects, size, views, supersample) < 1:
             raise UserError("subjects, size, views and supersample must be at least 1")
         if split not in SPLITS or not 0 <= first <= first + subjects <= len(SPLITS[split]):
@@ -140,20 +157,37 @@ class MannequinArtworks(ItemsDataModule[Artwork]):
                 f"there are no subjects {first} to {first + subjects} in split {split!r} ({', '.join(SPLITS)})"
             )
         self.split, self.size, self.supersample = split, size, supersample
-        self.views, self.yaw_max, self.photos = views, math.radians(yaw_max_deg), photos
+        self.photos = photos
+        styles = (styles,) if isinstance(styles, str) else styles
+        limit = math.radians(yaw_max_deg)
+        yaws = torch.linspace(-limit, limit, views)
+        self.yaws = yaws[yaws.abs() > 1e-4] if frontal else yaws
+        if not len(self.yaws):
+            raise UserError("frontal artworks leave no view to compare: give more views, or a yaw_max_deg above 0")
+        limits = (0.0, 0.0) if frontal else (yaw_max_deg, pitch_max_deg)
         self.portrayals = {
             portrayal.id: portrayal
-            for number in SPLITS[split][first : first + subjects]
-            for style in ((styles,) if isinstance(styles, str) else styles)
-            for portrayal in [Portrayal.draw(number, style, yaw_max_deg, pitch_max_deg, seed)]
+            for place, number in enumerate(SPLITS[split][first : first + subjects])
+            for style in ([styles[place % len(styles)]] if rotate_styles else styles)
+            for portrayal in [
+                replace(Portrayal.draw(number, style, *limits, seed), exaggeration=exaggeration, strength=strength)
+            ]
         }
+
+    def given(self, portrayal: Portrayal) -> Camera:
+        """The camera that an artwork is given with, a batch of one."""
+        if not self.camera_error:
+            return portrayal.camera
+        draws = torch.Generator().manual_seed(_ERROR_SEED + 97 * portrayal.seed + STYLES.index(portrayal.style))
+        side = 1 - 2 * int(torch.randint(2, (), generator=draws))
+        return RIG.camera(portrayal.yaw + side * self.camera_error, portrayal.pitch)
 
     def read_items(self) -> list[Artwork]:
         return [
             Artwork(
                 id=identity,
                 image=self._shown(p).render(p.camera, self.size, self.supersample).image[0],
-                label=p.camera.label()[0],
+                label=self.given(p).label()[0],
                 original_size=(self.size, self.size),
                 style=p.style,
             )
@@ -161,17 +195,16 @@ class MannequinArtworks(ItemsDataModule[Artwork]):
         ]
 
     def _shown(self, portrayal: Portrayal) -> Portrayal:
-        return replace(portrayal, style=PLAIN) if self.photos else portrayal
+        return replace(portrayal, style=PLAIN, exaggeration="") if self.photos else portrayal
 
     def item_truth(self, identity: str) -> PortraitTruth:
         """The truth of one artwork; drawn at each call (a second or two at 64 px)."""
         portrayal = self.portrayals[identity]
-        yaws = torch.linspace(-self.yaw_max, self.yaw_max, self.views)
         faces = torch.cat([torch.zeros(1, len(EXPRESSIONS)), torch.eye(len(EXPRESSIONS))])
         front = RIG.camera(0.0, portrayal.pitch).repeat_interleave(len(faces))
         return PortraitTruth(
             input=portrayal.render(portrayal.camera, self.size, self.supersample),
-            views=portrayal.render(RIG.camera(yaws, portrayal.pitch), self.size, self.supersample),
+            views=portrayal.render(RIG.camera(self.yaws, portrayal.pitch), self.size, self.supersample),
             faces=portrayal.render(front, self.size, self.supersample, faces),
             subject=str(portrayal.seed),
         )

@@ -14,11 +14,11 @@ from models.augment.marks import random_marks
 from models.batches import PortraitBatch
 from models.camera import Camera
 from models.checks import check_not_negative, check_positive
-from models.encoders.detail import DetailReconstructor
+from models.encoders.detail import DetailReconstructor, Details
 from models.errors import UserError, one_line
 from models.generators.manifold import ManifoldGenerator
 from models.heads.index import Entry, detailed_entry
-from models.heads.subjects import Details
+from models.heads.subjects import Details as DetailNetworks
 from models.image import resized
 from models.latents import Latents
 from models.losses.detail import depth_loss, layer_normals, novel_view_loss, unseen
@@ -45,6 +45,7 @@ class Regularisation:
         tau: of Eq. 8.
         depth: weight of L_depth (Eq. 10); 0 leaves it out.
         spacings: epsilon of Eq. 10, in mean distances between manifolds along a ray.
+        plane: whether the plane of a shared background is the last surface of Eq. 10, whose z_surf is nowhere farther.
     """
 
     novel: float = 4.0
@@ -53,6 +54,7 @@ class Regularisation:
     tau: float = 0.1
     depth: float = 2e-4
     spacings: float = 1.5
+    plane: bool = False
 
     def __post_init__(self) -> None:
         check_not_negative(self, "novel", "depth", where="regularisation.")
@@ -131,6 +133,8 @@ class DetailStage(PhotoStage):
             self.detail.check(self.generator)
         except ValueError as error:
             raise UserError(f"{error}: {path}") from error
+        if self.regularisation.plane and not self.generator.has_plane:
+            raise UserError(f"regularisation.plane: the generator of {path} has no plane behind the head")
 
     def modules_out(self) -> dict[str, nn.Module]:
         return {**super().modules_out(), "detail": self.detail}
@@ -155,7 +159,8 @@ class DetailStage(PhotoStage):
             added.append(details(points))
             return features + added[0].to(features.dtype)
 
-        final = generator.synthesis(coarse.ws, coarse.camera, expression=coarse.expression, edit=edit)
+        edits = details.edits | {"edit": edit}
+        final = generator.synthesis(coarse.ws, coarse.camera, expression=coarse.expression, **edits)
         terms = self.recover(final.image[::2], image)
         loss = terms["reconstruction"]
         if options.novel:
@@ -168,9 +173,19 @@ class DetailStage(PhotoStage):
             assert alpha is not None
             there = added[0].unflatten(1, coarse.features.shape[1:4])[:, 0]  # f_hr on the photo's own rays
             opacity = alpha.float().unflatten(1, there.shape[1:3])
-            terms["depth"] = depth_loss(there, opacity, hits.depth[::2], hits.valid[::2], options.spacings)
+            depth, valid, behind = hits.depth[::2], hits.valid[::2], self._behind(camera, hits.pixel[::2], details)
+            terms["depth"] = depth_loss(there, opacity, depth, valid, options.spacings, *behind)
             loss = loss + options.depth * terms["depth"]
         return {**terms, "depth_change": depth_change(final[::2], shown), "loss": loss}
+
+    def _behind(self, camera: Camera, pixel: Tensor, details: Details) -> tuple[Tensor, Tensor | None] | tuple[()]:
+        """Where rays of the photos meet the plane of Eq. 10 (B, R), and its details there (B, R, C)."""
+        if not self.regularisation.plane:
+            return ()
+        depth, points = self.generator.behind(camera, self.generator.resolution)
+        pixel = pixel.clamp_max(depth.shape[1] - 1)  # padding looks anywhere
+        there = points.gather(1, pixel[..., None].expand(-1, -1, 3))
+        return depth.gather(1, pixel), None if details.behind is None else details.behind(there)
 
     @torch.no_grad()
     def _coarse(self, image: Tensor, camera: Camera, others: Camera) -> _Coarse:
@@ -230,10 +245,10 @@ class DetailStage(PhotoStage):
         assert camera is not None
         ws, expression = self.invert(image)
         coarse = self.generator.synthesis(ws, camera, expression=expression).image
-        edit = self.detail(resized(image, self.detail.resolution), coarse, camera, self.generator).edit
-        return lambda move: partial(self.generator.synthesis, move(ws), expression=expression, edit=edit)
+        edits = self.detail(resized(image, self.detail.resolution), coarse, camera, self.generator).edits
+        return lambda move: partial(self.generator.synthesis, move(ws), expression=expression, **edits)
 
-    def details(self) -> dict[str, Details]:
+    def details(self) -> dict[str, DetailNetworks]:
         return {"detail": self.detail}
 
     def entry(self, identity: str, artwork: str) -> Entry:

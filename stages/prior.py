@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Protocol, runtime_checkable
 
@@ -21,12 +22,14 @@ from models.generators.stylesdf import StyleSDF
 from models.image import write_image
 from models.losses.field import FieldLoss
 from models.losses.rendering import RenderingLoss
-from models.metrics.distribution import Distribution
+from models.metrics.consistency import SurfaceRecipe
+from models.metrics.distribution import Distribution, features_of
 from models.metrics.prior import (
     KnowsSubjects,
     closed_meshes,
     nearest_pictures,
     picture_scores,
+    sample_consistency,
     sample_distances,
     subject_scores,
 )
@@ -79,7 +82,11 @@ class PriorStage(AdversarialStage):
         fit_manifolds: fit the manifold predictor to the data's ``manifold_field`` before training.
         tested: the generator that ``test`` measures; the averaged one of a checkpoint by default.
         fit_subjects: held-out subjects that ``test`` fits latent codes to.
-        kid_features: network for the kernel distance between samples and held-out pictures; none skips it.
+        kid_features: network for the distances between samples and held-out pictures; none skips them.
+        samples_scored: so many samples are compared with all held-out pictures; 20,000 in the papers' FID. By default
+            only as many as half of the pictures, with that half.
+        surfaces: random heads whose 3D consistency ``test`` measures, by a surface that is fitted to their views, which
+            takes a minute or more each. surface_views: the views of each; surface: how it is fitted.
         meshes: random heads whose meshes ``test`` looks at, whether they are closed.
         neighbours: samples shown beside the nearest picture of the training set, the distance beside that of held-out
             pictures; 0 skips it.
@@ -105,6 +112,10 @@ class PriorStage(AdversarialStage):
         tested: GeneratorRef | None = None,
         fit_subjects: int = 32,
         kid_features: Distribution | None = None,
+        samples_scored: int | None = None,
+        surfaces: int = 0,
+        surface_views: int = 30,
+        surface: SurfaceRecipe | None = None,
         meshes: int = 0,
         neighbours: int = 0,
         seed: int = 0,
@@ -124,10 +135,16 @@ class PriorStage(AdversarialStage):
             )
         self.tested, self.fit_subjects, self.meshes, self.neighbours = tested, fit_subjects, meshes, neighbours
         self.kid_features = None if kid_features is None else Frozen(kid_features)
+        self.samples_scored, self.surfaces = samples_scored, surfaces
+        self.surface_views, self.surface = surface_views, surface
+        if samples_scored is not None and samples_scored < _FEWEST:
+            raise UserError(f"model.samples_scored is {samples_scored}: distances are told by {_FEWEST} or more")
+        if surfaces and surface_views < 2:
+            raise UserError(f"model.surface_views is {surface_views}: a surface needs two views")
         self._scored: list[dict[str, Tensor]] = []  # of the running validation
         self._tested: dict[int, dict[str, Tensor]] = {}  # by place in the split, what test has seen
         check_positive(self, "rendered", "views_per_step")
-        check_not_negative(self, "fit_subjects", "meshes", "neighbours")
+        check_not_negative(self, "fit_subjects", "meshes", "neighbours", "surfaces")
         self.adopt(generator, discriminator)
 
     def build_model(self) -> None:
@@ -241,6 +258,8 @@ class PriorStage(AdversarialStage):
                 "test measures against the embedded world; of other pictures it knows the distribution only: "
                 "name a network for it as --model.kid_features"
             )
+        if self.surfaces and not self.average.module.is_3d:
+            raise UserError("model.surfaces: a 2D generator has none")
 
     def _truth(self, batch: PortraitBatch) -> KnowsSubjects | None:
         data = self.trainer.datamodule  # type: ignore[attr-defined]
@@ -254,7 +273,11 @@ class PriorStage(AdversarialStage):
             place = len(self._tested) * self.world_size + self.global_rank  # as the loader deals subjects out
             image = batch["image"][row].cpu()
             label = batch["label"][row].cpu() if "label" in batch else image.new_zeros(len(image), 0)
-            self._tested[place] = {"image": image, "label": label}
+            self._tested[place] = {"label": label}
+            if place < self.neighbours:
+                self._tested[place]["image"] = image
+            if self.kid_features is not None:
+                self._tested[place]["features"] = features_of(self.kid_features.module, [image], self.device)
             if truth is not None and place < self.fit_subjects:
                 assert "z" in batch and "seed" in batch
                 z, subject = batch["z"][row][None], int(batch["seed"][row])
@@ -270,23 +293,28 @@ class PriorStage(AdversarialStage):
         if not self.trainer.is_global_zero:
             return records
         subjects = [tested[place] for place in sorted(tested)]
-        pictures, labels = (torch.cat([subject[name] for subject in subjects]) for name in ("image", "label"))
+        labels = torch.cat([subject["label"] for subject in subjects])
+        generator = self.average.module.eval()
         if self.kid_features is not None:
-            if len(pictures) < _FEWEST:
+            real = torch.cat([subject["features"] for subject in subjects])
+            if len(real) < _FEWEST:
                 raise UserError(
-                    f"distances between sets are told by {_FEWEST} pictures or more, there are {len(pictures)}: give "
+                    f"distances between sets are told by {_FEWEST} pictures or more, there are {len(real)}: give "
                     "more, or set --model.kid_features null"
                 )
-            features = self.kid_features.module
-            records += sample_distances(features, self._samples, pictures, labels, self.seed, self.device)
+            features, count = self.kid_features.module, self.samples_scored
+            records += sample_distances(features, self._samples, real, labels, self.seed, self.device, count)
+        if self.surfaces:
+            records += sample_consistency(generator, self.surfaces, self.seed, self.surface_views, self.surface)
         if self.meshes:
-            records += closed_meshes(self.average.module.eval(), self.meshes, self.seed)
+            records += closed_meshes(generator, self.meshes, self.seed)
         if self.neighbours:
             data = self.trainer.datamodule  # type: ignore[attr-defined]
             assert isinstance(data, SplitDataModule)
             data.setup("fit")
             train = data.datasets["train"]
-            asked = {"samples": self._samples(labels[: self.neighbours]), "held out": pictures[: self.neighbours]}
+            pictures = torch.cat([subject["image"] for subject in subjects if "image" in subject])[: self.neighbours]
+            asked = {"samples": torch.cat([*self._samples(labels[: self.neighbours])]), "held out": pictures}
             found, sheet = nearest_pictures(asked, (train[i]["image"] for i in range(len(train))))
             records += [
                 Record("prior", "1", "test", str(item), "", self.seed, variant, "", "psnr_to_nearest_training", value)
@@ -297,11 +325,9 @@ class PriorStage(AdversarialStage):
         return records
 
     @torch.no_grad()
-    def _samples(self, labels: Tensor) -> Tensor:
-        """Pictures (N, 3, R, R) of random codes, seen by cameras (N, 25) or, in 2D, by none (N, 0); on the CPU."""
+    def _samples(self, labels: Tensor) -> Iterator[Tensor]:
+        """Pictures (16, 3, R, R) of random codes, seen by cameras (N, 25) or, in 2D, by none (N, 0); on the CPU."""
         draws = torch.Generator().manual_seed(self.seed)
-        pictures = []
         for part in labels.split(16):
             camera = Camera.from_label(part.to(self.device)) if self.average.module.is_3d else None
-            pictures.append(self.samples(len(part), camera, draws).clamp(-1, 1).cpu())
-        return torch.cat(pictures)
+            yield self.samples(len(part), camera, draws).clamp(-1, 1).cpu()

@@ -31,7 +31,7 @@ from models.generators.base import Generator
 from models.generators.views import render_views
 from models.heads.codes import HeadCode, HeadCodes
 from models.heads.index import Entry, read_index, subject_index
-from models.heads.subjects import Subjects
+from models.heads.subjects import Subject, Subjects
 from models.heads.tuning import TunedWeights, select_parameters, with_weights
 from models.image import resized, write_image
 from models.latents import Latents
@@ -39,8 +39,8 @@ from models.losses.direction import directional_l2, directional_loss, displaceme
 from models.losses.inversion import locality
 from models.losses.landmarks import landmark_distance
 from models.metrics.faces import EXPECTED, measured_expressions, score_faces
-from models.metrics.image import diversity
-from models.metrics.portrait import HeadTruth, Score, score_head, strip
+from models.metrics.image import change_correlation, diversity, masked_mean
+from models.metrics.portrait import HeadTruth, Score, compare_input, compare_views, score_head, strip
 from models.metrics.records import Record, read_records, write_records
 from models.rendering.animation import EXPRESSIONS, animate, face_views
 from models.rendering.output import Rendering
@@ -55,6 +55,8 @@ log = logging.getLogger(__name__)
 
 PROTOCOL, PROTOCOL_VERSION = "artform-multiview", "1"
 FACES_PROTOCOL, FACES_VERSION = "portrait-faces", "1"
+PICTURE_PROTOCOL, PICTURE_VERSION = "portrait-picture", "1"
+_WARP = "warp"
 _CHUNK = 8  # views rendered at once before the tuning starts
 _ORBIT = 7
 _WAY = 0.12  # eye distances that an expression's points count for, all its way
@@ -71,7 +73,7 @@ class TuningConfig:
 
     Attributes:
         steps: optimisation steps (the paper gives no number).
-        learning_rate: of Adam. schedule: "constant", or "cosine" down to a twentieth.
+        learning_rate, betas: of Adam. schedule: "constant", or "cosine" down to a twentieth.
         clip: largest norm of an item's gradient over all its parameters; 0 does not clip.
         train, freeze: which parameters move, see :func:`models.heads.tuning.select_parameters`.
         latent: "anchor", or "random": a fixed random code (the ablation of Sec. 4.5).
@@ -81,7 +83,8 @@ class TuningConfig:
         direction_floor: the direction is left out while its squared norm is at most this share of the guide's.
         normalize_embedding: bring embeddings to unit length before they are subtracted.
         augment: of both images of a pair, before they are embedded.
-        pool: the random views are drawn from this many, fixed per item: the original's pictures are kept.
+        pool: the random views are drawn from this many, fixed per item: the original's pictures are kept. null draws
+            new ones each step, as the paper, and renders the original there too.
         frugal: render view by view, for the gradient again: a third more work, and memory for one view.
         yaw_max_deg, pitch_max_deg: limits of the random views, drawn uniformly; null for the generator's own poses.
         pixel: weight of the mean squared error at the artwork's view (PTI).
@@ -104,10 +107,12 @@ class TuningConfig:
         expression_beyond: artworks that are nearer to their anchor than this perceptual distance are of the generator's
             own kind: its own expressions are kept, as they fit.
         locality: weight of PTI's locality regularisation. locality_distance: of its codes from the pivot.
+        locality_truncation: of the random codes that these lie towards; 1 does not truncate.
     """
 
     steps: int = 500
     learning_rate: float = 1e-5
+    betas: tuple[float, float] = (0.9, 0.99)
     schedule: Schedule = "constant"
     clip: float = 0.0
     train: str = "synthesis"
@@ -120,7 +125,7 @@ class TuningConfig:
     direction_floor: float = 1e-2
     normalize_embedding: bool = True
     augment: PairAugmentation = PairAugmentation()  # noqa: RUF009 - frozen
-    pool: int = 64
+    pool: int | None = 64
     frugal: bool = False
     yaw_max_deg: float | None = None
     pitch_max_deg: float | None = None
@@ -138,9 +143,11 @@ class TuningConfig:
     expression_beyond: float = 0.0
     locality: float = 0.0
     locality_distance: float = 30.0
+    locality_truncation: float = 1.0
 
     def __post_init__(self) -> None:
-        check_positive(self, "learning_rate", "locality_distance", "yaw_max_deg", "pitch_max_deg", where="recipe.")
+        positive = "learning_rate", "locality_distance", "locality_truncation", "yaw_max_deg", "pitch_max_deg"
+        check_positive(self, *positive, where="recipe.")
         weights = (
             "direction", "spatial", "pixel", "mirror", "carry", "geometry", "landmark", "expression", "locality"
         )  # fmt: skip
@@ -151,8 +158,10 @@ class TuningConfig:
             raise UserError(f"recipe.carry_face is {self.carry_face}: it must be a number from 0 to 1")
         if not any(getattr(self, name) for name in ("direction", "spatial", "pixel", "mirror", "carry")):
             raise UserError("recipe: no term that could move the generator has a weight")
-        if self.steps < 1 or self.pool < 1 or self.views < 0:
+        if self.steps < 1 or self.views < 0 or (self.pool is not None and self.pool < 1):
             raise UserError("recipe: steps and pool must be at least 1, views at least 0")
+        if self.pool is None and (self.carry or not self.views):
+            raise UserError("recipe.pool: null draws new views each step, which carry and no views at all cannot use")
         if self.views == 0 and (self.direction or self.carry or self.geometry):
             raise UserError("recipe: direction, carry and geometry need at least one random view")
 
@@ -170,7 +179,8 @@ class Target:
         ws: its fixed codes. z: (1, z_dim) behind them, or None. expression: (1, E), or None for neutral.
         reference: the artwork, a batch of one, with what its pixels count. camera: its view, None in 2D.
         guide: (1, D), Eq. 4; None without a direction term.
-        pool: the random views, None in 2D. views: of G_ori from there; the one there is in 2D.
+        pool: the random views, None in 2D and where each step draws its own. views: of G_ori from there; the
+            artwork's without a pool.
         mirrored: the artwork as the mirrored camera sees it, or None. reprojected: for all of the pool, or None.
         points: (1, 468, 3) of the artwork's face, or None.
         animated: what the artwork shows with other expressions; None where the generator's own fit.
@@ -245,20 +255,25 @@ class StylizeStage(PerItemStage[Artwork, StyleState]):
     its colours carried along the anchor's depth, unchanged geometry, and PTI's locality.
 
     ``test`` scores finished heads, of this stage or of any other, against data that know the truth
-    (:class:`datamodules.truth.KnowsItemTruth`); where nobody knows it, by what a reader of faces sees of them
-    (:mod:`models.metrics.faces`). One file a head; a rerun goes on where the last one ended.
+    (:class:`datamodules.truth.KnowsItemTruth`); where nobody knows it, by the artwork itself, by how diverse the tuned
+    generator is, and by what a reader of faces sees (:mod:`models.metrics.faces`). One file a head; a rerun goes on
+    where the last one ended.
 
     Args:
         anchor: artifact of the anchor stage; holds the generator and the anchors. Not for test.
         perceptual: LPIPS of L_spa, and of the evaluation.
-        landmarks: finds faces, for the terms landmark, expression and background, and for test without truth; null
-            without these.
+        landmarks: finds faces, for the terms landmark, expression and background, and for what test sees of heads
+            without truth; null without these.
         style: the image embedding E of L_dir; null without that term.
         recipe: how to tune.
         group_size, save_every, seed: as :class:`PerItemStage`.
         tested: the artifacts that test scores, by their name in the table.
         identity: identity embedding of the evaluation; null leaves its metrics out.
         network: name of the evaluation's networks in the table.
+        warp: also score the artwork warped along the generator's average head, to which nothing is fitted: what a
+            reenactment by warping alone can do. Its name in the table is "warp".
+        diversity_pictures, diversity_pairs: random heads, and pairs of them, by which test tells how diverse the tuned
+            generator is; the paper has 1,000 and all of their pairs (Sec. 4.4).
     """
 
     name = "stylize"
@@ -276,9 +291,19 @@ class StylizeStage(PerItemStage[Artwork, StyleState]):
         tested: dict[str, str] | None = None,
         identity: nn.Module | None = None,
         network: str = "embedded",
+        warp: bool = False,
+        diversity_pictures: int = 12,
+        diversity_pairs: int = 2000,
     ) -> None:
         super().__init__(steps=recipe.steps, group_size=group_size, save_every=save_every, seed=seed)
         self.anchor, self.recipe, self.tested, self.network = anchor, recipe, tested or {}, network
+        self.diversity_pictures, self.diversity_pairs = diversity_pictures, diversity_pairs
+        self.warp = warp
+        if warp and _WARP in self.tested:
+            raise UserError(f"model.tested: {_WARP} is the name of what --model.warp scores")
+        check_positive(self, "diversity_pairs")
+        if diversity_pictures < 2:
+            raise UserError(f"diversity_pictures is {diversity_pictures}: pairs need at least 2")
         self.perceptual = Frozen(perceptual)
         self.style = None if style is None else Frozen(style)
         self.identity = None if identity is None else Frozen(identity)
@@ -289,6 +314,7 @@ class StylizeStage(PerItemStage[Artwork, StyleState]):
             )
         self._strips: dict[str, Tensor] = {}
         self._said: set[str] = set()  # once for all groups
+        self._spread: dict[int, tuple[Generator, float]] = {}  # of the original that was measured last
 
     def build_model(self) -> None:
         if self.tested:
@@ -317,7 +343,7 @@ class StylizeStage(PerItemStage[Artwork, StyleState]):
         targets = [self._target(item, recipe) for item in items]
         modules = [ItemWeights(TunedWeights(self.generator, names), self.steps) for _ in items]
         module = nn.ModuleList(modules).to(self.device)
-        optimizer = torch.optim.Adam(module.parameters(), recipe.learning_rate, betas=(0.9, 0.99))
+        optimizer = torch.optim.Adam(module.parameters(), recipe.learning_rate, betas=recipe.betas)
         return StyleState(items, module, {"weights": optimizer}, recipe, targets)
 
     @torch.no_grad()
@@ -367,9 +393,12 @@ class StylizeStage(PerItemStage[Artwork, StyleState]):
         camera = None if anchor.camera is None else anchor.camera.to(self.device)
         ws, z = anchor.latents.to(self.device), None if anchor.z is None else anchor.z.to(self.device)
         expression = None if anchor.neutral else anchor.expression.to(self.device)
-        pool = None if camera is None else self._pool(recipe, draws).to(self.device)
+        pool = None
+        if camera is not None and recipe.pool is not None:
+            pool = self._random_views(recipe, recipe.pool, draws).to(self.device)
         chunk = 1 if recipe.frugal else _CHUNK
-        views, seen = (render_views(generator, ws, c, expression, chunk=chunk) for c in (pool, camera))
+        seen = render_views(generator, ws, camera, expression, chunk=chunk)
+        views = seen if pool is None else render_views(generator, ws, pool, expression, chunk=chunk)
         beyond = recipe.expression_beyond
         akin = beyond > 0 and float(self.perceptual(seen.image, reference).mean()) < beyond
         guide = None
@@ -378,21 +407,21 @@ class StylizeStage(PerItemStage[Artwork, StyleState]):
         opposite = elsewhere = None
         face = PseudoView(reference, torch.ones_like(reference[:, :1]))
         points = self._points(item, recipe)
-        if camera is not None and pool is not None:
+        if camera is not None:
             unit = generator.rig.scale
             person = self._person(item, points, recipe)
             face = weighted_reference(reference, camera, seen, recipe.rim, person, recipe.background)
             if recipe.mirror:
                 other = render_views(generator, ws, camera.mirror(), expression)
                 opposite = mirrored(reference, camera, seen, other, recipe.mirror_hidden, unit, person)
-            if recipe.carry:
+            if recipe.carry and pool is not None:
                 elsewhere = reprojected(reference, camera, seen, pool, views, recipe.carry_fill, unit, person)
-            if elsewhere is not None and points is not None and recipe.carry_face and seen.depth is not None:
-                world = lift(points[0], camera, seen.depth)
-                if world is not None:
-                    side = elsewhere.image.shape[-1]
-                    own = face_views(reference, points[0], world, self._faces.canonical, pool, side)
-                    elsewhere = elsewhere.under(own, recipe.carry_face)
+                if points is not None and recipe.carry_face and seen.depth is not None:
+                    world = lift(points[0], camera, seen.depth)
+                    if world is not None:
+                        side = elsewhere.image.shape[-1]
+                        own = face_views(reference, points[0], world, self._faces.canonical, pool, side)
+                        elsewhere = elsewhere.under(own, recipe.carry_face)
         animated: list[Animated] | None = None if akin else []
         if points is not None and not akin:
             animated = self._animated(item, points[0], camera, seen, expression, recipe)
@@ -469,11 +498,11 @@ class StylizeStage(PerItemStage[Artwork, StyleState]):
             )
         return found
 
-    def _pool(self, recipe: TuningConfig, draws: torch.Generator) -> Camera:
+    def _random_views(self, recipe: TuningConfig, count: int, draws: torch.Generator) -> Camera:
         rig = self.generator.rig
         if recipe.yaw_max_deg is None and recipe.pitch_max_deg is None:
-            return rig.random(recipe.pool, draws)  # the training pose distribution
-        yaw, pitch = 2 * torch.rand(2, recipe.pool, generator=draws) - 1
+            return rig.random(count, draws)  # the training pose distribution
+        yaw, pitch = 2 * torch.rand(2, count, generator=draws) - 1
         limits = [
             limit if degrees is None else min(math.radians(degrees), limit)
             for degrees, limit in ((recipe.yaw_max_deg, rig.yaw_max), (recipe.pitch_max_deg, rig.pitch_max))
@@ -499,16 +528,17 @@ class StylizeStage(PerItemStage[Artwork, StyleState]):
     ) -> dict[str, Tensor]:
         """The terms of one item, each a scalar, with their weighted sum as ``loss``."""
         chosen = torch.randint(len(target.views.image), (recipe.views,), generator=draws).to(self.device)
-        cameras, first = None, 0
-        if target.camera is not None and target.pool is not None:
+        cameras, first, original = None, 0, target.views[chosen]
+        if target.camera is not None:
             given = [target.camera] + ([target.camera.mirror()] if target.mirrored is not None else [])
-            cameras, first = Camera.cat([*given, target.pool[chosen]]), len(given)
-        ws = target.ws
-        if recipe.train == "all" and target.z is not None:
-            # The mapping moves too; what the codes hold beyond mapping(z), a refinement in w+, stays.
-            before = self.generator.mapping(target.z)
-            after = tuned.mapping(target.z)
-            ws = ws + after - before
+            if target.pool is not None:
+                turned = target.pool[chosen]
+            else:
+                turned = self._random_views(recipe, recipe.views, draws).to(self.device)
+                with torch.no_grad():
+                    original = render_views(self.generator, target.ws, turned, target.expression, chunk=_CHUNK)
+            cameras, first = Camera.cat([*given, turned]), len(given)
+        ws = self._moved(tuned, target.ws, target.z)
         # One pass of the backbone serves all views.
         out = (tuned.frugal if recipe.frugal else tuned.synthesis)(ws, cameras, expression=target.expression)
         own = out.image[:1]
@@ -528,10 +558,10 @@ class StylizeStage(PerItemStage[Artwork, StyleState]):
             distance = self.perceptual(seen, pseudo.completed(seen)) if recipe.spatial else 0.0
             terms["carry"] = (pseudo.error(seen) + distance).mean()
         if recipe.geometry:
-            assert out.alpha is not None and target.views.alpha is not None
-            change = out[first:] - target.views[chosen]
+            assert out.alpha is not None and original.alpha is not None
+            change = out[first:] - original
             assert change.alpha is not None and change.depth is not None
-            both = (target.views.alpha[chosen] > 0.5) & (out.alpha[first:] > 0.5)
+            both = (original.alpha > 0.5) & (out.alpha[first:] > 0.5)
             moved = change.alpha.square() + both * (change.depth / self.generator.rig.scale).square()
             terms["geometry"] = moved.mean()
         if recipe.landmark and target.points is not None and self.landmarks is not None:
@@ -546,11 +576,17 @@ class StylizeStage(PerItemStage[Artwork, StyleState]):
             (getattr(recipe, name) * value for name, value in terms.items()), torch.zeros((), device=self.device)
         )
         if recipe.direction and target.guide is not None:
-            value, pull = self._direction(random_views, target.views.image[chosen], target.guide, recipe, draws)
+            value, pull = self._direction(random_views, original.image, target.guide, recipe, draws)
             # Nothing else would ever leave the original: start along the guide.
             total = total + recipe.direction * (value if pull is None or terms else pull)
             terms["direction"] = value
         return {"loss": total, **{name: value.detach() for name, value in terms.items()}}
+
+    def _moved(self, tuned: TunedWeights | Generator, ws: Latents, z: Tensor | None) -> Latents:
+        """The fixed codes as a tuned mapping has them; what they hold beyond mapping(z), a refinement in w+, stays."""
+        if self.recipe.train != "all" or z is None:
+            return ws
+        return ws + tuned.mapping(z) - self.generator.mapping(z)
 
     def _direction(
         self, tuned: Tensor, original: Tensor, guide: Tensor, recipe: TuningConfig, draws: torch.Generator
@@ -598,8 +634,8 @@ class StylizeStage(PerItemStage[Artwork, StyleState]):
     def _locality(self, tuned: TunedWeights, target: Target, recipe: TuningConfig, draws: torch.Generator) -> Tensor:
         """PTI's regularisation at a code near the pivot, from the artwork's view."""
         z = self.generator.sample_z(1, draws).to(self.device)
-        distance = recipe.locality_distance
-        return locality(tuned, self.generator, target.ws, z, target.camera, self.perceptual, distance).mean()
+        where = recipe.locality_distance, recipe.locality_truncation
+        return locality(tuned, self.generator, target.ws, z, target.camera, self.perceptual, *where).mean()
 
     def before_step(self, state: StyleState) -> None:
         if state.recipe.clip:
@@ -622,14 +658,14 @@ class StylizeStage(PerItemStage[Artwork, StyleState]):
             if target.camera is not None:
                 _, pitch = self.generator.rig.angles(target.camera)
                 orbit = self.generator.rig.orbit(_ORBIT, pitch=float(pitch)).to(self.device)
-            chunk = 1 if self.recipe.frugal else _CHUNK
+            chunk, codes = 1 if self.recipe.frugal else _CHUNK, self._moved(weights.tuned, target.ws, target.z)
             before = render_views(self.generator, target.ws, orbit, target.expression, chunk=chunk).image
             render = weights.tuned.frugal if self.recipe.frugal else weights.tuned.synthesis
-            after = render(target.ws, orbit, expression=target.expression).image
+            after = render(codes, orbit, expression=target.expression).image
             picture = strip(before, after).cpu()
             self._strips[item.id] = picture
             write_image(folder / "views.png", picture)
-            own = weights.tuned.synthesis(target.ws, target.camera, expression=target.expression).image
+            own = weights.tuned.synthesis(codes, target.camera, expression=target.expression).image
             write_image(folder / "stylised.png", own)
             with atomic_write(folder / "expressions.json") as file:
                 file.write_text(json.dumps(self._left_out(weights.tuned, target), indent=1) + "\n")
@@ -647,23 +683,25 @@ class StylizeStage(PerItemStage[Artwork, StyleState]):
         if own is None:
             own = torch.zeros(1, len(self.generator.expressions), device=self.device)
         head = with_weights(self.generator, tuned.tensors())
-        measured = measured_expressions(head, target.ws, own, self._faces)
+        codes = self._moved(tuned, target.ws, target.z)
+        measured = measured_expressions(head, codes, own, self._faces)
         reasons = {name: EXPECTED[name].missing(*values) for name, values in measured.items()}
         return {name: why for name, why in reasons.items() if why}
 
+    @torch.no_grad()
     def export(self) -> Export:
         source = self.inputs["anchor"]
-        anchors, ids = self.anchors, [item.id for item in self.items]
-        if self.recipe.latent == "random":
-            codes = {identity: self._code(identity, item_generator(self.seed, identity, -1)) for identity in ids}
-            anchors = HeadCodes.pack(codes, self.generator)
+        ids, codes = [item.id for item in self.items], {}
         artworks = {entry.id: entry.artwork for entry in read_index(source.manifest) if entry.artwork is not None}
-        modules: dict[str, nn.Module] = {"generator": self.generator, "anchors": anchors}
+        modules: dict[str, nn.Module] = {"generator": self.generator, "anchors": self.anchors}
         media: dict[str, Path] = {}
         entries, deltas = [], {}
         for identity in ids:
             folder, own, artwork = self.item_dir(identity), f"stylised.{identity}", f"reference_{identity}.png"
-            modules[own] = with_weights(self.generator, safetensors.torch.load_file(folder / "tuned.safetensors"))
+            tuned = with_weights(self.generator, safetensors.torch.load_file(folder / "tuned.safetensors"))
+            modules[own], code = tuned, self._code(identity, item_generator(self.seed, identity, -1))
+            z = None if code.z is None else code.z.to(self.device)
+            codes[identity] = dataclasses.replace(code, latents=self._moved(tuned, code.latents.to(self.device), z))
             media |= {f"{kind}_{identity}.png": folder / f"{kind}.png" for kind in ("views", "stylised")}
             media[artwork] = source.media(artworks[identity])
             left_out = json.loads((folder / "expressions.json").read_text("utf-8"))
@@ -671,6 +709,8 @@ class StylizeStage(PerItemStage[Artwork, StyleState]):
                 Entry(identity, "anchors", own, "generator", artwork=artwork, caption="stylised", left_out=left_out)
             )
             deltas[own] = "generator"
+        if self.recipe.latent == "random" or self.recipe.train == "all":
+            modules["anchors"] = HeadCodes.pack(codes, self.generator)
         items = [entry for entry in source.extra.get("items", []) if isinstance(entry, dict) and entry.get("id") in ids]
         about = {"items": items, "recipe": dataclasses.asdict(self.recipe), "seed": self.seed}
         return Export(
@@ -694,11 +734,6 @@ class StylizeStage(PerItemStage[Artwork, StyleState]):
             return
         if not self.tested:
             raise UserError("test scores finished heads: name their artifacts as --model.tested.NAME PATH")
-        if not isinstance(self.trainer.datamodule, KnowsItemTruth) and self.landmarks is None:  # type: ignore[attr-defined]
-            raise UserError(
-                "test needs artworks whose truth is known (datamodules.mannequin_artworks.MannequinArtworks), or "
-                "--model.landmarks, which looks at the faces of heads of which nobody knows it"
-            )
 
     def on_test_start(self) -> None:
         for heads in self.heads.values():
@@ -712,9 +747,12 @@ class StylizeStage(PerItemStage[Artwork, StyleState]):
             todo = [name for name in self.heads if not self._result(name, item.id).exists()]
             if not isinstance(data, KnowsItemTruth):
                 for name in todo:
-                    self._score_faces(name, self.heads[name], item.id)
+                    self._score_picture(name, self.heads[name], item.id)
                 continue
-            truth = data.item_truth(item.id).to(self.device) if todo else None
+            warps = self.warp and not self._result(_WARP, item.id).exists()
+            truth = data.item_truth(item.id).to(self.device) if todo or warps else None
+            if warps and truth is not None:
+                self._score_warp(item.id, truth, data.split)
             for name in todo:
                 assert truth is not None
                 self._score(name, self.heads[name], item.id, truth, data.split)
@@ -726,52 +764,125 @@ class StylizeStage(PerItemStage[Artwork, StyleState]):
         scores, pictures = score_head(
             generator, codes, expression, truth, self.perceptual, self.identity, generator.expressions
         )
-        original = (head.original or head.generator).to(self.device)
-        ratio = self._diversity(generator, original) / self._diversity(original, original)
-        scores.append(Score("", "diversity_ratio", True, ratio))
-        seed = int(heads.artifact.extra.get("seed", 0))
-        records = [
-            Record(
-                PROTOCOL, PROTOCOL_VERSION, split, identity, score.view, seed, name,
-                self.network if score.network else "", score.metric, score.value, truth.subject,
-            )
-            for score in scores
-        ]  # fmt: skip
-        write_records(self._result(name, identity), records)
+        scores += [*self._diversity(head), self._palette(head, truth), *self._expressions(head, codes, truth)]
+        if head.camera is not None:
+            turn = (head.camera.forward.to(self.device) * truth.input.camera.forward).sum().clamp(-1, 1).acos()
+            scores.append(Score("input", "camera_error_deg", False, math.degrees(float(turn))))
+        about = PROTOCOL, PROTOCOL_VERSION, split
+        write_records(self._result(name, identity), self._records(about, name, heads, identity, scores, truth.subject))
         write_image(self.out / "strips" / name / f"{identity}.png", pictures)
         shown = {score.metric: score.value for score in scores if score.view == "input"}
         log.info("%s, %s: input view %.2f dB", identity, name, shown["psnr"])
 
-    def _score_faces(self, name: str, heads: Subjects, identity: str) -> None:
-        """What a reader of faces sees of a head of which nobody knows the truth."""
+    def _palette(self, head: Subject, truth: HeadTruth) -> Score:
+        """How far the head's mean colour in the artwork, in [-1, 1], is from that of the original's average head."""
+        original = (head.original or head.generator).to(self.device)
+        usual = original.synthesis(original.mean_latents, truth.input.camera).image
+        shift = (truth.input.image - resized(usual, truth.input.image.shape[-1])).transpose(0, 1)
+        return Score("input", "palette", False, float(masked_mean(shift, truth.input.mask).norm()))
+
+    def _expressions(self, head: Subject, codes: Latents, truth: HeadTruth) -> list[Score]:
+        """How far an expression changes the tuned head as it changes the original one (Fig. 11): ``kept``, of the same
+        codes, and ``alike``, of the original's mean head, with which all heads are compared.
+        """
+        tuned, original = head.generator, head.original
+        names, expressions = tuned.expressions, truth.faces.expression
+        if original is None or not names or len(names) != expressions.shape[1]:
+            return []
+        own, mean = head.expression.to(self.device), original.mean_latents
+        asked = ((tuned, codes, own), (original.to(self.device), codes, own), (original, mean, torch.zeros_like(own)))
+        changes = []
+        for generator, ws, rest in asked:
+            faces = generator.synthesis(ws, truth.faces.camera, expression=expressions + rest).image
+            changes.append((faces[:1].expand_as(faces[1:]), faces[1:]))
+        return [
+            Score("", f"expression_{kind}:{name}", False, value)
+            for kind, other in (("kept", changes[1]), ("alike", changes[2]))
+            for name, value in zip(names, change_correlation(*changes[0], *other).tolist(), strict=True)
+        ]
+
+    def _score_warp(self, identity: str, truth: HeadTruth, split: str) -> None:
+        """The artwork carried along the depth of the average head; what it does not show is guessed by analogy."""
+        heads = next(iter(self.heads.values()))
+        generator = heads.generator.to(self.device)
+        here, there, mean = truth.input.camera, truth.views.camera, generator.mean_latents
+        seen, views = (render_views(generator, mean, camera, None, chunk=_CHUNK) for camera in (here, there))
+        artwork = truth.input.image
+        warped = reprojected(artwork, here, seen, there, views, 1.0, generator.rig.scale)
+        still = artwork.expand(len(there), -1, -1, -1)  # nothing moves beside the head
+        found = Rendering(resized(warped.completed(resized(still, warped.image.shape[-1])), artwork.shape[-1]))
+        scores = compare_views(found, truth.views, truth.input, self.perceptual, self.identity)
+        about = PROTOCOL, PROTOCOL_VERSION, split
+        records = self._records(about, _WARP, heads, identity, scores, truth.subject)
+        write_records(self._result(_WARP, identity), records)
+        write_image(self.out / "strips" / _WARP / f"{identity}.png", strip(truth.views.image, found.image))
+
+    def _records(
+        self,
+        about: tuple[str, str, str],
+        name: str,
+        heads: Subjects,
+        identity: str,
+        scores: Sequence[Score],
+        subject: str = "",
+        network: str | None = None,
+    ) -> list[Record]:
+        """Scores of one head, ``about`` being protocol, version and split."""
+        seed, network = int(heads.artifact.extra.get("seed", 0)), network or self.network
+        return [
+            Record(*about, identity, s.view, seed, name, network if s.network else "", s.metric, s.value, subject)
+            for s in scores
+        ]
+
+    def _score_picture(self, name: str, heads: Subjects, identity: str) -> None:
+        """What the artwork, other heads of the generator and a reader of faces tell where nobody knows the truth."""
         head = heads[identity]
         if head.camera is None or head.artwork is None:
             raise UserError(f"{heads.artifact.path}: {identity} has no camera and artwork to compare it with")
         generator, codes = head.generator.to(self.device), head.latents.to(self.device)
         own, artwork = head.expression.to(self.device), head.artwork[None].to(self.device)
-        scores = score_faces(generator, codes, own, head.camera.to(self.device), artwork, self._faces)
-        seed = int(heads.artifact.extra.get("seed", 0))
-        records = [
-            Record(FACES_PROTOCOL, FACES_VERSION, "", identity, s.view, seed, name, "mediapipe", s.metric, s.value)
-            for s in scores
-        ]
+        camera = head.camera.to(self.device)
+        found = generator.synthesis(codes, camera, expression=own if own.any() else None)
+        scores = compare_input(found, resized(artwork, generator.resolution), self.perceptual) + self._diversity(head)
+        records = self._records((PICTURE_PROTOCOL, PICTURE_VERSION, ""), name, heads, identity, scores)
+        if self.landmarks is not None:
+            scores = score_faces(generator, codes, own, camera, artwork, self._faces)
+            about = FACES_PROTOCOL, FACES_VERSION, ""
+            records += [
+                dataclasses.replace(record, feature_network="mediapipe")
+                for record in self._records(about, name, heads, identity, scores)
+            ]
         write_records(self._result(name, identity), records)
 
     def _result(self, name: str, identity: str) -> Path:
         """Where a head's scores are: what they depend on is part of the place."""
-        key = hashlib.sha256(f"{self.heads[name].artifact.id} {self.step_hash}".encode()).hexdigest()[:12]
+        of = next(iter(self.heads.values())) if name == _WARP else self.heads[name]
+        key = hashlib.sha256(f"{of.artifact.id} {self.step_hash}".encode()).hexdigest()[:12]
         return self.out / "results" / name / key / f"{identity}.csv"
 
-    def _diversity(self, renderer: Generator, original: Generator, count: int = 12) -> float:
-        """Mean perceptual distance between pictures of the same random codes and views (Sec. 4.4)."""
-        draws = torch.Generator().manual_seed(self.seed)
-        ws = original.mapping(original.sample_z(count, draws).to(self.device))
+    def _diversity(self, head: Subject) -> list[Score]:
+        """Mean perceptual distance between heads of the tuned generator, relative to the original's (Sec. 4.4)."""
+        original = (head.original or head.generator).to(self.device)
+        key = id(original)
+        if key not in self._spread:
+            self._spread = {key: (original, self._distance(original, original))}
+        ratio = self._distance(head.generator, original) / self._spread[key][1]
+        return [Score("", "diversity_ratio", True, ratio)]
+
+    def _distance(self, renderer: Generator, original: Generator) -> float:
+        """Between pictures of the same random (z, view), which no tuning has changed."""
+        draws, count = torch.Generator().manual_seed(self.seed), self.diversity_pictures
+        ws = renderer.mapping(original.sample_z(count, draws).to(self.device))
         cameras = original.rig.random(count, draws).to(self.device)
-        return float(diversity(self.perceptual, renderer.synthesis(ws, cameras).image))
+        parts = [slice(first, first + _CHUNK) for first in range(0, count, _CHUNK)]
+        pictures = torch.cat([renderer.synthesis(ws[part], cameras[part]).image for part in parts])
+        return float(diversity(self.perceptual, pictures, self.diversity_pairs))
 
     def summary(self) -> list[Record]:
         self.trainer.strategy.barrier("all results")
-        files = [self._result(name, item.id) for name in self.heads for item in self.items]
+        warps = self.warp and isinstance(self.trainer.datamodule, KnowsItemTruth)  # type: ignore[attr-defined]
+        names = [*self.heads, *([_WARP] if warps else [])]
+        files = [self._result(name, item.id) for name in names for item in self.items]
         return [record for file in files for record in read_records(file)] if self.trainer.is_global_zero else []
 
 

@@ -29,6 +29,7 @@ class TuneStage(InversionStage):
         locality_weight: of L_R, which keeps the generator like the original near the pivots.
         locality_samples: pictures of a batch whose pivots it looks at.
         locality_distance: from the pivots, Euclidean over all of a code's numbers.
+        locality_truncation: of the random codes that they lie towards; 1 does not truncate.
         options: of :class:`InversionStage`.
     """
 
@@ -42,15 +43,16 @@ class TuneStage(InversionStage):
         locality_weight: float = 0.5,
         locality_samples: int = 1,
         locality_distance: float = 30.0,
+        locality_truncation: float = 1.0,
         **options: Any,
     ) -> None:
         super().__init__(**options)
         self.inverter = inverter
         self.tuned, self.kept = train, freeze
         self.locality_weight, self.locality_samples = locality_weight, locality_samples
-        self.locality_distance = locality_distance
+        self.locality_distance, self.locality_truncation = locality_distance, locality_truncation
         check_not_negative(self, "locality_weight")
-        check_positive(self, "locality_samples", "locality_distance")
+        check_positive(self, "locality_samples", "locality_distance", "locality_truncation")
 
     def build_networks(self) -> None:
         if self.inverter is None:
@@ -71,7 +73,7 @@ class TuneStage(InversionStage):
             rows = self.global_rows(len(image[near]))
             z = original.sample_z(len(rows) * self.world_size, self.draws())[rows].to(image.device)
             view = camera and camera[near]
-            distance = self.locality_distance
-            terms["locality"] = locality(self.generator, original, ws[near], z, view, self.perceptual, distance)
+            where = self.locality_distance, self.locality_truncation
+            terms["locality"] = locality(self.generator, original, ws[near], z, view, self.perceptual, *where)
             loss = loss + self.locality_weight * terms["locality"].mean()
         return {**terms, "loss": loss}

@@ -64,6 +64,10 @@ EXTRA = {
     "galatea run configs/pipelines/paper_inverter.yaml --images ffhq256.zip --test_images celebahq256.zip"
     " --out runs/paper_inverter": None,
     "galatea table runs/paper_inverter --baseline tuned": None,
+    "galatea stylize test --config configs/paper/artmator/stylize.yaml --model.tested.paper runs/paper_artform/stylize"
+    " --data.path runs/paper_artform/anchor --out runs/paper_artform_test": None,
+    "galatea prior test --config configs/paper/graminverter/prior_test.yaml --model.tested.path runs/efficient_gram"
+    " --data.test_path ffhq256.zip --out runs/efficient_gram_test": None,
     "galatea view runs/demo/stylize": None,  # serves until it is stopped; tests/stages/test_view.py
     "galatea run configs/pipelines/artform.yaml --image assets/artworks/toon-1100003.png --out runs/toon": [
         "--set", "anchor.model.steps=2", "--set", "stylize.model.recipe.steps=2", *QUICK_PRESENT,
@@ -228,6 +232,16 @@ EXTRA = {
     ],
     "galatea run configs/pipelines/artform_test.yaml --out runs/artform_test": ["--dry_run"],
     "galatea run configs/pipelines/portraits_test.yaml --image photos --out runs/portraits": ["--dry_run"],
+    "galatea run configs/pipelines/artform_paper_test.yaml --out runs/artform_paper_test": ["--dry_run"],
+    "galatea run configs/pipelines/artform_pose_test.yaml --out runs/artform_pose_test": ["--dry_run"],
+    "galatea run configs/pipelines/artform_exaggeration_test.yaml --strength 0.5"
+    " --out runs/artform_exaggeration_test": ["--dry_run"],
+    "galatea run configs/pipelines/inversion_terms_test.yaml --tuned runs/inverter/tune"
+    " --out runs/inversion_terms_test": ["--dry_run"],
+    "galatea table runs/artform_paper_test --baseline pti": None,  # after hours; tests/stages/test_results.py
+    "galatea table runs/artform_pose_test --baseline fixed": None,  # likewise
+    "galatea table runs/artform_exaggeration_test --baseline landmarks": None,  # likewise
+    "galatea table runs/inversion_terms_test --baseline detail": None,  # likewise
     "galatea table runs/portraits --baseline full": None,  # after minutes a picture; tests/stages/test_faces.py
     "galatea table runs/artform_test --baseline full": None,  # after hours; tests/stages/test_results.py
     "galatea present predict --model.result.path runs/demo/stylize --out runs/gallery": None,  # as runs/present

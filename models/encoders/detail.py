@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from models.camera import Camera, Rig
 from models.configurable import Configurable
 from models.generators.manifold import ManifoldGenerator
+from models.rendering.output import Edit
 
 SPACES = ("camera", "world")
 
@@ -114,7 +115,7 @@ class DetailEncoder(Configurable):
                 f"detail.widths: {len(widths)} 2D blocks lead from {resolution} to {resolution >> len(widths) - 1} "
                 f"pixels, not to the voxel's {height} x {width}"
             )
-        self.resolution, self.features, self.space = resolution, features, space
+        self.resolution, self.features, self.space, self.depth = resolution, features, space, depth
         self.stem = _conv(2, 6, widths[0])
         self.down = nn.ModuleList(
             nn.Sequential(_conv(2, a, b, stride=2), Residual(2, b), nn.SiLU()) for a, b in pairwise(widths)
@@ -139,8 +140,12 @@ class DetailEncoder(Configurable):
             x = down(x)
         return self.out(self.refine(self.lift(x)))
 
-    def place(self, points: Tensor, camera: Camera, rig: Rig) -> Tensor:
-        """World points (B, P, 3) to coordinates (B, P, 3) of the voxel, [-1, 1] inside: world2cam of Eq. 5."""
+    def place(self, points: Tensor, camera: Camera, rig: Rig, *, behind: bool = False) -> Tensor:
+        """World points (B, P, 3) to coordinates (B, P, 3) of the voxel, [-1, 1] inside: world2cam of Eq. 5.
+
+        ``behind``: points beyond the far depth are put on the voxel's last slice, as the plane behind a head that the
+        camera sees from the side.
+        """
         if self.space == "world":
             x, y, z = (points - points.new_tensor(rig.pivot)).unbind(-1)
             half, depth = rig.frame / 2 * rig.far / rig.radius, rig.radius - z
@@ -148,15 +153,17 @@ class DetailEncoder(Configurable):
         else:
             uv, depth = camera.project(points)  # the division by depth is in here
             x, y = (2 * uv - 1).unbind(-1)
-        return torch.stack([x, y, 2 * (depth - rig.near) / (rig.far - rig.near) - 1], -1)
+        z = 2 * (depth - rig.near) / (rig.far - rig.near) - 1
+        return torch.stack([x, y, z.clamp_max(1 - 1 / self.depth) if behind else z], -1)
 
-    def lookup(self, voxel: Tensor, points: Tensor, camera: Camera, rig: Rig) -> Tensor:
+    def lookup(self, voxel: Tensor, points: Tensor, camera: Camera, rig: Rig, *, behind: bool = False) -> Tensor:
         """f_lr (B, P, d_V) of world points (B, P, 3), 0 outside of the voxel (Eq. 5).
 
         Args:
             voxel: (B, d_V, D, H, W). camera: B cameras, of the photos. rig: gives near and far.
+            behind: see :meth:`place`.
         """
-        return trilinear(voxel, self.place(points, camera, rig), "zeros")
+        return trilinear(voxel, self.place(points, camera, rig, behind=behind), "zeros")
 
 
 class ManifoldUpsampler(Configurable):
@@ -165,15 +172,22 @@ class ManifoldUpsampler(Configurable):
     Args:
         before: channels of f_lr. after: channels of f_hr.
         widths: of the blocks, each of which doubles the side; two in the paper.
+        project: whether a 1x1 convolution leads to f_hr; otherwise the last of the blocks' does, as in the paper.
     """
 
-    def __init__(self, before: int = 16, after: int = 32, widths: Sequence[int] = (32, 32)) -> None:
+    def __init__(
+        self, before: int = 16, after: int = 32, widths: Sequence[int] = (32, 32), project: bool = True
+    ) -> None:
         super().__init__()
         self.blocks = nn.Sequential()
         for a, b in pairwise((before, *widths)):
             enlarge = nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False)
             self.blocks.extend([_conv(2, a, b), nn.SiLU(), enlarge, _conv(2, b, b), nn.SiLU()])
-        self.out = _silent(_conv(2, widths[-1], after, kernel=1))
+        if project:
+            self.out = _silent(_conv(2, widths[-1], after, kernel=1))
+        else:
+            self.out = nn.Identity()
+            self.blocks = self.blocks[:-2].append(_silent(_conv(2, widths[-1], after)))
 
     @property
     def scale(self) -> int:
@@ -196,11 +210,13 @@ class Details:
         volume: (B, C, D, H, W) features.
         place: world points (B, P, 3) to coordinates (B, P, 3) in it.
         padding: what lies outside: "border" or "zeros".
+        behind: of the plane behind the head, None where that has none.
     """
 
     volume: Tensor
     place: Callable[[Tensor], Tensor]
     padding: str
+    behind: Details | None = None
 
     def __call__(self, points: Tensor) -> Tensor:
         """Details (B * V, P, C) at world points (B * V, P, 3), V sets for each photo."""
@@ -211,6 +227,11 @@ class Details:
         """Psi(w+, x) + f_hr(x): as ``edit`` of :meth:`models.generators.base.Generator.synthesis`."""
         return features + self(points).to(features.dtype)
 
+    @property
+    def edits(self) -> dict[str, Edit]:
+        """Of :meth:`models.generators.manifold.ManifoldGenerator.synthesis` and ``bake``, by their names there."""
+        return {"edit": self.edit} | ({} if self.behind is None else {"background_edit": self.behind.edit})
+
 
 class DetailReconstructor(Configurable):
     """From a photo to details on the manifolds: E_detail and, with ``super_resolution``, U (Sec. 3.3).
@@ -220,7 +241,9 @@ class DetailReconstructor(Configurable):
         resolution, voxel, voxel_features, widths, unet, blocks, space: of :class:`DetailEncoder`.
         super_resolution: without it the voxel's own features are the details.
         atlas: side of the grid on each manifold that f_lr is read on.
-        upsampler: widths of :class:`ManifoldUpsampler`.
+        upsampler, project: widths of :class:`ManifoldUpsampler`, and whether it ends in a 1x1 convolution.
+        background: whether the plane behind the head has details too, of a generator with a shared background: it is
+            the last of the paper's surfaces. Without them what a photo shows there must hang before it.
     """
 
     def __init__(
@@ -236,11 +259,14 @@ class DetailReconstructor(Configurable):
         super_resolution: bool = True,
         atlas: int = 64,
         upsampler: Sequence[int] = (32, 32),
+        project: bool = True,
+        background: bool = False,
     ) -> None:
         super().__init__()
-        self.features, self.resolution, self.atlas = features, resolution, atlas
+        self.features, self.resolution, self.atlas, self.background = features, resolution, atlas, background
         self.encoder = DetailEncoder(resolution, voxel, voxel_features, widths, unet, blocks, space)
-        self.upsampler = ManifoldUpsampler(voxel_features, features, upsampler) if super_resolution else None
+        enlarge = ManifoldUpsampler(voxel_features, features, upsampler, project) if super_resolution else None
+        self.upsampler = enlarge
         self.direct = None if super_resolution else _silent(_conv(3, voxel_features, features, kernel=1))
 
     def check(self, generator: ManifoldGenerator) -> None:
@@ -256,6 +282,8 @@ class DetailReconstructor(Configurable):
             raise ValueError(f"detail.features is {self.features}, the generator's field has {width} channels")
         if generator.resolution != self.resolution:
             raise ValueError(f"detail.resolution is {self.resolution}, the generator renders {generator.resolution} px")
+        if self.background and not generator.has_plane:
+            raise ValueError("detail.background needs a generator with a plane behind the head (background: shared)")
 
     def forward(self, image: Tensor, coarse: Tensor, camera: Camera, generator: ManifoldGenerator) -> Details:
         """Details of photos.
@@ -267,15 +295,25 @@ class DetailReconstructor(Configurable):
         """
         voxel = self.encoder(image, coarse)
         with torch.autocast(camera.device.type, enabled=False):
+            encoder, rig = self.encoder, generator.rig
             if self.direct is not None:
                 volume = self.direct(voxel.float())
-                return Details(volume, lambda points: self.encoder.place(points, camera, generator.rig), "zeros")
-            grid = generator.atlas(self.atlas)
-            points = grid.points.reshape(1, -1, 3).expand(len(image), -1, -1)
-            f_lr = self.encoder.lookup(voxel, points, camera, generator.rig) * grid.valid.reshape(1, -1, 1)
+                behind = Details(volume, lambda points: encoder.place(points, camera, rig, behind=True), "zeros")
+                place = lambda points: encoder.place(points, camera, rig)  # noqa: E731
+                return Details(volume, place, "zeros", behind if self.background else None)
+            grid, rows = generator.atlas(self.atlas), len(image)
+            points = grid.points.reshape(1, -1, 3).expand(rows, -1, -1)
+            f_lr = [encoder.lookup(voxel, points, camera, rig) * grid.valid.reshape(1, -1, 1)]
+            if self.background:  # the last surface
+                plane = generator.plane_grid(self.atlas).reshape(1, -1, 3).expand(rows, -1, -1)
+                f_lr.append(encoder.lookup(voxel, plane, camera, rig, behind=True))
         assert self.upsampler is not None
-        f_hr = self.upsampler(f_lr.mT.unflatten(2, grid.valid.shape).transpose(1, 2))
-        return Details(f_hr.transpose(1, 2), generator.on_atlas, "border")
+        flat = torch.cat(f_lr, 1).mT.unflatten(2, (-1, self.atlas, self.atlas))
+        f_hr = self.upsampler(flat.transpose(1, 2)).transpose(1, 2)
+        if not self.background:
+            return Details(f_hr, generator.on_atlas, "border")
+        behind = Details(f_hr[:, :, -1:], generator.on_plane, "border")
+        return Details(f_hr[:, :, :-1], generator.on_atlas, "border", behind)
 
 
 def trilinear(volume: Tensor, coordinates: Tensor, padding: str) -> Tensor:

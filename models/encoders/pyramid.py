@@ -168,11 +168,36 @@ class Encoder4Editing(GradualStyleEncoder):
     """e4e: one code, and what the others differ from it by: close to W, hence easy to edit.
 
     Training starts with equal codes and lets them differ one after the other; :meth:`set_progressive_stage` says how
-    far that went. A new instance is at the last stage. Arguments as of :class:`GradualStyleEncoder`; with several
-    latent groups each has a code that its others differ from.
+    far that went. A new instance is at the last stage. With several latent groups each has a code that its others
+    differ from.
+
+    Args:
+        silent: let the differences start at 0, so that none disturbs whose turn a short run does not reach; e4e's start
+            at random.
+
+    Other arguments are those of :class:`GradualStyleEncoder`.
     """
 
     stage: int | None = None
+
+    def __init__(
+        self,
+        num_ws: int = 0,
+        w_dim: int = 512,
+        resolution: int = 256,
+        channels: int = 3,
+        widths: Sequence[int] = WIDTHS,
+        depths: Sequence[int] = DEPTHS,
+        reduction: int | None = REDUCTION,
+        groups: dict[str, Sequence[int]] | None = None,
+        expressions: int = 0,
+        style_width: int | None = None,
+        silent: bool = True,
+    ) -> None:
+        super().__init__(
+            num_ws, w_dim, resolution, channels, widths, depths, reduction, groups, expressions, style_width
+        )
+        self.silent = silent
 
     @property
     def bases(self) -> list[int]:
@@ -182,9 +207,8 @@ class Encoder4Editing(GradualStyleEncoder):
 
     def start(self, mean: Latents) -> None:
         super().start(mean)
-        # Beyond e4e: differences start at 0, so that none disturbs whose turn a short run does not reach.
         for i, style in enumerate(self.styles):
-            if i not in self.bases:
+            if self.silent and i not in self.bases:
                 nn.init.zeros_(style.get_parameter("linear.weight"))
 
     def set_progressive_stage(self, stage: int | None) -> None:

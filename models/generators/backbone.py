@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.generators.layers import ModulatedConv2d, StyledConv
-from models.generators.stylegan2 import SynthesisNetwork
+from models.generators.stylegan2 import Noise, SynthesisNetwork
 
 
 class StyleBackbone(nn.Module):
@@ -65,11 +65,11 @@ class StyleBackbone(nn.Module):
             layers += [up.conv.affine, conv.conv.affine]  # type: ignore[union-attr]
         return layers
 
-    def forward(self, ws: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, ws: Tensor, noise: Noise = "const") -> tuple[Tensor, dict[str, Tensor]]:
         """Paint.
 
         Args:
-            ws: (B, num_ws, w_dim).
+            ws: (B, num_ws, w_dim). noise: there is none.
 
         Returns:
             the map (B, out_channels, S, S), and every block's features by tap name.
@@ -117,7 +117,7 @@ class StyleGAN2Backbone(nn.Module):
         """Style affines of the convolutions in layer order."""
         return [layer.affine for block in self.network.blocks for layer in block.layers]  # type: ignore[union-attr]
 
-    def forward(self, ws: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """As :meth:`StyleBackbone.forward`."""
-        blocks = self.network(ws)
+    def forward(self, ws: Tensor, noise: Noise = "const") -> tuple[Tensor, dict[str, Tensor]]:
+        """As :meth:`StyleBackbone.forward`; ``noise``: the stored maps, or a generator that draws others."""
+        blocks = self.network(ws, noise)
         return blocks[-1][1], {name: x for name, (x, _) in zip(self.tap_names, blocks, strict=True)}

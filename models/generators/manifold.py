@@ -131,8 +131,10 @@ class ManifoldGenerator(PaintedGenerator):
 
     # -- the field -----------------------------------------------------------------------------------------------
 
-    def paint(self, ws: Latents, expression: Tensor | None = None) -> Painting:
-        painting = super().paint(ws, expression)
+    def paint(
+        self, ws: Latents, expression: Tensor | None = None, randomness: torch.Generator | Tensor | None = None
+    ) -> Painting:
+        painting = super().paint(ws, expression, randomness)
         if self.planes is not None:
             return painting
         painted = painting.map
@@ -203,6 +205,42 @@ class ManifoldGenerator(PaintedGenerator):
         index = self._layer_index(self.predictor.baked()(points.detach()))
         return torch.cat([self.layout(points), ((2 * index + 1) / len(self.levels) - 1)[..., None]], -1)
 
+    # -- the plane of a shared background ------------------------------------------------------------------------
+
+    @property
+    def has_plane(self) -> bool:
+        """Whether there is one."""
+        return self.planes is not None and self.shared
+
+    def _square(self, planes: TriPlaneField) -> list[float]:
+        """Its middle, x, y and z, and half its side, world units: the back of the tri-plane's cube."""
+        x, y, z = self.middle.tolist()
+        return [x, y, z - planes.extent, planes.extent]
+
+    def plane_grid(self, size: int) -> Tensor:
+        """World points (size, size, 3) of a regular grid on it."""
+        assert self.planes is not None
+        x, y, z, reach = self._square(self.planes)
+        u, v = (reach * texel_centres(size, size, self.levels.device)).unbind(-1)
+        return torch.stack([x + u, y - v, torch.full_like(u, z)], -1)
+
+    def on_plane(self, points: Tensor) -> Tensor:
+        """World points (..., 3) to coordinates (u, v, 0) (..., 3), those of the grid in [-1, 1]."""
+        assert self.planes is not None
+        x, y, _, reach = self._square(self.planes)
+        u, v = (points[..., 0] - x) / reach, (y - points[..., 1]) / reach
+        return torch.stack([u, v, torch.zeros_like(u)], -1)
+
+    def behind(self, camera: Camera, resolution: int) -> tuple[Tensor, Tensor]:
+        """Where the pixels' rays meet it: camera-z (C, P), far where they never do, and world points (C, P, 3); beyond
+        the cube its border goes on.
+        """
+        assert self.planes is not None
+        origins, directions = camera.rays(resolution)
+        depth, extent = self._plane_depth(self.planes, origins, directions), self.planes.extent
+        points = origins + depth[..., None] * directions
+        return depth, self.middle + (points - self.middle).clamp(-extent, extent)
+
     @torch.no_grad()
     def bake(
         self,
@@ -211,6 +249,7 @@ class ManifoldGenerator(PaintedGenerator):
         *,
         expression: Tensor | None = None,
         edit: Edit | None = None,
+        background_edit: Edit | None = None,
         stride: int = 4,
     ) -> BakedHead:
         if len(ws) != 1:
@@ -224,8 +263,7 @@ class ManifoldGenerator(PaintedGenerator):
             radiance.append(torch.cat([sample.colour, sample.occupancy], -1)[0].float())
         plane = None
         if self.planes is not None and self.shared:  # the background is the back of the planes' cube
-            x, y, z = self.middle.tolist()
-            plane = [x, y, z - self.planes.extent, self.planes.extent]
+            plane = self._square(self.planes)
         head = BakedHead(
             self.predictor, self.layout, self.levels.tolist(), size, self.rig, self.resolution, stride, self.samples,
             plane,
@@ -236,10 +274,9 @@ class ManifoldGenerator(PaintedGenerator):
         if plane is None:
             head.backdrop = self.backdrop(ws, size).float()
         else:
-            x, y, z, reach = plane
-            u, v = (reach * texel_centres(size, size, atlas.points.device)).flatten(0, 1).unbind(-1)
-            points = torch.stack([x + u, y - v, torch.full_like(u, z)], -1)[None]
-            colour = self.decode(self.features(ws, points, expression)).colour
+            points = self.plane_grid(size).reshape(1, -1, 3)
+            features = self.features(ws, points, expression)
+            colour = self.decode(features if background_edit is None else background_edit(points, features)).colour
             head.backdrop = colour.float().mT.reshape(1, 3, size, size)
         return head.to(atlas.points.device).eval()
 
@@ -282,12 +319,15 @@ class ManifoldGenerator(PaintedGenerator):
         behind = origins[..., 2] - (self.middle[2] - planes.extent)
         return behind / (-directions[..., 2]).clamp_min(1e-3)
 
-    def _plane(self, planes: TriPlaneField, painting: Painting, camera: Camera, side: int) -> Tensor:
-        """The image (C, 3, side, side) of the shared background; beyond the cube its border goes on."""
-        origins, directions = camera.rays(side)
-        points = origins + self._plane_depth(planes, origins, directions)[..., None] * directions
-        inside = (points - self.middle).clamp(-planes.extent, planes.extent).reshape(len(painting.map), -1, 3)
-        colour = in_chunks(lambda part: planes.decode(planes.at(painting.map, part)).colour, inside, planes.width)
+    def _plane(self, planes: TriPlaneField, painting: Painting, camera: Camera, side: int, edit: Edit | None) -> Tensor:
+        """The image (C, 3, side, side) of the shared background."""
+
+        def seen(points: Tensor) -> Tensor:
+            features = planes.at(painting.map, points - self.middle)
+            return planes.decode(features if edit is None else edit(points, features)).colour
+
+        points = self.behind(camera, side)[1].reshape(len(painting.map), -1, 3)
+        colour = in_chunks(seen, points, planes.width)
         return colour.reshape(len(camera), side, side, 3).permute(0, 3, 1, 2)
 
     def _radiance(
@@ -332,11 +372,13 @@ class ManifoldGenerator(PaintedGenerator):
         randomness: torch.Generator | Tensor | None = None,
         taps: Sequence[str] = (),
         resolution: int | None = None,
+        background_edit: Edit | None = None,
     ) -> Rendering:
+        """As :meth:`Generator.synthesis`; ``background_edit`` is ``edit`` for the plane of a shared background."""
         self.check_taps(taps)
         camera, rows = self.check_views(ws, camera, expression)
         size, cameras = resolution or self.resolution, len(camera)
-        painting = self.paint(ws, expression)
+        painting = self.paint(ws, expression, randomness)
         with torch.autocast(camera.device.type, enabled=False):
             hits = self.crossings(camera, size)
         layers = hits.depth.shape[1:]
@@ -352,7 +394,7 @@ class ManifoldGenerator(PaintedGenerator):
         spread = (square / alpha.clamp_min(1e-6) - depth.square()).clamp_min(0) * seen
         depth = (depth + self.rig.radius) * seen
         if self.planes is not None and self.shared:
-            backdrop = self._plane(self.planes, painting, camera, size)
+            backdrop = self._plane(self.planes, painting, camera, size, background_edit)
         else:
             backdrop = self.backdrop(ws, size).repeat_interleave(cameras // len(ws), 0)
         return Rendering(

@@ -161,13 +161,17 @@ class PaintedGenerator(RadianceGenerator):
         chosen = affines if layers is None else [affines[i] for i in layers]
         return torch.cat([affine.weight * affine.scale for affine in chosen])  # type: ignore[operator]
 
-    def paint(self, ws: Latents, expression: Tensor | None = None) -> Painting:
+    def paint(
+        self, ws: Latents, expression: Tensor | None = None, randomness: torch.Generator | Tensor | None = None
+    ) -> Painting:
         """One backbone pass.
 
         Args:
             expression: (B * V, E), V expressions per code; None is neutral.
+            randomness: a generator draws the noise maps of StyleGAN2's backbone; they are the stored ones otherwise.
         """
-        painted, taps = self.backbone(ws.ws[:, : self.backbone.num_ws])
+        noise = randomness if isinstance(randomness, torch.Generator) else "const"
+        painted, taps = self.backbone(ws.ws[:, : self.backbone.num_ws], noise)
         if expression is None:
             return Painting(painted, None, None, taps)
         shift, ambient = self.expression_field(taps[self.expression_tap], expression, self.backbone.sides[-1])

@@ -377,6 +377,10 @@ class StyleGAN2Discriminator(Discriminator):
         channels: of the features, from the full resolution down to side 4.
         minibatch_group: items compared with one another by :func:`minibatch_std`.
         taps: of the separable downsampling filter.
+        pose: "regress" answers yaw and pitch too (GRAM's pose regularisation), "none" knows no pose.
+
+    Raises:
+        ValueError: when ``pose`` is neither.
     """
 
     kernel: Tensor
@@ -387,8 +391,11 @@ class StyleGAN2Discriminator(Discriminator):
         *,
         minibatch_group: int = 4,
         taps: Sequence[float] = (1, 3, 3, 1),
+        pose: str = "none",
     ) -> None:
         super().__init__()
+        if pose not in ("none", "regress"):
+            raise ValueError(f"pose must be none or regress, got {pose!r}")
         self.resolution, self.minibatch_group = 4 * 2 ** (len(channels) - 1), minibatch_group
         self.channels, self.taps = tuple(channels), tuple(taps)
         width = channels[-1]
@@ -397,6 +404,8 @@ class StyleGAN2Discriminator(Discriminator):
         self.conv = EqualConv2d(width + 1, width, 3, gain=LEAKY_GAIN)
         self.dense = EqualLinear(width * 16, width)
         self.logit = EqualLinear(width, 1)
+        self.pose = pose
+        self.angles = EqualLinear(width, 2) if pose == "regress" else None
         self.register_buffer("kernel", fir_kernel(taps), persistent=False)
 
     def forward(self, image: Tensor, camera: Camera | None = None) -> DiscriminatorOutput:
@@ -415,17 +424,18 @@ class StyleGAN2Discriminator(Discriminator):
             x = block(x, self.kernel)
             features.append(x)
         x = F.leaky_relu_(self.conv(minibatch_std(x, self.minibatch_group)), LEAKY_SLOPE)
-        logits = self.logit(leaky(self.dense(x.flatten(1))))
-        return DiscriminatorOutput(
-            logits.to(torch.promote_types(logits.dtype, torch.float32)), features=tuple(features)
-        )
+        x = leaky(self.dense(x.flatten(1)))
+        logits = self.logit(x)
+        dtype = torch.promote_types(logits.dtype, torch.float32)
+        angles = None if self.angles is None else self.angles(x).to(dtype)
+        return DiscriminatorOutput(logits.to(dtype), angles, tuple(features))
 
     def narrowed(self, side: int) -> Discriminator:
         left_out = max((self.resolution // side).bit_length() - 1, 0)
         if self.resolution != side << left_out or left_out >= len(self.blocks):
             return super().narrowed(side)
         found = StyleGAN2Discriminator(
-            self.channels[left_out:], minibatch_group=self.minibatch_group, taps=self.taps
+            self.channels[left_out:], minibatch_group=self.minibatch_group, taps=self.taps, pose=self.pose
         ).to(self.logit.weight)
         own = {name: t for name, t in self.state_dict().items() if not name.startswith(("stem.", "blocks."))}
         for i, block in enumerate(list(self.blocks)[left_out:]):

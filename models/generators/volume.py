@@ -89,7 +89,7 @@ class TriPlaneVolumeGenerator(PaintedGenerator):
         camera, rows = self.check_views(ws, camera, expression)
         size, cameras = resolution or self.resolution, len(camera)
         near, far = self.rig.near, self.rig.far
-        painting = self.paint(ws, expression)
+        painting = self.paint(ws, expression, randomness)
         origins, directions = camera.rays(size)
         length = directions.norm(dim=-1)[..., None, None]  # depths are camera-z: the ray is longer by this factor
 

@@ -68,7 +68,7 @@ class DetailedGenerator(PhotoGenerator):
         edit: Edit | None = None,
         stride: int = 4,
     ) -> BakedHead | None:
-        return self.coarse.bake(ws, size, expression=expression, edit=self._with_details(edit), stride=stride)
+        return self.coarse.bake(ws, size, expression=expression, stride=stride, **self._with_details(edit))
 
     def synthesis(
         self,
@@ -85,15 +85,14 @@ class DetailedGenerator(PhotoGenerator):
             ws,
             camera,
             expression=expression,
-            edit=self._with_details(edit),
             randomness=randomness,
             taps=taps,
             resolution=resolution,
+            **self._with_details(edit),
         )
 
-    def _with_details(self, edit: Edit | None) -> Edit:
-        def detailed(points: Tensor, features: Tensor) -> Tensor:
-            features = self.details.edit(points, features)
-            return features if edit is None else edit(points, features)
-
-        return detailed
+    def _with_details(self, edit: Edit | None) -> dict[str, Edit]:
+        edits = self.details.edits
+        if edit is None:
+            return edits
+        return edits | {"edit": lambda points, features: edit(points, self.details.edit(points, features))}

@@ -57,7 +57,15 @@ def novel_view_loss(
     return perceptual(mask * final, mask * coarse.detach())
 
 
-def depth_loss(details: Tensor, alpha: Tensor, depth: Tensor, valid: Tensor, spacings: float = 1.5) -> Tensor:
+def depth_loss(
+    details: Tensor,
+    alpha: Tensor,
+    depth: Tensor,
+    valid: Tensor,
+    spacings: float = 1.5,
+    behind: Tensor | None = None,
+    details_behind: Tensor | None = None,
+) -> Tensor:
     """L_depth: details far from the coarse surface are pulled to 0, so that the others get the right parallax (Eq. 10).
 
     The threshold epsilon is told in mean distances between the layers that a ray meets. The paper does not say over
@@ -68,15 +76,25 @@ def depth_loss(details: Tensor, alpha: Tensor, depth: Tensor, valid: Tensor, spa
         alpha: (B, R, N, 1) coarse opacities; they get no gradient.
         depth: (B, R, N) camera-z, world units. valid: (B, R, N) whether the ray meets the layer.
         spacings: epsilon.
+        behind: (B, R) camera-z of an opaque plane behind the layers, the last of the paper's N. Without it z_surf is
+            the depth of what is visible of the others. details_behind: f_hr (B, R, C) there.
 
     Returns:
         (B,).
     """
-    _, _, surface = composite_layers(alpha.detach()[..., :0], alpha.detach() * valid[..., None], depth[..., None])
+    alpha = alpha.detach() * valid[..., None]
+    if behind is None:
+        _, _, surface = composite_layers(alpha[..., :0], alpha, depth[..., None])
+    else:  # z_surf = sum_i T_i a_i z_i, where the last a_i is 1
+        weights = layer_weights(alpha)[..., 0]
+        surface = ((weights * depth).sum(2) + (1 - weights.sum(2)) * behind)[..., None]
     first = depth.masked_fill(~valid, torch.inf).amin(2, keepdim=True)
     last = depth.masked_fill(~valid, -torch.inf).amax(2, keepdim=True)
     spacing = (last - first) / (valid.sum(2, keepdim=True) - 1).clamp_min(1)
     far = valid & ((depth - surface).abs() > spacings * spacing)
     energy = (details.square().sum(3) * far).sum(2)
     rays = valid.any(2)
+    if behind is not None and details_behind is not None:
+        distant = rays & ((behind - surface[..., 0]).abs() > spacings * spacing[..., 0])
+        energy = energy + details_behind.square().sum(2) * distant
     return energy.sum(1) / rays.sum(1).clamp_min(1)

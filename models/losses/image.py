@@ -44,13 +44,10 @@ def locality_codes(pivot: Tensor, sample: Tensor, distance: float = 30.0) -> Ten
     return pivot + distance * towards / length
 
 
-def locality_loss(
-    tuned: Tensor,
-    original: Tensor,
-    perceptual: Callable[[Tensor, Tensor], Tensor],
-    l2_weight: float = 0.1,
-    perceptual_weight: float = 0.1,
-) -> Tensor:
-    """Keeps a tuned generator near the original one at :func:`locality_codes` (PTI, Eq. 5): images -> (B,)."""
+def locality_loss(tuned: Tensor, original: Tensor, perceptual: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """L_R = LPIPS(x, x') + |x - x'|^2 of a tuned generator and the original one at :func:`locality_codes`: (B,).
+
+    PTI (Roich et al. 2021), Eq. 5, whose weight lambda_R, .1 in its code, is the caller's.
+    """
     original = original.detach()
-    return l2_weight * pixel_mse(tuned, original) + perceptual_weight * perceptual(tuned, original)
+    return perceptual(tuned, original) + pixel_mse(tuned, original)

@@ -86,17 +86,19 @@ def locality(
     camera: Camera | None,
     perceptual: PerceptualDistance,
     distance: float = 30.0,
+    truncation: float = 1.0,
 ) -> Tensor:
-    """Keeps a tuned generator like the original near the pivots, towards random codes (PTI, Eq. 4 and 5).
+    """L_R keeps a tuned generator like the original near the pivots, towards random codes (PTI, Eq. 4 and 5).
 
     Args:
         pivot: inverted codes, of one item or as many as z. z: (B, z_dim). camera: as many, None in 2D.
-        perceptual: its second term. distance: of the codes compared from the pivot, Euclidean.
+        perceptual: its first term. distance: of the codes compared from the pivot, Euclidean.
+        truncation: of the random codes towards the mean; .5 in PTI's code.
 
     Returns:
         (B,).
     """
-    sample = original.mapping(z)
+    sample = original.mapping(z, truncation=truncation)
     near = Latents({name: locality_codes(t, sample.groups[name], distance) for name, t in pivot.groups.items()})
     with torch.no_grad():
         target = original.synthesis(near, camera).image

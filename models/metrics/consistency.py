@@ -8,13 +8,14 @@ Neither sees blur: read them beside a measure of sharpness. For the eye there is
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
-from models.camera import Camera
+from models.camera import Camera, Rig
 from models.metrics.image import psnr, ssim
 from models.rendering.compositing import composite_layers, layer_weights, resample, stratified_depths
 from models.rendering.visibility import seen_from
@@ -238,6 +239,12 @@ class Consistency:
     psnr: float
     ssim: float
     fit: SurfaceFit
+
+
+def around(rig: Rig, views: int = 30, yaw: float = 0.5, pitch: float = 0.2) -> Camera:
+    """The views that a surface is fitted to: a figure of eight around the front, ``yaw`` and ``pitch`` radians wide."""
+    phase = torch.arange(views) * (2 * math.pi / views)
+    return rig.camera(rig.yaw_mean + yaw * phase.sin(), rig.pitch_mean + pitch * (2 * phase).sin())
 
 
 def surface_consistency(

@@ -21,7 +21,7 @@ from torchmetrics.utilities import dim_zero_cat
 from models.camera import Camera, Rig
 from models.errors import UserError
 from models.features.base import Frozen, move_frozen, network_name
-from models.metrics.consistency import SurfaceRecipe, carried, stacked_line, surface_consistency
+from models.metrics.consistency import SurfaceRecipe, around, carried, stacked_line, surface_consistency
 from models.metrics.distribution import Distribution, feature_distances
 from models.metrics.geometry import shape_errors
 from models.metrics.image import high_frequency, identity_similarity, masked_distance, psnr, ssim
@@ -42,7 +42,8 @@ Invert = Callable[[Tensor, Camera], Renderer]
 _COMPARED = {"psnr": "", "ssim": "", "lpips": "perceptual"}
 _SHAPE = {"depth_mae": "", "normal_error": ""}
 METRICS = {
-    **_COMPARED, "id": "identity", "detail": "", "id_nv": "identity", "psnr_mv": "", "ssim_mv": "", **_SHAPE,
+    **_COMPARED, "id": "identity", "detail": "", "id_nv": "identity", "id_judge": "judge", "id_nv_judge": "judge",
+    "psnr_mv": "", "ssim_mv": "", **_SHAPE,
     **{f"{name}@{place}": kind for place in ("near", "far") for name, kind in (_COMPARED | _SHAPE).items()},
     "psnr@hidden": "", "lpips@hidden": "perceptual", "psnr_carried": "",
     "mark_error": "", "mark_slope": "", "mark_found": "", "mark_strength": "",
@@ -100,6 +101,8 @@ class InversionProtocol:
     Args:
         perceptual, identity: networks; the paper scores identity with another network than its loss's (CosFace, where
             the loss has ArcFace).
+        judge: another identity network than any that a loss knows, which tells ``id_judge`` and ``id_nv_judge`` beside
+            the other's; null leaves these out.
         distribution: network of FID and KID.
         sweep_deg: yaws of the true views relative to the input's; those beyond the rig's largest are left out.
         surfaces: so many items get PSNR_mv and SSIM_mv, which take a minute or more each.
@@ -125,12 +128,14 @@ class InversionProtocol:
         surface_pitch: float = 0.2,
         marks: bool = True,
         seed: int = 0,
+        judge: torch.nn.Module | None = None,
     ) -> None:
         if surfaces < 0 or surface_views < 2:
             raise UserError(
                 f"protocol: a surface needs two views, and none or more surfaces, got {surface_views=}, {surfaces=}"
             )
         self.perceptual, self.identity, self.distribution = Frozen(perceptual), Frozen(identity), Frozen(distribution)
+        self.judge = None if judge is None else Frozen(judge)
         self.sweep = torch.tensor([math.radians(angle) for angle in sweep_deg])
         self.surfaces, self.surface_views, self.surface = surfaces, surface_views, surface or SurfaceRecipe()
         self.surface_yaw, self.surface_pitch = surface_yaw, surface_pitch
@@ -140,6 +145,8 @@ class InversionProtocol:
     def networks(self) -> dict[str, str]:
         """Names of the networks, for the tables."""
         holders = {"perceptual": self.perceptual, "identity": self.identity, "distribution": self.distribution}
+        if self.judge is not None:
+            holders["judge"] = self.judge
         return {kind: network_name(holder.module) for kind, holder in holders.items()} | {"": ""}
 
     @torch.no_grad()
@@ -176,6 +183,9 @@ class InversionProtocol:
                 "detail": high_frequency(own) / high_frequency(image),
                 "id_nv": identity_similarity(self.identity, novel, image),
             }
+            if self.judge is not None:
+                values["id_judge"] = identity_similarity(self.judge, own, image)
+                values["id_nv_judge"] = identity_similarity(self.judge, novel, image)
             features = self.distribution(torch.cat([image, own, novel])).double().cpu()
         measured = {metric: float(value) for metric, value in values.items()}
         pictures = {"input": torch.cat([image[0], own[0], novel[0]], 2)}
@@ -212,10 +222,8 @@ class InversionProtocol:
         return camera.turn(novel_yaw(yaw, draws(self.seed, name, "novel")) - yaw, rig.pivot)
 
     def around(self, rig: Rig, device: torch.device) -> Camera:
-        """The views that a surface is fitted to: a figure of eight around the front."""
-        phase = torch.arange(self.surface_views) * (2 * math.pi / self.surface_views)
-        yaw = rig.yaw_mean + self.surface_yaw * phase.sin()
-        return rig.camera(yaw, rig.pitch_mean + self.surface_pitch * (2 * phase).sin(), device)
+        """The views that a surface is fitted to."""
+        return around(rig, self.surface_views, self.surface_yaw, self.surface_pitch).to(device)
 
     def offsets(self, camera: Camera, rig: Rig) -> Tensor:
         """(V,) yaws of the true views relative to the input's, radians, without those beyond the rig's largest."""

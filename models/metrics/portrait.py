@@ -130,14 +130,10 @@ def compare_views(
     return scores
 
 
-def compare_input(found: Rendering, source: ViewTruth, perceptual: PerceptualDistance) -> list[Score]:
-    """Scores at the artwork's own view, a batch of one."""
+def compare_input(found: Rendering, artwork: Tensor, perceptual: PerceptualDistance) -> list[Score]:
+    """Scores at the artwork's own view, a batch of one; ``artwork`` (1, 3, H, W) in [-1, 1]."""
     image = found.image.float().clamp(-1, 1)
-    values = {
-        "psnr": psnr(image, source.image),
-        "ssim": ssim(image, source.image),
-        "lpips": perceptual(image, source.image),
-    }
+    values = {"psnr": psnr(image, artwork), "ssim": ssim(image, artwork), "lpips": perceptual(image, artwork)}
     return [Score("input", metric, metric == "lpips", float(value)) for metric, value in values.items()]
 
 
@@ -168,7 +164,7 @@ def score_head(
     found = generator.synthesis(ws, truth.views.camera, expression=expression)
     scores = compare_views(found, truth.views, truth.input, perceptual, identity)
     own = generator.synthesis(ws, truth.input.camera, expression=expression)
-    scores += compare_input(own, truth.input, perceptual)
+    scores += compare_input(own, truth.input.image, perceptual)
     pictures = [truth.views.image, found.image]
     if expressions and len(expressions) == truth.faces.expression.shape[1]:
         codes = truth.faces.expression + (0 if expression is None else expression)

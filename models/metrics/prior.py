@@ -18,6 +18,7 @@ from models.generators.views import render_views
 from models.heads.projector import fit_latents
 from models.heads.subjects import TRUNCATION
 from models.latents import Latents
+from models.metrics.consistency import SurfaceRecipe, around, surface_consistency
 from models.metrics.distribution import Distribution, feature_distances, features_of
 from models.metrics.geometry import at_size, depth_mae, normal_error
 from models.metrics.image import change_correlation, masked_mean, psnr, ssim
@@ -146,27 +147,56 @@ def closed_meshes(generator: Generator, count: int, seed: int) -> list[Record]:
 
 def sample_distances(
     features: Distribution,
-    sample: Callable[[Tensor], Tensor],
-    pictures: Tensor,
+    sample: Callable[[Tensor], Iterable[Tensor]],
+    real: Tensor,
     labels: Tensor,
     seed: int,
     device: torch.device,
+    count: int | None = None,
 ) -> list[Record]:
     """FID and KID of samples against one half of held-out pictures, beside those of the two halves.
 
     Args:
-        sample: cameras (N, 25) to pictures.
-        pictures, labels: (N, 3, R, R), and their cameras (N, 25).
+        sample: cameras (N, 25) to pictures, in parts (n, 3, R, R).
+        real, labels: features (N, F) of the held-out pictures, and their cameras (N, 25).
         seed: of the metric's subsets.
         device: where they are compared.
+        count: so many samples are also compared with all pictures, as ``fid_COUNT`` and ``kid_COUNT``; their cameras
+            are drawn from those of the pictures.
     """
-    half = len(pictures) // 2
-    records = []
-    for variant, others in {"samples": sample(labels[:half]), "real halves": pictures[half : 2 * half]}.items():
-        found, real = (features_of(features, [part], device) for part in (others, pictures[:half]))
-        network = network_name(features)
+    half, network, records = len(real) // 2, network_name(features), []
+
+    def compare(variant: str, found: Tensor, real: Tensor, suffix: str = "") -> None:
         for name, value in feature_distances(found, real, seed).items():
-            records.append(Record("prior", "1", "test", "all", "", seed, variant, network, name, value))
+            records.append(Record("prior", "1", "test", "all", "", seed, variant, network, name + suffix, value))
+
+    compare("samples", features_of(features, sample(labels[:half]), device), real[:half])
+    compare("real halves", real[half : 2 * half], real[:half])
+    if count is not None:
+        drawn = torch.randint(len(labels), (count,), generator=torch.Generator().manual_seed(seed))
+        compare("samples", features_of(features, sample(labels[drawn]), device), real, f"_{count}")
+    return records
+
+
+def sample_consistency(
+    generator: Generator, count: int, seed: int, views: int = 30, recipe: SurfaceRecipe | None = None
+) -> list[Record]:
+    """PSNR_mv and SSIM_mv of heads 0 to ``count`` - 1 (GRAMInverter, Table 1: 50 of them).
+
+    Args:
+        generator: a 3D one. seed: of the run, for the records.
+        views: of each head. recipe: of the surface that is fitted to them.
+    """
+    device, records = next(iter(generator.mean_latents.groups.values())).device, []
+    camera = around(generator.rig, views).to(device)
+    for number in range(count):
+        z = generator.sample_z(1, torch.Generator().manual_seed(number)).to(device)
+        with torch.no_grad():
+            seen = render_views(generator, generator.mapping(z), camera)
+        alpha = torch.ones_like(seen.image[:, :1]) if seen.alpha is None else seen.alpha
+        found = surface_consistency(seen.image, alpha, camera, recipe)
+        for name, value in (("psnr_mv", found.psnr), ("ssim_mv", found.ssim)):
+            records.append(Record("prior", "1", "test", str(number), "", seed, "samples", "", name, value))
     return records
 
 

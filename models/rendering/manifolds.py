@@ -5,6 +5,7 @@ Source: GRAM (Deng et al., 2022) and GRAMInverter (Deng et al., 2023), Sec. 3.1 
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
@@ -29,18 +30,21 @@ def weights_version(module: nn.Module) -> Hashable:
 
 
 class ManifoldPredictor(Configurable):
-    """M: R^3 -> R, a sphere's signed distance plus a small MLP that starts at zero (GRAMInverter, Eq. 1).
+    """M: R^3 -> R, whose level sets are the manifolds (GRAMInverter, Eq. 1).
 
     Args:
         hidden: width of each hidden layer.
         layers: number of hidden layers.
-        centre, radius: of the initial sphere, world units.
+        centre, radius: of the initial sphere, in units of ``scale``.
         extent: half side of the cube in which the levels live, world units.
         grid: side of the grid that :meth:`baked` samples the predictor on.
         activation: "softplus", for smooth surfaces, or "relu" as GRAM's.
+        start: "exact", a sphere's signed distance to which a network is added that starts at zero, or "geometric", a
+            network that starts near ten times such a distance (SAL, Atzmon & Lipman, 2020), as GRAM's.
+        scale: what world coordinates are multiplied by; GRAM's cube of side .24 is brought to [-1, 1].
 
     Raises:
-        ValueError: when ``activation`` is neither.
+        ValueError: when ``activation`` or ``start`` is neither.
     """
 
     centre: Tensor
@@ -54,15 +58,27 @@ class ManifoldPredictor(Configurable):
         extent: float = 1.8,
         grid: int = 80,
         activation: str = "softplus",
+        start: str = "exact",
+        scale: float = 1.0,
     ) -> None:
         super().__init__()
         if activation not in ("softplus", "relu"):
             raise ValueError(f"activation must be softplus or relu, got {activation!r}")
+        if start not in ("exact", "geometric"):
+            raise ValueError(f"start must be exact or geometric, got {start!r}")
         widths = [3, *[hidden] * layers]
         self.hidden = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
         self.last = nn.Linear(hidden, 1)
-        nn.init.zeros_(self.last.weight)
-        nn.init.zeros_(self.last.bias)
+        if start == "geometric":
+            for layer in self.hidden:
+                nn.init.normal_(layer.weight, std=math.sqrt(2 / hidden))  # type: ignore[arg-type]
+                nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+            nn.init.constant_(self.last.weight, 10 * math.sqrt(math.pi / hidden))
+            nn.init.constant_(self.last.bias, -10 * radius)
+        else:
+            nn.init.zeros_(self.last.weight)
+            nn.init.zeros_(self.last.bias)
+        self.start, self.scale = start, scale
         self.register_buffer("centre", torch.tensor([float(v) for v in centre]), persistent=False)
         self.radius, self.extent, self.grid, self.activation = radius, extent, grid, activation
         self._baked: tuple[object, Tensor] | None = None
@@ -75,10 +91,13 @@ class ManifoldPredictor(Configurable):
 
     def _at(self, points: Tensor) -> Tensor:
         """(1, P, 3) -> (1, P, 1)."""
-        x = points
+        points = points * self.scale
+        x = points - self.centre if self.start == "geometric" else points
         for layer in self.hidden:
             x = affine(x, layer.weight[None], layer.bias[None, None])  # type: ignore[index]
             x = F.relu(x) if self.activation == "relu" else F.softplus(x, beta=10.0)
+        if self.start == "geometric":
+            return self.last(x)
         return (points - self.centre).norm(dim=-1, keepdim=True) - self.radius + self.last(x)
 
     @property

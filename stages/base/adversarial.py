@@ -52,6 +52,7 @@ class AdversarialLoss:
         path_length_weight: of path length regularisation (StyleGAN2, Eq. 4); 0 leaves it out. It differentiates the
             synthesis twice, which torch cannot do with lookups in planes and textures.
         path_length_every: steps between its steps.
+        fresh: let the discriminator judge other generated pictures than the generator is taught by, as GRAM's loop.
     """
 
     weight: float = 1.0
@@ -61,6 +62,7 @@ class AdversarialLoss:
     pose_weight: float = 1.0
     path_length_weight: float = 0.0
     path_length_every: int = 4
+    fresh: bool = False
 
     def __post_init__(self) -> None:
         weights = ("weight", "r1_weight", "pose_weight", "path_length_weight")
@@ -81,7 +83,7 @@ class Optimization:
         schedule: "cosine" lets the learning rate fall to 1 % of itself.
         hold: share of the run before it begins to fall.
         warmup_images: over which it rises.
-        clip: largest gradient norm of the generator.
+        clip: largest gradient norm of the generator. discriminator_clip: of the discriminator; null does not clip.
         ema_images: half-life of the averaged generator.
     """
 
@@ -93,10 +95,12 @@ class Optimization:
     hold: float = 0.0
     warmup_images: int = 500
     clip: float = 1.0
+    discriminator_clip: float | None = None
     ema_images: float = 1500.0
 
     def __post_init__(self) -> None:
-        check_positive(self, "learning_rate", "discriminator_lr", "warmup_images", "clip", where="optimization.")
+        rates = "learning_rate", "discriminator_lr", "warmup_images", "clip", "discriminator_clip"
+        check_positive(self, *rates, where="optimization.")
         check_not_negative(self, "ema_images", where="optimization.")
         if not 0 <= self.hold < 1:
             raise UserError(f"optimization.hold is {self.hold}: it must be at least 0 and less than 1")
@@ -197,7 +201,7 @@ class AdversarialStage(Stage):
         rows = self.global_rows(len(real), batch["image"].shape[1])
         z = self.generator.sample_z(len(real) * self.world_size, draws)[rows].to(self.device)
         if self.global_rank > 0:  # what a generator draws inside, noise and jitter, it draws for its rank's rows
-            draws = step_generator(self.seed, self._step, self.global_rank)
+            draws = torch.Generator().manual_seed(draws.initial_seed() + self.global_rank)
         latents, noise = self.generator.mapping(z), draws.get_state()
         rendering = self.generator.synthesis(
             latents, camera, expression=expression, randomness=draws, taps=self.fake_taps
@@ -363,6 +367,8 @@ class AdversarialStage(Stage):
             # The scaler leaves a step out whose gradients overflow, and scales less from then on: nothing is wrong.
             skipped = getattr(self.trainer.precision_plugin, "scaler", None) is not None and not norm.isfinite()
             self._gradient_norm = torch.zeros_like(norm) if skipped else norm
+        elif self.optimization.discriminator_clip is not None and self.discriminator is not None:
+            torch.nn.utils.clip_grad_norm_(self.discriminator.parameters(), self.optimization.discriminator_clip)
 
     def on_train_end(self) -> None:
         for network in (self.trained, self.average.module):
@@ -388,6 +394,9 @@ class AdversarialStage(Stage):
         real, weights = batch["image"].flatten(0, 1), self.adversarial
         camera = self._cameras(batch)
         output = self.judge(real, camera, "real")
+        if weights.fresh:
+            with torch.no_grad():
+                fakes = self.sample_fakes(batch, item_generator(self.seed, "fresh", self._step))
         fake = self.judge(fakes.rendering.image.detach(), fakes.camera, "doubted")
         loss, losses = self.discriminator_terms(output, fake, fakes, batch)
         if self._step % weights.r1_every == 0:

@@ -35,7 +35,7 @@ from tests.benchmarks.official import TURN, Run
 from tests.benchmarks.zoo import COLUMNS, Case, Request, Worker, alternate, line
 
 HALF = BOX / 2
-SPHERES = {"centre": [0.0, 0.0, -1.5 * HALF], "radius": 0.0}
+SPHERES = {"start": "exact", "scale": 1.0, "centre": [0.0, 0.0, -1.5 * HALF], "radius": 0.0}
 LEVELS = [HALF * (2.3 - 1.5 * k / 22) for k in range(23)]
 """GRAM's surfaces as it begins: spheres of 2.3 to .8 half boxes."""
 

@@ -13,7 +13,7 @@ import yaml
 
 from models.camera import Rig
 from models.features.clip import CLIPEmbedding
-from models.features.identity import ArcFaceIdentity
+from models.features.identity import ArcFaceIdentity, FaceIdentity
 from models.features.perceptual import LPIPS
 from models.files import ROOT
 from models.generators.triplane import TriPlaneField
@@ -76,6 +76,9 @@ TABLE: dict[str, dict[str, tuple[Any, str]]] = {
         "model.recipe.direction": (1.0, "Sec. 4.1: lambda_3 of Eq. 9"),
         "model.recipe.spatial": (1.0, "Sec. 4.1: lambda_4 of Eq. 9"),
         "model.recipe.views": (1, "Sec. 4.1: N of Eq. 7"),
+        "model.recipe.betas": ([0.9, 0.999], "Sec. 4.1: Adam"),
+        "model.recipe.train": ("all", "Sec. 3.3: G_trn"),
+        "model.recipe.pool": (None, "Sec. 4.1: views are drawn in each iteration"),
         "model.recipe.direction_form": ("cosine", "Eq. 7"),
         "model.recipe.augment.count": (1, "Sec. 4.1: images are augmented before they are encoded"),
         "model.recipe.rim": (1.0, "Eq. 8: LPIPS against I_ref, as it is"),
@@ -85,6 +88,8 @@ TABLE: dict[str, dict[str, tuple[Any, str]]] = {
         },
         "model.perceptual.class_path": ("models.features.perceptual.LPIPS", "Eq. 8"),
         "model.style.class_path": ("models.features.clip.CLIPEmbedding", "Sec. 4.1"),
+        "model.diversity_pictures": (1000, "Sec. 4.4"),
+        "model.diversity_pairs": (1000 * 999 // 2, "Sec. 4.4"),
     },
     "graminverter/prior": {
         "model.generator.init_args.field": ("triplane", "Sec. 3.1"),
@@ -96,8 +101,17 @@ TABLE: dict[str, dict[str, tuple[Any, str]]] = {
         "model.generator.init_args.bake_predictor": (False, "A.4: M learns"),
         "model.generator.init_args.predictor.hidden": (128, "GRAM's code"),
         "model.generator.init_args.predictor.layers": (3, "GRAM's code"),
+        "model.generator.init_args.predictor.start": ("geometric", "A.4: M is initialised as GRAM's"),
+        "model.generator.init_args.predictor.centre": ([0.0, 0.0, -1.5], "GRAM's code"),
+        "model.generator.init_args.levels": (
+            [round(23 - 15 * i / 22, 6) for i in range(23)], "GRAM's code: evenly from 23 to 8",
+        ),
+        "model.generator.init_args.triplane.extent": (0.12, "GRAM's code: the plane z = -.12"),
+        "model.generator.init_args.rig.radius": (1.0, "Sec. 4: as GRAM"),
+        "model.generator.init_args.rig.far": (1.12, "GRAM's code"),
         "model.generator.init_args.rig.yaw_std": (0.3, "GRAM's code"),
         "model.generator.init_args.rig.pitch_std": (0.155, "GRAM's code"),
+        "model.discriminator.class_path": ("models.generators.stylegan2.StyleGAN2Discriminator", "A.4"),
         "model.discriminator.init_args.pose": ("regress", "A.4: pose regularisation"),
         "model.total_images": (150_000 * 32, "A.4: 150K iterations of 32"),
         "model.adversarial.weight": (1.0, "A.4"),
@@ -114,14 +128,24 @@ TABLE: dict[str, dict[str, tuple[Any, str]]] = {
         "model.optimization.betas": ([0.0, 0.99], "A.4"),
         "model.optimization.schedule": ("constant", "A.4"),
         "model.optimization.clip": (1.0, "GRAM's code"),
+        "model.optimization.discriminator_clip": (1.0, "GRAM's code"),
+        "model.adversarial.fresh": (True, "GRAM's code"),
         "model.fit_manifolds": (False, "A.4: M is initialised as GRAM's"),
         "data.init_args.batch_size": (32 // GPUS, "A.4"),
         "data.init_args.size": (256, "A.4"),
+    },
+    "graminverter/prior_test": {
+        "model.samples_scored": (20_000, "Table 1: FID20k"),
+        "model.surfaces": (50, "Sec. 4.1: generated instances"),
+        "model.surface_views": (30, "Sec. 4.2"),
+        "model.kid_features.class_path": ("models.metrics.distribution.InceptionDistribution", "Table 1: FID"),
+        "data.init_args.mirror": (False, "each picture once"),
     },
     "graminverter/invert": {
         **L_R,
         "model.encoder.class_path": ("models.encoders.pyramid.Encoder4Editing", "Sec. 3.2: e4e's"),
         "model.encoder.init_args.depths": ([3, 4, 14, 3], "e4e's code: ArcFace's IR-SE50"),
+        "model.encoder.init_args.silent": (False, "e4e's code"),
         "model.schedule.learning_rate": (3e-4, "A.4"),
         "model.schedule.final": (6e-5, "A.4"),
         "model.schedule.drop_at": (100_000, "A.4"),
@@ -142,6 +166,7 @@ TABLE: dict[str, dict[str, tuple[Any, str]]] = {
         "model.freeze": ("predictor", "A.4: M is unchanged"),
         "model.locality_weight": (0.5, "A.4: L_R"),
         "model.locality_distance": (30.0, "PTI's code"),
+        "model.locality_truncation": (0.5, "PTI's code"),
         "model.schedule.learning_rate": (1e-3, "A.4"),
         "model.schedule.final": (1e-3, "A.4"),
         "trainer.max_steps": (100_000, "A.4"),
@@ -151,11 +176,14 @@ TABLE: dict[str, dict[str, tuple[Any, str]]] = {
         **L_R,
         "model.regularisation.novel": (4.0, "A.4: L_nv"),
         "model.regularisation.depth": (2e-4, "A.4: L_depth"),
+        "model.regularisation.plane": (True, "Eq. 10: over all N surfaces"),
         "model.regularisation.mask": ("facing", "Eq. 8"),
         "model.regularisation.normals": ("opacity", "Eq. 9"),
         "model.detail.init_args.space": ("camera", "Eq. 5"),
         "model.detail.init_args.super_resolution": (True, "Sec. 3.3"),
         "model.detail.init_args.upsampler": ([64, 64], "A.2: two blocks; the paper does not say how wide"),
+        "model.detail.init_args.project": (False, "A.2: two convolutions a block"),
+        "model.detail.init_args.background": (True, "Sec. 3.3: on all surfaces"),
         "model.detail.init_args.atlas": (256 // 4, "A.2: two blocks double it twice"),
         "model.marks": (0.0, "Sec. 4: plain photos"),
         "model.schedule.learning_rate": (3e-4, "A.4"),
@@ -168,6 +196,9 @@ TABLE: dict[str, dict[str, tuple[Any, str]]] = {
         "model.protocol.init_args.surface_views": (30, "Sec. 4.2: views of each"),
         "model.protocol.init_args.distribution.class_path": (
             "models.metrics.distribution.InceptionDistribution", "Table 2: FID",
+        ),
+        "model.protocol.init_args.identity.class_path": (
+            "models.features.identity.FaceIdentity", "Sec. 4.2: another network than the loss's",
         ),
         "data.init_args.size": (256, "Sec. 4.2"),
     },
@@ -449,6 +480,7 @@ IGNORED_BY_TEST = {  # which takes the networks from what is tested
     "prior", "encoder", "trunk", "inverter", "detail", "train", "freeze", "joint", "rendered", "regularisation",
     "marks", "pose", "schedule", "delta_weight", "pull_weight", "delta_from", "delta_every", "code_weight",
     "expression_weight", "locality_weight", "locality_samples", "locality_distance",
+    "locality_truncation",
     "phase", "start", "local", "geometry", "full_weight", "thumb_weight", "loss_side", "novel_views", "aligner",
     "curriculum", "adversarial", "silent", "reconstruction", "landmarks",
 }  # fmt: skip
@@ -559,6 +591,7 @@ def asked(monkeypatch):
     stand_in(LPIPS)
     stand_in(CLIPEmbedding, dim=8)
     stand_in(ArcFaceIdentity, dim=8, crop="ffhq")
+    stand_in(FaceIdentity, dim=8)
     stand_in(InceptionDistribution)
     return weights
 
@@ -579,6 +612,6 @@ def test_builds(name, asked, tmp_path, monkeypatch):
     cli.run(stage, __main__.find(STAGES[stage][0], stage), [command, *options, *given])
     (found,) = built
     assert type(found.model).__name__ == f"{stage.title()}Stage" and found.datamodule is not None
-    official = {"official", "openai", "checkpoints/model_ir_se50.pth"}
+    official = {"official", "openai", "dlib", "checkpoints/model_ir_se50.pth"}
     assert set(asked) <= {*official, "checkpoints/weights-inception-2015-12-05-6726825d.pth"}
-    assert bool(asked) is (stage != "prior")
+    assert bool(asked) is (name != "graminverter/prior")

@@ -270,3 +270,36 @@ def test_photos_of_heads_whose_truth_is_in_a_style():
     (portrayal,), (own,) = photos.portrayals.values(), plain.portrayals.values()
     assert torch.equal(photo.image, own.render(portrayal.camera, 16, 1).image[0])
     assert not torch.equal(photo.image, artwork.image)
+
+
+def test_the_papers_portraits():
+    """Sec. 4.3.4: the frontal view is the artwork, the six others are scored; each subject in one style, by turns."""
+    data = MannequinArtworks(
+        "val", 4, styles=["toon", "sketch", "ukiyoe"], size=8, supersample=1, rotate_styles=True, frontal=True
+    )
+    first, *_ = data.items
+    assert sorted(item.style for item in data.items) == ["sketch", "toon", "toon", "ukiyoe"]
+    assert len({data.portrayals[item.id].seed for item in data.items}) == 4
+    assert float(Camera.from_label(first.label[None]).yaw) == pytest.approx(0, abs=1e-5)
+    truth = data.item_truth(first.id).views.camera
+    assert truth.yaw.rad2deg().round().tolist() == [-36, -24, -12, 12, 24, 36]
+    assert truth.pitch.abs().max() < 1e-5
+    with pytest.raises(UserError, match="frontal artworks leave no view"):
+        MannequinArtworks("val", 1, views=1, yaw_max_deg=0.0, frontal=True)
+
+
+def test_caricatures_and_wrong_cameras():
+    """A caricature is another head; a wrong camera is told of the same picture, and the truth stays."""
+    options = {"split": "val", "subjects": 4, "styles": ["toon"], "size": 16, "supersample": 1, "views": 3}
+    plain, wrong = MannequinArtworks(**options), MannequinArtworks(**options, camera_error_deg=10.0)
+    drawn = MannequinArtworks(**options, exaggeration="big_eyes", strength=1.0)
+    turns = []
+    for ours, told, other in zip(plain.items, wrong.items, drawn.items, strict=True):
+        assert torch.equal(ours.image, told.image) and not torch.equal(ours.image, other.image)
+        assert torch.equal(ours.label, other.label)
+        error = Camera.from_label(told.label[None]).yaw - Camera.from_label(ours.label[None]).yaw
+        turns.append(round(math.degrees(float(error))))
+        assert torch.equal(plain.item_truth(ours.id).views.image, wrong.item_truth(ours.id).views.image)
+    assert set(turns) == {-10, 10}
+    with pytest.raises(UserError, match="unknown exaggeration 'nose'"):
+        MannequinArtworks(exaggeration="nose")

@@ -21,6 +21,7 @@ from models.camera import Camera
 from models.encoders.detail import DetailReconstructor
 from models.encoders.pyramid import Encoder4Editing
 from models.errors import UserError
+from models.generators.manifold import ManifoldGenerator
 from models.generators.views import render_views
 from models.heads.detailed import DetailedGenerator
 from models.heads.photos import PhotoSet
@@ -59,6 +60,26 @@ def inverter(tmp_path_factory):
     folder = tmp_path_factory.mktemp("inverter")
     generator = tiny.prior(folder / "prior").module("generator")
     torch.manual_seed(0)
+    encoder = Encoder4Editing(
+        generator.num_ws, generator.w_dim, SIDE, widths=[4, 6, 8, 10], depths=[1, 1, 1, 1], reduction=1,
+        expressions=len(generator.expressions), style_width=8,
+    ).eval()  # fmt: skip
+    encoder.mean_latents = generator.mean_latents
+    artifact.save(folder / "tune", stage="tune", modules={"generator": generator, "encoder": encoder})
+    return folder / "tune"
+
+
+@pytest.fixture(scope="module")
+def before_a_plane(tmp_path_factory):
+    """The same with a generator that has a plane behind its head."""
+    folder = tmp_path_factory.mktemp("plane")
+    shared = {
+        "field": "triplane", "background": "shared", "flattening": "frontal",
+        "triplane": {"features": 4, "hidden": 8, "extent": 0.9},
+    }  # fmt: skip
+    torch.manual_seed(0)
+    generator = ManifoldGenerator(**tiny.OPTIONS | shared).eval()
+    generator.update_mean(64)
     encoder = Encoder4Editing(
         generator.num_ws, generator.w_dim, SIDE, widths=[4, 6, 8, 10], depths=[1, 1, 1, 1], reduction=1,
         expressions=len(generator.expressions), style_width=8,
@@ -117,9 +138,37 @@ def terms(module, data, rows=2):
     """The losses of the first pictures."""
     module.configure_model()
     module.trainer = tiny.trainer("/nonexistent", callbacks=[])
+    return terms_again(module, data, rows)
+
+
+def terms_again(module, data, rows=2):
     image = torch.cat([sample["image"] for sample in data.samples[:rows]])
     camera = Camera.from_label(torch.cat([sample["label"] for sample in data.samples[:rows]]))
     return module.losses(image, camera, {"image": image[:, None]})
+
+
+def test_details_on_the_plane_learn_from_all_terms(before_a_plane, inverter):
+    """Sec. 3.3 and Eq. 10: the plane is the last surface, in front of which details far from z_surf are pulled to 0."""
+    data, paper = Reds(before_a_plane), Regularisation(novel=0.0, plane=True, depth=1.0)
+    module = stage(before_a_plane, {"background": True, "project": False}, regularisation=paper)
+    found = terms(module, data)
+    assert float(found["depth"].sum()) == 0, "details start at 0"
+    with torch.no_grad():
+        for parameter in module.detail.upsampler.parameters():
+            parameter.add_(0.05)
+    moved = terms_again(module, data)
+    assert (moved["depth"] > 0).all()
+    module.regularisation = dataclasses.replace(paper, plane=False)
+    other = terms_again(module, data)
+    assert not torch.allclose(other["depth"], moved["depth"])
+    torch.testing.assert_close(other["perceptual"], moved["perceptual"])
+    moved["loss"].mean().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in module.detail.parameters())
+    head = module.reconstruct(data.samples[0]["image"], Camera.from_label(data.samples[0]["label"]))
+    assert head(module.generator.rig.camera(0.3)).image.isfinite().all()
+    bare = stage(inverter, regularisation=paper)
+    with pytest.raises(UserError, match=r"regularisation\.plane: the generator of .* has no plane"):
+        bare.configure_model()
 
 
 def test_details_improve_on_the_coarse_heads(tmp_path, inverter):

@@ -1,9 +1,9 @@
 """The stylize stage on a small random generator: every switch, the undefined first step, exact results, evaluation."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import pytest
-import pytorch_lightning as pl
 import torch
 
 from datamodules.anchored import AnchoredArtworks
@@ -158,7 +158,8 @@ class TestSwitches:
             {"carry": 1.0},
             {"carry": 1.0, "carry_fill": 0.0, "spatial": 0.0},
             {"geometry": 1.0, "yaw_max_deg": 20.0},
-            {"locality": 1e-4},
+            {"geometry": 1.0, "pool": None, "views": 2, "mirror": 1.0},
+            {"locality": 1e-4, "locality_truncation": 0.5, "betas": (0.9, 0.999)},
             {"latent": "random"},
             {"train": "all"},
             {"train": "affines"},
@@ -198,6 +199,7 @@ class TestSwitches:
             ({"direction": -1.0}, "must not be negative"),
             ({"direction": 0.0, "spatial": 0.0}, "no term that could move"),
             ({"views": 0}, "need at least one random view"),
+            ({"pool": None, "carry": 1.0}, "null draws new views each step"),
             ({"steps": 0}, "at least 1"),
         ],
     )
@@ -338,6 +340,9 @@ class TestEvaluation:
         assert {(r.variant, r.seed) for r in records} == {("full", 3), ("spatial", 3), ("anchor", 0)}
         metrics = {r.metric for r in records}
         assert {"psnr", "ssim@face", "lpips", "identity", "depth_mae", "normal_error", "diversity_ratio"} <= metrics
+        errors = [r.value for r in records if r.metric == "camera_error_deg"]
+        assert errors == pytest.approx([0.0] * 3, abs=0.05)
+        assert len({r.value for r in records if r.metric == "palette"}) == 1  # of the artwork, whatever the method
         assert {r.view for r in records} >= {"input", "yaw=-36", "yaw=+0", "yaw=+36"}
         unchanged = [r.value for r in records if (r.variant, r.metric) == ("anchor", "diversity_ratio")]
         assert unchanged == [1.0]
@@ -367,14 +372,72 @@ class TestEvaluation:
             image = found.module("generator").synthesis(shown.latents, shown.camera).image[0]
         assert psnr(image, read_image(found.media(f"stylised_{identity}.png"))[0]) > 35
 
-    def test_refusals(self, anchors, tested, tmp_path):
-        class Untrue(pl.LightningDataModule):
-            def test_dataloader(self):
-                return [[None]]
+    def test_a_mapping_that_moves_is_what_is_scored(self, world_anchors, tmp_path):
+        """The codes are those of the tuned mapping."""
+        recipe = dataclasses.replace(QUICK, steps=4, train="all", freeze="predictor", learning_rate=1e-2)
+        found = fit(stage(world_anchors, recipe), MannequinArtworks(**WORLD), tmp_path)
+        (identity,) = found.module("anchors").ids
+        shown, before = (found.module("anchors")[identity], artifact.load(world_anchors).module("anchors")[identity])
+        tuned, original = (found.module(name) for name in (f"stylised.{identity}", "generator"))
+        with torch.no_grad():
+            moved = tuned.mapping(before.z).ws - original.mapping(before.z).ws
+            image = tuned.synthesis(shown.latents, shown.camera).image[0]
+        assert float(moved.abs().max()) > 1e-3
+        torch.testing.assert_close(shown.latents.ws, before.latents.ws + moved, rtol=1e-4, atol=1e-4)
+        assert psnr(image, read_image(found.media(f"stylised_{identity}.png"))[0]) > 35
 
-        with pytest.raises(UserError, match="truth is known"):
-            one = StylizeStage(None, network("perceptual"), tested=tested)
-            trainer(tmp_path).test(one, datamodule=Untrue(), verbose=False)
+    def test_where_nobody_knows_the_truth(self, tested, tmp_path):
+        """The artwork itself is compared, and the diversity told; no reader of faces is needed."""
+        one = StylizeStage(None, network("perceptual"), tested=tested, diversity_pictures=3, diversity_pairs=2)
+        trainer(tmp_path).test(one, datamodule=AnchoredArtworks(tested["anchor"]), verbose=False)
+        records = read_records(tmp_path)
+        assert {(r.protocol, r.split) for r in records} == {("portrait-picture", "")}
+        assert {(r.view, r.metric) for r in records} == {
+            ("input", "psnr"), ("input", "ssim"), ("input", "lpips"), ("", "diversity_ratio"),
+        }  # fmt: skip
+        known = self.evaluate(tested, tmp_path / "known")
+        for metric in ("psnr", "lpips"):  # the artwork is a drawing of 8 bits
+            values = [
+                {r.variant: r.value for r in found if (r.view, r.metric) == ("input", metric)}
+                for found in (records, known)
+            ]
+            assert values[0] == pytest.approx(values[1], rel=0.02)
+
+    def test_expressions_act_as_before(self, tested, tmp_path):
+        """The change is that of the original head where nothing is tuned, and near it after two steps."""
+        one = StylizeStage(None, network("perceptual"), tested=tested)
+        one.build_model()
+        (identity,) = (item.id for item in AnchoredArtworks(tested["anchor"]).items)
+        head = one.heads["full"][identity]
+        camera = head.generator.rig.camera(torch.zeros(3))
+        faces = SimpleNamespace(camera=camera, expression=torch.cat([torch.zeros(1, 2), 3 * torch.eye(2)]))
+        truth = SimpleNamespace(faces=faces)
+        with torch.no_grad():
+            found = {s.metric: s.value for s in one._expressions(head, head.latents, truth)}
+            same = dataclasses.replace(head, generator=head.original)
+            still = {s.metric: s.value for s in one._expressions(same, head.latents, truth)}
+        assert found.keys() == {f"expression_{k}:{n}" for k in ("kept", "alike") for n in head.generator.expressions}
+        kept = [name for name in found if "kept" in name]
+        assert [still[name] for name in kept] == pytest.approx([1.0, 1.0], abs=1e-4)
+        assert all(0.3 < found[name] < 1 for name in kept)
+        assert one._expressions(one.heads["anchor"][identity], head.latents, truth) == []
+
+    def test_the_artwork_warped(self, tested, tmp_path):
+        """Along the average head: the artwork itself where it is seen from its own view."""
+        heads = {"anchor": tested["anchor"]}
+        one = StylizeStage(None, network("perceptual"), tested=heads, warp=True)
+        data = MannequinArtworks(**WORLD, frontal=True)
+        trainer(tmp_path).test(one, datamodule=data, verbose=False)
+        records = read_records(tmp_path)
+        views = {r.view: r.value for r in records if (r.variant, r.metric) == ("warp", "psnr")}
+        assert views.keys() == {"yaw=-36", "yaw=+36"} and all(5 < value < 60 for value in views.values())
+        assert list(tmp_path.glob("strips/warp/*.png"))
+        with pytest.raises(UserError, match=r"warp is the name of what --model\.warp scores"):
+            StylizeStage(None, network("perceptual"), tested={"warp": tested["anchor"]}, warp=True)
+
+    def test_refusals(self, anchors, tested, tmp_path):
+        with pytest.raises(UserError, match="diversity_pictures is 1: pairs need at least 2"):
+            StylizeStage(None, network("perceptual"), tested=tested, diversity_pictures=1)
         with pytest.raises(UserError, match=r"name their artifacts as --model\.tested\.NAME"):
             trainer(tmp_path).test(stage(anchors), datamodule=MannequinArtworks(**WORLD), verbose=False)
         with pytest.raises(UserError, match=r"model\.tested is for test"):

@@ -135,6 +135,71 @@ def test_every_parameter_learns(super_resolution):
     assert not [n for n, p in network.named_parameters() if p.grad is None or not p.grad.abs().max() > 0]
 
 
+def test_the_paper_has_four_convolutions_in_u():
+    """A.2: two blocks of two, and no more."""
+    torch.manual_seed(0)
+    upsampler = ManifoldUpsampler(5, 3, (6, 4), project=False)
+    assert sum(isinstance(layer, torch.nn.Conv2d) for layer in upsampler.modules()) == 4
+    f_lr = torch.randn(2, 4, 5, 6, 6)
+    assert upsampler.scale == 4 and not upsampler(f_lr).any(), "training starts at the coarse result"
+    assert awaken(upsampler)(f_lr).shape == (2, 4, 3, 24, 24)
+
+
+SHARED = {
+    "field": "triplane", "background": "shared", "triplane": {"features": 4, "hidden": 8, "extent": 0.9},
+    "flattening": "frontal",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("super_resolution", [True, False])
+def test_details_on_the_plane_behind_the_head(super_resolution):
+    """Sec. 3.3: all surfaces have details, of which GRAM's last is the plane."""
+    prior = generator(**SHARED)
+    network = reconstructor(background=True, super_resolution=super_resolution)
+    network.check(prior)
+    photo = photos(prior)
+    anchor = photo["p0"]
+    details = network(photo.image, photo.image * 0.9, anchor.camera, prior)
+    assert details.behind is not None
+    with torch.no_grad():
+        plain = prior.synthesis(anchor.latents, anchor.camera)
+        head = prior.synthesis(anchor.latents, anchor.camera, edit=details.edit)
+        both = prior.synthesis(anchor.latents, anchor.camera, **details.edits)
+    clear = head.alpha < 0.5
+    assert clear.any() and torch.equal(both.depth, head.depth)
+    empty = plain.alpha == 0
+    assert torch.equal(head.image * empty, plain.image * empty), "the foreground's details leave the plane alone"
+    assert ((both.image - head.image).abs().amax(1, keepdim=True) * clear).max() > 1e-3
+    # What the plane's grid says at its own texels is what is added there.
+    if super_resolution:
+        size = details.behind.volume.shape[-1]
+        texels = details.behind(prior.plane_grid(size).reshape(1, -1, 3))
+        torch.testing.assert_close(texels.mT.unflatten(2, (size, size)), details.behind.volume[:, :, 0])
+    # From the side the plane is beyond the frustum's far end: it has the last slice.
+    side = prior.rig.camera(0.6)
+    corner = torch.tensor([[[0.2, 0.1, float(prior.middle[2]) - 3.0]]])
+    deep, beyond = (network.encoder.place(corner, side, prior.rig, behind=behind)[0, 0] for behind in (True, False))
+    assert beyond[2] > 1 and float(deep[2]) == pytest.approx(1 - 1 / 4) and torch.equal(deep[:2], beyond[:2])
+    with pytest.raises(ValueError, match=r"detail\.background needs a generator with a plane"):
+        reconstructor(background=True).check(generator())
+
+
+def test_the_plane_is_where_rays_meet_it():
+    prior = generator(**SHARED)
+    camera = prior.rig.camera(torch.tensor([0.0, 0.4]), torch.tensor([0.1, 0.0]))
+    depth, points = prior.behind(camera, 16)
+    origins, directions = camera.rays(16)
+    met = origins + depth[..., None] * directions
+    x, y, z = prior.middle.tolist()
+    torch.testing.assert_close(met[..., 2], torch.full_like(depth, z - 0.9), atol=1e-4, rtol=0)
+    inside = ((met - prior.middle).abs() < 0.9)[..., :2].all(-1)
+    torch.testing.assert_close(points[inside], met[inside])
+    assert (points - prior.middle).abs().max() <= 0.9 + 1e-5
+    grid = prior.plane_grid(8)
+    torch.testing.assert_close(grid[0, 0], torch.tensor([x - 0.9 * 7 / 8, y + 0.9 * 7 / 8, z - 0.9]))
+    torch.testing.assert_close(prior.on_plane(grid)[0, 0], torch.tensor([-7 / 8, -7 / 8, 0.0]))
+
+
 def test_details_lie_on_the_surface_whatever_the_view():
     """What a point gets does not depend on who looks, nor on which other photos are in the batch."""
     prior, network = generator(), reconstructor()

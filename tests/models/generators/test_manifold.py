@@ -50,6 +50,7 @@ class TestEfficientGRAM(GeneratorContract):
     """GRAMInverter's own: StyleGAN2's backbone, a predictor that learns, and a background that shares the planes."""
 
     field_tolerance = 0.2
+    random = True  # the backbone's noise
 
     def make(self):
         return ManifoldGenerator(**TINY | SPHERES)

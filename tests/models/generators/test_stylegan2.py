@@ -36,6 +36,21 @@ class TestDiscriminator(DiscriminatorContract):
         return StyleGAN2Discriminator((6, 8, 12))
 
 
+class TestDiscriminatorOfPoses(DiscriminatorContract):
+    """GRAM's pose regularisation: one head more."""
+
+    pose = True
+    batch_free = False
+
+    def make(self):
+        return StyleGAN2Discriminator((6, 8, 12), pose="regress")
+
+
+def test_an_unknown_pose_is_refused():
+    with pytest.raises(ValueError, match="pose must be none or regress"):
+        StyleGAN2Discriminator((6, 8, 12), pose="condition")
+
+
 @pytest.mark.parametrize(
     ("resolution", "multiplier", "expected"),
     [

@@ -134,6 +134,38 @@ def test_depth_term_against_a_loop(spacings):
     assert pulled > 0
 
 
+def test_depth_term_with_a_plane_against_a_loop():
+    """Eq. 10, whose last surface is opaque: z_surf = sum_i T_i a_i z_i needs no division."""
+    alpha, depth, valid = rays()
+    details = torch.randn(2, 6, 5, 3, generator=seeded(6), dtype=torch.float64)
+    behind = depth.amax(2) + 0.5 + torch.rand(2, 6, generator=seeded(7), dtype=torch.float64)
+    own = torch.randn(2, 6, 3, generator=seeded(8), dtype=torch.float64)
+    found = depth_loss(details, alpha, depth, valid, 0.4, behind, own)
+    bare = depth_loss(details, alpha, depth, valid, 0.4, behind)
+    pulled = 0
+    for b in range(2):
+        total, plane, met = 0.0, 0.0, 0
+        for r in range(6):
+            layers = [i for i in range(5) if valid[b, r, i]]
+            if not layers:
+                continue
+            met += 1
+            clear, surface = 1.0, 0.0
+            for z, a in [*((float(depth[b, r, i]), float(alpha[b, r, i])) for i in layers), (float(behind[b, r]), 1.0)]:
+                surface, clear = surface + clear * a * z, clear * (1 - a)
+            gaps = [float(depth[b, r, j] - depth[b, r, i]) for i, j in pairwise(layers)]
+            epsilon = 0.4 * sum(gaps) / len(gaps) if gaps else 0.0
+            total += sum(
+                float(details[b, r, i].square().sum()) for i in layers if abs(float(depth[b, r, i]) - surface) > epsilon
+            )
+            if float(behind[b, r]) - surface > epsilon:
+                plane += float(own[b, r].square().sum())
+                pulled += 1
+        torch.testing.assert_close(bare[b], torch.tensor(total / met, dtype=torch.float64))
+        torch.testing.assert_close(found[b], torch.tensor((total + plane) / met, dtype=torch.float64))
+    assert pulled > 0
+
+
 def test_coarse_opacities_get_no_gradient_from_the_depth_term():
     alpha, depth, valid = rays()
     alpha.requires_grad_()

@@ -44,10 +44,10 @@ def test_locality_codes_lie_at_the_distance_towards_the_samples():
     assert torch.isfinite(locality_codes(pivot, pivot[None])).all()
 
 
-def test_locality_loss_weighs_both_terms_and_spares_the_original():
+def test_locality_loss_is_of_both_terms_and_spares_the_original():
     tuned = torch.zeros(2, 3, 4, 4, requires_grad=True)
     original = torch.ones(2, 3, 4, 4, requires_grad=True)
-    loss = locality_loss(tuned, original, lambda a, b: (a - b).abs().flatten(1).amax(1), 0.1, 0.3)
-    torch.testing.assert_close(loss, torch.full((2,), 0.4))
+    loss = locality_loss(tuned, original, lambda a, b: (a - b).abs().flatten(1).amax(1) / 2)
+    torch.testing.assert_close(loss, torch.full((2,), 1.5))
     loss.sum().backward()
     assert tuned.grad is not None and original.grad is None

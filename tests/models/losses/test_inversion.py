@@ -89,7 +89,8 @@ class Affine(Generator):
         super().__init__()
         self.gain = torch.nn.Parameter(torch.tensor(gain, dtype=torch.float64))
 
-    def mapping(self, z, **_):
+    def mapping(self, z, truncation=1.0, **_):  # around a mean code of .2
+        z = 0.2 + truncation * z
         return Latents({"a": z[:, None, :3].expand(-1, 4, -1), "b": z[:, None].expand(-1, 3, -1)})
 
     def synthesis(self, ws, camera=None, **_):
@@ -100,24 +101,25 @@ class Affine(Generator):
 
     @property
     def mean_latents(self):
-        return self.mapping(torch.zeros(1, 5))
+        return self.mapping(torch.zeros(1, 5, dtype=torch.float64))
 
 
 def test_locality_against_a_loop():
-    """PTI: codes at a distance from the pivot towards random ones, and 0.1 of both differences there."""
+    """PTI: codes at a distance from the pivot towards random ones that are truncated, and both differences there."""
     pivot, z = Latents({"a": seeded(2, 4, 3), "b": seeded(2, 3, 5, seed=1)}), seeded(2, 5, seed=2)
     original, tuned = Affine(1.0), Affine(1.5)
-    value = locality(tuned, original, pivot, z, None, perceptual, distance=2.0)
+    value = locality(tuned, original, pivot, z, None, perceptual, distance=2.0, truncation=0.5)
     for row in range(2):
         picture = 0.0
         for name, group in pivot.groups.items():
-            random = original.mapping(z).groups[name][row]
+            mean = original.mean_latents.groups[name][0]
+            random = mean + 0.5 * (original.mapping(z).groups[name][row] - mean)
             towards = random - group[row]
             near = group[row] + 2.0 * towards / math.sqrt(float(towards.square().sum()))
             picture = picture + (near.sum(0)[:, None, None] if name == "a" else near.mean())
         difference = (0.5 * picture).expand(3, 4, 4)
-        expected = 0.1 * float(difference.square().mean()) + 0.1 * float(difference.abs().mean())
-        assert float(value[row]) == pytest.approx(expected)
+        expected = difference.square().mean() + difference.abs().mean()
+        torch.testing.assert_close(value[row], expected)
     value.sum().backward()
     assert original.gain.grad is None and tuned.gain.grad is not None
     assert float(locality(Affine(1.0), original, pivot, z, None, perceptual).abs().max()) == 0

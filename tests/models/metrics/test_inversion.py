@@ -90,6 +90,24 @@ def test_values_against_torchmetrics(protocol):
     assert not values.keys() & {"psnr@far", "mark_error", "psnr_mv"}  # neither truth nor a surface was asked for
 
 
+def test_a_second_network_judges_identity(protocol):
+    """Beside the first; in the table each has the name of its own network."""
+    torch.manual_seed(1)
+    networks = (held.module for held in (protocol.perceptual, protocol.identity, protocol.distribution))
+    both = InversionProtocol(*networks, judge=EmbeddedIdentity(weights=None))
+    camera = RIG.camera(0.1)
+    image = look(camera).image
+    other = image.flip(2)
+    values = both("a", image, camera, RIG, lambda *_: flat(other, camera)).values
+    assert values["id"] == protocol("a", image, camera, RIG, lambda *_: flat(other, camera)).values["id"]
+    assert values["id_judge"] == pytest.approx(float((both.judge(other) * both.judge(image)).sum()), rel=1e-5)
+    assert values["id_judge"] != values["id"] and values["id_nv_judge"] == values["id_judge"]
+    scores = InversionScores(both.networks, both.distribution.module.num_features)
+    scores.update("a", Measured(values, torch.zeros(3, both.distribution.module.num_features)))
+    told = {r.metric: r.feature_network for r in scores.records("x")}
+    assert told["id_judge"] == both.networks["judge"] and told["psnr"] == ""
+
+
 def test_the_truth_is_a_perfect_score(protocol):
     camera = RIG.camera(0.1)
     measured = protocol("a", look(camera).image, camera, RIG, perfect, look, surface=True)

@@ -6,8 +6,15 @@ import pytest
 import torch
 
 from models.generators.manifold import ManifoldGenerator
+from models.metrics.consistency import SurfaceRecipe
 from models.metrics.distribution import Precomputed, kid
-from models.metrics.prior import KnowsSubjects, nearest_pictures, sample_distances, subject_scores
+from models.metrics.prior import (
+    KnowsSubjects,
+    nearest_pictures,
+    sample_consistency,
+    sample_distances,
+    subject_scores,
+)
 from models.rendering.output import Rendering
 
 
@@ -66,7 +73,7 @@ def test_sample_distances_of_equal_halves():
 
     def sample(cameras):
         assert cameras[:, 0].tolist() == list(range(40))
-        return rows + 3
+        return (rows + 3).split(16)
 
     records = sample_distances(Precomputed(8), sample, pictures, labels, 5, torch.device("cpu"))
     assert [(r.variant, r.metric) for r in records] == [
@@ -80,6 +87,34 @@ def test_sample_distances_of_equal_halves():
     assert far.value == pytest.approx(float(metric.compute()[0]), rel=1e-6)
     assert (far.variant, near.variant, far.feature_network) == ("samples", "real halves", "Precomputed")
     assert far.value > 10 * abs(near.value)
+
+
+def test_so_many_samples_against_all_pictures():
+    """Their cameras are the data's; more samples than pictures."""
+    real, asked = torch.randn(20, 8, generator=torch.Generator().manual_seed(0)), []
+
+    def sample(cameras):
+        asked.append(cameras[:, 0].tolist())
+        return (torch.randn(len(cameras), 8, generator=torch.Generator().manual_seed(1)) + 1).split(7)
+
+    labels = torch.arange(20.0)[:, None].expand(-1, 25)
+    records = sample_distances(Precomputed(8), sample, real, labels, 5, torch.device("cpu"), 50)
+    assert [(r.variant, r.metric) for r in records[-2:]] == [("samples", "fid_50"), ("samples", "kid_50")]
+    assert len(asked[1]) == 50 and set(asked[1]) <= set(range(20)) and len(set(asked[1])) > 10
+    found = torch.cat(sample(labels[:1].expand(50, -1)))
+    mean, covariance = found.double().mean(0), torch.cov(found.double().T)
+    other, theirs = real.double().mean(0), torch.cov(real.double().T)
+    values = torch.linalg.eigvals(covariance @ theirs).real.clamp_min(0).sqrt().sum()  # Heusel et al. 2017, Eq. 6
+    expected = (mean - other).square().sum() + covariance.trace() + theirs.trace() - 2 * values
+    assert records[-2].value == pytest.approx(float(expected), rel=1e-3)
+
+
+def test_a_generators_heads_are_consistent(generator):
+    """GRAMInverter, Table 1: one surface explains the views of a 3D head."""
+    recipe = SurfaceRecipe(cells=8, levels=1, steps=2, rays=16, coarse=4, fine=2)
+    records = sample_consistency(generator, 2, seed=3, views=4, recipe=recipe)
+    assert [(r.item, r.metric) for r in records] == [(i, m) for i in "01" for m in ("psnr_mv", "ssim_mv")]
+    assert all(math.isfinite(r.value) for r in records) and records[0].value != records[2].value
 
 
 def test_nearest_pictures_by_hand():

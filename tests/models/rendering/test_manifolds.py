@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from models.rendering.manifolds import CrossingCache, first_brackets, first_crossings
+from models.generators.gram import ScalarField
+from models.rendering.manifolds import CrossingCache, ManifoldPredictor, first_brackets, first_crossings
 
 
 def reference(values, level, flat, both_ways):
@@ -76,3 +77,22 @@ def test_cache_drops_the_oldest_beyond_its_budget():
     for key in "abacb":
         cache.get(key, lambda key=key: made.append(key) or Item(1 if key != "c" else 2))
     assert made == ["a", "b", "c", "b"] and list(cache.items) == ["c", "b"]
+
+
+@torch.no_grad()
+def test_a_geometric_start_is_grams():
+    """The same weights in the same cube; near ten times the distance from the centre, which an exact start is once."""
+    centre, scale = (0.0, 0.0, -1.5), 2 / 0.24
+    torch.manual_seed(0)
+    ours = ManifoldPredictor(128, 3, centre, 0.0, activation="relu", start="geometric", scale=scale)
+    torch.manual_seed(0)
+    theirs = ScalarField(128, 3, centre, 0.0)
+    points = 0.2 * torch.rand(500, 3) - 0.1
+    assert_close(ours(points), theirs(points))
+    distance = (points * scale - torch.tensor(centre)).norm(dim=-1)
+    ratio = (ours(points) / (10 * distance)).log()
+    assert abs(float(ratio.mean())) < 0.3 and float(ratio.std()) < 0.3
+    exact = ManifoldPredictor(8, 1, centre, 0.5, scale=scale)
+    assert_close(exact(points), distance - 0.5)
+    with pytest.raises(ValueError, match="start must be exact or geometric"):
+        ManifoldPredictor(start="gram")

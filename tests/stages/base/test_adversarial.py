@@ -165,6 +165,32 @@ def test_real_and_generated_pictures_are_augmented_alike(tmp_path):
     assert torch.equal(runs[0].generator.backbone.blocks[0].const, runs[1].generator.backbone.blocks[0].const)
 
 
+@pytest.mark.parametrize("fresh", [False, True])
+def test_what_the_discriminator_judges(tmp_path, fresh):
+    """The generator's own pictures, or others of the same step (GRAM's loop)."""
+
+    class Watched(Gan):
+        def judge(self, image, camera, purpose):
+            self.seen.setdefault(purpose, image.detach())
+            return super().judge(image, camera, purpose)
+
+    stage = Watched(solid(), critic(), total_images=4, adversarial={"fresh": fresh})
+    stage.seen = {}
+    fit(stage, tmp_path)
+    generated, doubted = stage.seen["generated"], stage.seen["doubted"]
+    assert torch.equal(generated, doubted) is not fresh and (generated - doubted).abs().max() < 2
+
+
+def test_the_discriminators_gradient_is_clipped(tmp_path):
+    lengths = []
+    for clip in (None, 1e-3):
+        stage = Gan(flat(), critic(), total_images=4, optimization={"discriminator_clip": clip})
+        fit(stage, tmp_path / str(clip), Pictures(labels=False))
+        gradients = [p.grad for p in stage.discriminator.parameters() if p.grad is not None]
+        lengths.append(float(torch.stack([g.square().sum() for g in gradients]).sum().sqrt()))
+    assert lengths[0] > 2e-3 and lengths[1] == pytest.approx(1e-3, rel=1e-2)
+
+
 def test_path_length_regularisation(tmp_path):
     """It draws the lengths of the generator's Jacobian together, on its own steps, and its mean is resumed."""
 
