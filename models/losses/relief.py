@@ -23,8 +23,8 @@ def reconstruction_loss(
 ) -> Tensor:
     """L_recon = |I^ - I| + lambda_perc |F(I^) - F(I)|^2 (Eq. 11) where the mask holds: (B,).
 
-    L_sym (Eq. 12) is the same of the mirrored face's rendering. The first term is the mean over pixels and colours, as in
-    GAN2Shape; of what is no part of the mask, both pictures are grey for the network.
+    L_sym (Eq. 12) is the same of the mirrored face's rendering. The first term is the mean over pixels and colours, as
+    in GAN2Shape; of what is no part of the mask, both pictures are grey for the network.
     """
     loss = mean_within((image - target).abs(), mask)
     if perceptual is None or not weight:

@@ -8,9 +8,9 @@ Sources: Unsup3D (Wu et al. 2020, supplement, Tables 6 to 8) and GAN2Shape (Pan 
 
 from __future__ import annotations
 
+import itertools
 import math
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -88,7 +88,7 @@ class OffsetEncoder(nn.Module):
     def __init__(self, size: int, width: int, out: int) -> None:
         super().__init__()
         widths = _widths(size, width)
-        blocks = [_Halved(before, after) for before, after in zip(widths, widths[1:], strict=False)]
+        blocks = [_Halved(before, after) for before, after in itertools.pairwise(widths)]
         self.layers = nn.Sequential(
             nn.Conv2d(3, width, 4, 2, 1, bias=False),
             *blocks,

@@ -27,7 +27,7 @@ def turned(shape: Shape, relief: Relief, yaw_deg: float, pitch_deg: float = 0.0)
 
 
 def relit(shape: Shape, relief: Relief, dx: float, dy: float) -> Tensor:
-    """(B, 3, S, S) as seen in the picture, with the light from elsewhere, see :class:`models.rendering.relief.Light`."""
+    """(B, 3, S, S) as seen in the picture, lit from elsewhere, see :class:`models.rendering.relief.Light`."""
     light = shape.light.new_tensor([AMBIENT, DIFFUSE, dx, dy]).expand_as(shape.light)
     return shape.seen(relief, light=light).image
 

@@ -1,7 +1,7 @@
 """From where, and under which light, rough shapes are rendered as pseudo samples (Wang et al., Sec. III-D, step 2).
 
-The paper says "randomly" and follows GAN2Shape (Pan et al. 2021), whose views come from a Gaussian that is fitted to the
-poses of pictures, its yaw a little enlarged, and whose lights are drawn uniformly around the one that was found.
+The paper says "randomly" and follows GAN2Shape (Pan et al. 2021), whose views come from a Gaussian that is fitted to
+the poses of pictures, its yaw a little enlarged, and whose lights are drawn uniformly around the one that was found.
 """
 
 from __future__ import annotations
