@@ -373,18 +373,22 @@ class ShapeStage(PerItemStage[Head, ShapeState]):
         """Step 2, Eq. 16."""
         recipe, count = self.recipe, self.recipe.batch
         pseudo, mask, view, light = self._pseudo(state, step, count)
-        if recipe.paper_only:
-            mask = torch.ones_like(mask)
-        image, offset = self._projected(state, pseudo)
-        if recipe.paper_only:
-            loss = recipe.offset * offset.norm(dim=1)
-        else:
-            loss = recipe.offset * offset.square().mean(1) + mean_within((image - pseudo).abs(), mask)
-        if self.discriminator is not None:
-            loss = loss + feature_loss(self.discriminator, image, pseudo, mask)
+        image, loss = pseudo, torch.zeros(len(pseudo), device=self.device)
+        if recipe.project:
+            image, offset = self._projected(state, pseudo)
+            if state.module.offsets:
+                loss = self._nearness(image, pseudo, mask, offset)
         if recipe.known:
             loss = loss + recipe.known * self._known(state, image.detach(), view, light)
         return {"project": loss.unflatten(0, (-1, count)).mean(1)}
+
+    def _nearness(self, image: Tensor, pseudo: Tensor, mask: Tensor, offset: Tensor) -> Tensor:
+        """L_2 (N * K,) of what E finds, Eq. 16."""
+        if self.recipe.paper_only:
+            mask, loss = torch.ones_like(mask), self.recipe.offset * offset.norm(dim=1)
+        else:
+            loss = self.recipe.offset * offset.square().mean(1) + mean_within((image - pseudo).abs(), mask)
+        return loss if self.discriminator is None else loss + feature_loss(self.discriminator, image, pseudo, mask)
 
     def _known(self, state: ShapeState, image: Tensor, view: Tensor, light: Light) -> Tensor:
         """How far V and L are from the view and the light (N * K,) that samples were rendered by."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -36,6 +36,10 @@ class SurfaceTruth:
     towards: Tensor
     camera: Camera
     distance: float
+
+    def to(self, device: torch.device) -> SurfaceTruth:
+        """On another device."""
+        return replace(self, **{k: v.to(device) for k, v in vars(self).items() if not isinstance(v, float)})
 
 
 def as_relief(relief: Relief, depth: Tensor, camera: Camera, distance: float) -> Tensor:
