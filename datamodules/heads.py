@@ -17,7 +17,7 @@ from models.heads.codes import HeadCodes
 from models.latents import Latents
 
 
-@dataclass(frozen=True)
+@dataclass
 class Head:
     """One head.
 

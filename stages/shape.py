@@ -9,7 +9,6 @@ from typing import Literal, TypeVar
 import safetensors.torch
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from datamodules.heads import Head
 from datamodules.truth import KnowsSurface
@@ -30,8 +29,9 @@ from models.relief.networks import OffsetEncoder, ReliefNetworks
 from models.relief.pictures import relit, rows_of, turned
 from models.relief.recipe import Phase, ShapeRecipe
 from models.relief.samples import PseudoSampling
-from models.relief.shapes import ReliefShapes, Shape, light_numbers, light_of
-from models.rendering.relief import Light, Relief, mirrored, shading, sphere_cap
+from models.relief.shapes import ReliefShapes, Shape, light_of
+from models.rendering.output import Tensors
+from models.rendering.relief import Relief, mirrored, shading, sphere_cap
 from models.rendering.sheets import sheet
 from stages.base.foreign import warn_of_embedded
 from stages.base.inversion import check_fit
@@ -40,7 +40,7 @@ from stages.base.per_item import GroupState, PerItemStage
 from stages.base.seeds import item_generator, item_seed
 from stages.base.stage import ArtifactRef, GeneratorRef
 
-ACTIVE = {"prior": ("D", "V"), "albedo": ("A",), "project": ("E", "V", "L"), "joint": ("V", "L", "D", "A")}
+ACTIVE = {"prior": "D", "albedo": "A", "project": "E", "joint": "VLDA"}  # networks that learn, by phase
 FITTED_TO = 256  # pictures by which the spread of views is fitted
 FRAMES, YAW, SLOPE = 60, 30.0, 1.0  # of predict's videos: frames, degrees, and the light's slope at the ends
 _PAGE, _TILE = 8, 128  # heads a sheet, pixels
@@ -82,8 +82,9 @@ class ShapeState(GroupState[Head]):
     Attributes:
         module: the networks, one set for each head or for all, with the rough shapes as buffers.
         ws: style codes of the heads. image: (N, 3, S, S) their pictures. face: (N, 3, S, S) whom they show.
-        cap: (N, 1, S, S) first guesses at depths. pose: (N, 2) yaw and pitch of the pictures, radians.
-        bank: samples (N, K, 3, S, S) and their masks (N, K, 1, S, S), of the running step 3.
+        cap: (N, 1, S, S) first guesses at depths.
+        view, light: (N, 6) and (N, 4) that those of the pictures are offsets to.
+        bank: what the running step 3 draws from.
     """
 
     module: _Networks
@@ -91,8 +92,24 @@ class ShapeState(GroupState[Head]):
     image: Tensor
     face: Tensor
     cap: Tensor
-    pose: Tensor
-    bank: tuple[Tensor, Tensor] | None = None
+    view: Tensor
+    light: Tensor
+    bank: _Samples | None = None
+
+
+@dataclass(frozen=True)
+class _Samples(Tensors):
+    """Pictures (N, K, 3, S, S) of N heads, where these may be looked at (N, K, 1, S, S), and the views (N, K, 6) and
+    lights (N, K, 4) that V's and L's answers are offsets to."""
+
+    image: Tensor
+    mask: Tensor
+    view: Tensor
+    light: Tensor
+
+    def flat(self) -> _Samples:
+        """With all heads in one row, (N * K, ...)."""
+        return self.map(lambda t: t.flatten(0, 1))
 
 
 class _Networks(nn.Module):
@@ -111,11 +128,10 @@ class _Networks(nn.Module):
         self.register_buffer("rough_albedo", torch.zeros(count, 3, size, size))
         self.register_buffer("rough_light", torch.zeros(count, 4))
 
-    def each(self, say: Callable[[ReliefNetworks, Tensor], Tensor], image: Tensor) -> Tensor:
-        """What each head's networks say of its pictures (N, K, 3, S, S): (N * K, ...)."""
-        if len(self.heads) == 1:
-            return say(self.heads[0], image.flatten(0, 1))  # type: ignore[arg-type]
-        return torch.cat([say(own, k) for own, k in zip(self.heads, image, strict=True)])  # type: ignore[arg-type]
+    def each(self, say: Callable[..., Tensor], *given: Tensor) -> Tensor:
+        """What each head's networks say of what is given of it (N, K, ...): (N * K, ...)."""
+        parts = zip(self.heads, *(_parts(g, len(self.heads)) for g in given), strict=True)
+        return torch.cat([say(own, *of) for own, *of in parts])
 
     def named(self, name: str) -> list[nn.Parameter]:
         """Parameters of V, L, D, A or E."""
@@ -142,10 +158,10 @@ class ShapeStage(PerItemStage[Head, ShapeState]):
         photo: for ``id_on: photo_render``, the generator whose pictures of the same codes show who it is.
         encoder: artifact with an encoder of the generator's pictures, which projects in place of E. It is not trained.
         perceptual: F of Eq. 11. identity: face recognition of L_id. parser: finds the face for the first guess.
-        pose: tells yaw and pitch: of the pictures, where V starts, and of others, which views are drawn like. Without
-            it V starts at the front.
+        pose: tells yaw and pitch: of pictures of the generator, which views are drawn like where ``sampling`` says so,
+            and of the heads' own for ``recipe.known``.
         relief: how depth maps are seen. cap: the first guess. networks: sizes.
-        light: what L's answers are offsets to: ambient, diffuse, dx, dy, each in [-1, 1].
+        light: what L's answers are offsets to: ambient, diffuse, dx, dy.
         recipe: steps and weights. sampling: of pseudo samples.
         shared: whether one set of networks is of all heads of a group, as in Unsup3D, or each head has its own.
         id_on: L_id compares with the picture itself ("direct"), or with the photo generator's of the same code.
@@ -169,7 +185,7 @@ class ShapeStage(PerItemStage[Head, ShapeState]):
         relief: Relief = Relief(),  # noqa: B008 - frozen
         cap: CapPrior = CapPrior(),
         networks: NetworkSizes = NetworkSizes(),
-        light: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.3),
+        light: tuple[float, float, float, float] = (0.5, 0.5, 0.0, 0.3),
         recipe: ShapeRecipe = ShapeRecipe(),  # noqa: B008 - frozen
         sampling: PseudoSampling = PseudoSampling(),  # noqa: B008 - frozen
         shared: bool = False,
@@ -197,6 +213,8 @@ class ShapeStage(PerItemStage[Head, ShapeState]):
                 raise UserError(f"model.recipe.{weight} is measured by a network: set --model.{weight}")
         if self.recipe.prior and self.parser is None:
             raise UserError("the first guess at a depth is fitted to the face: set --model.parser, or recipe.prior: 0")
+        if self.recipe.known and self.pose is None:
+            raise UserError("recipe.known starts where a network says that a picture is seen from: set --model.pose")
         if self.sampling.fitted and self.recipe.samples and self.pose is None:
             raise UserError("views are drawn like the generator's poses: set --model.pose, or sampling's deviations")
         if (self.id_on == "photo_render") != (self.photo_from is not None):
@@ -257,17 +275,18 @@ class ShapeStage(PerItemStage[Head, ShapeState]):
     def start_group(self, items: Sequence[Head]) -> ShapeState:
         ws = Latents.cat([item.codes(self.generator) for item in items])
         image = self.picture(ws)
-        size, pose = image.shape[-1], image.new_zeros(len(items), 2)
-        if self.pose is not None:
-            pose = self.pose.module(image).float()
+        size, view = image.shape[-1], image.new_zeros(len(items), 6)
+        if self.recipe.known:
+            assert self.pose is not None
+            view[:, :2] = self.pose.module(image).float().flip(1)  # about x and y
         cap = torch.full_like(image[:, :1], self.relief.centre)
         if self.recipe.prior:
             cap = torch.cat([self._first_guess(item, one[None]) for item, one in zip(items, image, strict=True)])
-        light = torch.tensor(self.mean_light)
+        light = torch.tensor(self.mean_light, device=self.device).expand(len(items), -1)
         own = items[:1] if self.shared else items
         sizes = asdict(self.sizes)
         wide = sizes.pop("offset_width")
-        heads = [_drawn(self.seed, i.id, lambda: ReliefNetworks(self.relief, light, size, **sizes)) for i in own]
+        heads = [_drawn(self.seed, i.id, lambda: ReliefNetworks(self.relief, size, **sizes)) for i in own]
         offsets = []
         if self.encoder is None and self.recipe.samples and self.recipe.project:
             w_dim = self.generator.w_dim
@@ -280,7 +299,7 @@ class ShapeStage(PerItemStage[Head, ShapeState]):
             if (parameters := module.named(name))
         }
         face = image if self.photo is None else self.picture(ws, self.photo)
-        return ShapeState(items, module, optimizers, ws, image, face, cap, pose)
+        return ShapeState(items, module, optimizers, ws, image, face, cap, view, light)
 
     def _first_guess(self, item: Head, image: Tensor) -> Tensor:
         assert self.parser is not None
@@ -297,7 +316,7 @@ class ShapeStage(PerItemStage[Head, ShapeState]):
         if step == phase.begin:
             for name in self.active(state, step):
                 state.optimizers[name].state.clear()  # Adam starts anew with each step, as in GAN2Shape
-            if phase.name == "project":
+            if self.recipe.roughens(phase):
                 self._roughen(state)
         for cycle, end in enumerate(self.recipe.ends[:-1]):
             if step == end:
@@ -306,176 +325,140 @@ class ShapeStage(PerItemStage[Head, ShapeState]):
         return losses | {"loss": losses[phase.name]}
 
     def _prior(self, state: ShapeState, step: int, phase: Phase) -> dict[str, Tensor]:
-        """D learns the first guess, and V where the picture is seen from, where something tells."""
-        image, networks = state.image[:, None], state.module
-        loss = (networks.each(ReliefNetworks.depth, image) - state.cap).square().flatten(1).mean(1)
-        if self.pose is not None:
-            wanted = F.pad(state.pose.flip(1), (0, 4))  # about x and y
-            loss = loss + (networks.each(ReliefNetworks.view, image) - wanted).square().mean(1)
-        return {"prior": loss}
+        """D learns the first guess."""
+        found = state.module.each(ReliefNetworks.depth, state.image[:, None])
+        return {"prior": (found - state.cap).square().flatten(1).mean(1)}
 
     def _albedo(self, state: ShapeState, step: int, phase: Phase) -> dict[str, Tensor]:
         """Step 1, Eq. 13."""
-        image, networks = state.image[:, None], state.module
         with torch.no_grad():
-            depth, view = networks.each(ReliefNetworks.depth, image), networks.each(ReliefNetworks.view, image)
-            light = _lights(networks, image)
-        albedo = networks.each(ReliefNetworks.albedo, image)
-        ones = torch.ones_like(depth)
-        found = self._fidelity(depth, albedo, view, light, state.image, ones, state.face, self.recipe.mirrors(phase))
+            rest = self.shape(state)
+        albedo = state.module.each(ReliefNetworks.albedo, state.image[:, None])
+        found = self._fidelity(
+            replace(rest, albedo=albedo), state.image, torch.ones_like(rest.depth), state.face, phase
+        )
         return {"albedo": found["whole"]}
 
     @torch.no_grad()
     def _roughen(self, state: ShapeState) -> None:
         """The shape so far becomes what pseudo samples are rendered of."""
-        image, networks = state.image[:, None], state.module
-        networks.rough_depth.copy_(networks.each(ReliefNetworks.depth, image))
-        networks.rough_albedo.copy_(networks.each(ReliefNetworks.albedo, image))
-        networks.rough_light.copy_(light_numbers(_lights(networks, image)))
+        found, rough = self.shape(state), state.module
+        rough.rough_depth.copy_(found.depth)
+        rough.rough_albedo.copy_(found.albedo)
+        rough.rough_light.copy_(found.light)
 
     @torch.no_grad()
-    def _pseudo(self, state: ShapeState, step: int, count: int) -> tuple[Tensor, Tensor, Tensor, Light]:
-        """Pseudo samples of each head: pictures (N * K, 3, S, S), masks (N * K, 1, S, S), views and lights."""
+    def _pseudo(self, state: ShapeState, step: int, count: int) -> _Samples:
+        """Pseudo samples of each head, as they are rendered."""
         rough, views, lights = state.module, [], []
-        for row, item in enumerate(state.items):
+        for item, light in zip(state.items, rough.rough_light.cpu(), strict=True):
             draws = item_generator(self.seed, item.id, step)
             views.append(self.sampling.views(count, self.spread, draws))
-            lights.append(self.sampling.lights(light_of(rough.rough_light[row : row + 1]), count, draws))
-        view, light = torch.cat(views).to(self.device), Light.cat(lights)
+            lights.append(self.sampling.lights(light, count, draws))
+        view, light = (torch.stack(each).to(self.device) for each in (views, lights))
         depth, albedo = (t.repeat_interleave(count, 0) for t in (rough.rough_depth, rough.rough_albedo))
-        shown = self.relief(depth, albedo, view, light)
+        shown = Shape(depth, albedo, view.flatten(0, 1), light.flatten(0, 1)).seen(self.relief)
         assert shown.alpha is not None
-        return shown.image, shown.alpha, view, light
+        image, mask = (t.unflatten(0, (-1, count)) for t in (shown.image, shown.alpha))
+        return _Samples(image, torch.ones_like(mask) if self.recipe.paper_only else mask, view, light)
 
     def _projected(self, state: ShapeState, pseudo: Tensor) -> tuple[Tensor, Tensor]:
-        """I_p = G(w + dw) (Eq. 14 and 15) of pseudo samples (N * K, 3, S, S), and dw (N * K, ...)."""
-        count = len(pseudo) // len(state.items)
+        """I_p = G(w + dw) (Eq. 14 and 15) of pseudo samples (N, K, 3, S, S), and dw (N * K, ...)."""
+        heads, count = pseudo.shape[:2]
         ws = state.ws.map(lambda t: t.repeat_interleave(count, 0))
         if self.encoder is not None:
-            moved, still = (inverted(x, self.encoder, self.generator)[0] for x in (pseudo, state.image))
+            moved, still = (inverted(x, self.encoder, self.generator)[0] for x in (pseudo.flatten(0, 1), state.image))
             offset = moved - still.map(lambda t: t.repeat_interleave(count, 0))
-            return self.picture(ws + offset), torch.cat([t.flatten(1) for t in offset.groups.values()], 1)
-        own = state.module.offsets
-        parts = pseudo.unflatten(0, (len(state.items), -1))
-        if not self.recipe.paper_only:
-            parts = torch.cat([parts, state.image[:, None]], 1)
-        if len(own) == 1:
-            told = own[0](parts.flatten(0, 1)).unflatten(0, parts.shape[:2])
+            found, told = ws + offset, torch.cat([t.flatten(1) for t in offset.groups.values()], 1)
         else:
-            told = torch.stack([encoder(part) for encoder, part in zip(own, parts, strict=True)])
-        told = told.float()
-        if not self.recipe.paper_only:
-            told = told[:, :-1] - told[:, -1:]  # relative to what is said of the picture itself, whose code is known
-        offset = told.flatten(0, 1)
-        return self.picture(ws.map(lambda t: t + offset[:, None])), offset
+            relative = not self.recipe.paper_only
+            own = state.module.offsets
+            seen = torch.cat([pseudo, state.image[:, None]], 1) if relative else pseudo
+            told = torch.cat([encoder(k) for encoder, k in zip(own, _parts(seen, len(own)), strict=True)]).float()
+            told = told.unflatten(0, (heads, -1))
+            if relative:  # to what E says of the picture itself, whose code is known
+                told = told[:, :-1] - told[:, -1:]
+            told = told.flatten(0, 1)
+            found = ws.map(lambda t: t + told[:, None])
+        return self.picture(found).unflatten(0, (heads, count)), told
 
     def _project(self, state: ShapeState, step: int, phase: Phase) -> dict[str, Tensor]:
         """Step 2, Eq. 16."""
-        recipe, count = self.recipe, self.recipe.batch
-        pseudo, mask, view, light = self._pseudo(state, step, count)
-        image, loss = pseudo, torch.zeros(len(pseudo), device=self.device)
-        if recipe.project:
-            image, offset = self._projected(state, pseudo)
-            if state.module.offsets:
-                loss = self._nearness(image, pseudo, mask, offset)
-        if recipe.known:
-            loss = loss + recipe.known * self._known(state, image.detach(), view, light)
+        count = self.recipe.batch
+        if not state.module.offsets:
+            return {"project": torch.zeros(len(state.items), device=self.device)}
+        pseudo = self._pseudo(state, step, count)
+        image, offset = self._projected(state, pseudo.image)
+        image, pseudo = image.flatten(0, 1), pseudo.flat()
+        if self.recipe.paper_only:
+            loss = self.recipe.offset * offset.norm(dim=1)
+        else:
+            loss = self.recipe.offset * offset.square().mean(1) + mean_within((image - pseudo.image).abs(), pseudo.mask)
+        if self.discriminator is not None:
+            loss = loss + feature_loss(self.discriminator, image, pseudo.image, pseudo.mask)
         return {"project": loss.unflatten(0, (-1, count)).mean(1)}
 
-    def _nearness(self, image: Tensor, pseudo: Tensor, mask: Tensor, offset: Tensor) -> Tensor:
-        """L_2 (N * K,) of what E finds, Eq. 16."""
-        if self.recipe.paper_only:
-            mask, loss = torch.ones_like(mask), self.recipe.offset * offset.norm(dim=1)
-        else:
-            loss = self.recipe.offset * offset.square().mean(1) + mean_within((image - pseudo).abs(), mask)
-        return loss if self.discriminator is None else loss + feature_loss(self.discriminator, image, pseudo, mask)
-
-    def _known(self, state: ShapeState, image: Tensor, view: Tensor, light: Light) -> Tensor:
-        """How far V and L are from the view and the light (N * K,) that samples were rendered by."""
-        own = image.unflatten(0, (len(state.items), -1))
-        found = state.module.each(ReliefNetworks.view, own)
-        said = light_numbers(_lights(state.module, own))
-        return (found - view).square().sum(1) + (said - light_numbers(light)).square().mean(1)
-
     @torch.no_grad()
-    def _collect(self, state: ShapeState, begin: int) -> tuple[Tensor, Tensor]:
+    def _collect(self, state: ShapeState, begin: int) -> _Samples:
         """Samples that step 3 draws from, made when it begins, and again by a run that continues it."""
-        images, masks, count = [], [], self.recipe.samples
-        pseudo, mask, _, _ = self._pseudo(state, begin, count)
-        rows = [t.unflatten(0, (len(state.items), -1)).split(self.recipe.batch, 1) for t in (pseudo, mask)]
-        for some, own in zip(*rows, strict=True):
-            image = some.flatten(0, 1)
-            if self.recipe.project:
-                image, _ = self._projected(state, image)
-            images.append(image.unflatten(0, some.shape[:2]))
-            masks.append(torch.ones_like(own) if self.recipe.paper_only else own)
-        return torch.cat(images, 1), torch.cat(masks, 1)
+        pseudo = self._pseudo(state, begin, self.recipe.samples)
+        image = pseudo.image
+        if self.recipe.project:
+            image = torch.cat([self._projected(state, some)[0] for some in image.split(self.recipe.batch, 1)], 1)
+        around = pseudo if self.recipe.known else _around(state, self.recipe.samples)
+        return _Samples(image, pseudo.mask, around.view, around.light)
 
     def _joint(self, state: ShapeState, step: int, phase: Phase) -> dict[str, Tensor]:
         """Step 3, Eq. 18."""
-        networks, heads = state.module, len(state.items)
-        image, mask = self._drawn_samples(state, step, phase)
-        count = image.shape[1]
-        picture = state.image[:, None]
+        networks, heads, paper = state.module, len(state.items), self.recipe.paper_only
+        seen = self._drawn_samples(state, step, phase)
+        count, picture = seen.image.shape[1], state.image[:, None]
         depth, albedo = networks.each(ReliefNetworks.depth, picture), networks.each(ReliefNetworks.albedo, picture)
-        view, light = networks.each(ReliefNetworks.view, image), _lights(networks, image)
         d, a, face = (t.repeat_interleave(count, 0) for t in (depth, albedo, state.face))
-        found = self._fidelity(
-            d, a, view, light, image.flatten(0, 1), mask.flatten(0, 1), face, self.recipe.mirrors(phase)
-        )
-        whole = found["whole"].unflatten(0, (heads, count))
-        loss = whole.mean(1) if self.recipe.paper_only else whole[:, -1]
-        if not self.recipe.paper_only and count > 1:
+        view = networks.each(ReliefNetworks.view, seen.image, seen.view)
+        light = networks.each(ReliefNetworks.light, seen.image, seen.light)
+        flat = seen.flat()
+        found = self._fidelity(Shape(d, a, view, light), flat.image, flat.mask, face, phase)
+        whole, reconstruction = (found[k].unflatten(0, (heads, count)) for k in ("whole", "reconstruction"))
+        loss, rough = whole[:, -1], smoothness_loss(depth)
+        if paper:
+            loss = whole.mean(1)
+        elif count > 1:
             loss = loss + whole[:, :-1].mean(1)
-        rough = smoothness_loss(depth)
-        if not self.recipe.paper_only:  # GAN2Shape's is of the diffuse shading too
-            towards = light[torch.arange(heads, device=depth.device) * count + count - 1]
-            none, all_ = torch.zeros_like(towards.ambient), torch.ones_like(towards.diffuse)
-            rough = rough + smoothness_loss(shading(self.relief.normals(depth), Light(none, all_, towards.slope)))
-        reconstruction = found["reconstruction"].unflatten(0, (heads, count)).mean(1)
-        losses = {"joint": loss + self.recipe.smooth * rough, "reconstruction": reconstruction}
+        if not paper:  # GAN2Shape's is of the diffuse shading too
+            towards = light.unflatten(0, (heads, count))[:, -1] * light.new_tensor([0, 0, 1, 1])
+            diffuse = towards + towards.new_tensor([0, 1, 0, 0])
+            rough = rough + smoothness_loss(shading(self.relief.normals(depth), light_of(diffuse)))
         if step == phase.end - 1:
             state.bank = None
-        return losses
+        return {"joint": loss + self.recipe.smooth * rough, "reconstruction": reconstruction.mean(1)}
 
-    def _drawn_samples(self, state: ShapeState, step: int, phase: Phase) -> tuple[Tensor, Tensor]:
-        """What step 3 sees: samples and masks (N, K, ...), then the picture itself, unless ``paper_only``."""
-        pictures, masks = [], []
-        if self.recipe.samples:
-            if state.bank is None:
-                state.bank = self._collect(state, phase.begin)
-            for row, item in enumerate(state.items):
-                draws = item_generator(self.seed, item.id, step)
-                chosen = torch.randperm(self.recipe.samples, generator=draws)[: self.recipe.batch].to(self.device)
-                pictures.append(state.bank[0][row, chosen])
-                masks.append(state.bank[1][row, chosen])
-        own, all_ = state.image[:, None], torch.ones_like(state.image[:, None, :1])
-        if not pictures:
-            return own, all_
-        image, mask = torch.stack(pictures), torch.stack(masks)
+    def _drawn_samples(self, state: ShapeState, step: int, phase: Phase) -> _Samples:
+        """What step 3 sees: some samples, then, unless ``paper_only``, the picture itself."""
+        mask = torch.ones_like(state.image[:, None, :1])
+        itself = _Samples(state.image[:, None], mask, state.view[:, None], state.light[:, None])
+        if not self.recipe.samples:
+            return itself
+        if state.bank is None:
+            state.bank = self._collect(state, phase.begin)
+        draws = [item_generator(self.seed, item.id, step) for item in state.items]
+        rows = [torch.randperm(self.recipe.samples, generator=g)[: self.recipe.batch] for g in draws]
+        chosen = torch.stack(rows).to(self.device)
+        some = state.bank.map(lambda t: t[torch.arange(len(t), device=t.device)[:, None], chosen])
         if self.recipe.paper_only:
-            return image, mask
-        return torch.cat([image, own], 1), torch.cat([mask, all_], 1)
+            return some
+        return _Samples(*(torch.cat(both, 1) for both in zip(vars(some).values(), vars(itself).values(), strict=True)))
 
-    def _fidelity(
-        self,
-        depth: Tensor,
-        albedo: Tensor,
-        view: Tensor,
-        light: Light,
-        target: Tensor,
-        mask: Tensor,
-        face: Tensor,
-        mirror: bool,
-    ) -> dict[str, Tensor]:
+    def _fidelity(self, shape: Shape, target: Tensor, mask: Tensor, face: Tensor, phase: Phase) -> dict[str, Tensor]:
         """L_recon, and with the symmetric and the identity term the whole (B,) (Eq. 11 to 13)."""
         recipe = self.recipe
         network = None if self.perceptual is None else self.perceptual.module
-        shown = self.relief(depth, albedo, view, light)
+        shown, other = shape.seen(self.relief), None
         assert shown.alpha is not None
-        mask, other = mask * shown.alpha, None
-        if mirror:
-            other = self.relief(*mirrored(depth, albedo), view, light)
+        mask = mask * shown.alpha
+        if recipe.mirrors(phase):
+            depth, albedo = mirrored(shape.depth, shape.albedo)
+            other = replace(shape, depth=depth, albedo=albedo).seen(self.relief)
             assert other.alpha is not None
             mask = mask * other.alpha
         whole = reconstruction = reconstruction_loss(shown.image, target, mask, network, recipe.perceptual)  # Eq. 11
@@ -491,10 +474,13 @@ class ShapeStage(PerItemStage[Head, ShapeState]):
     @torch.no_grad()
     def shape(self, state: ShapeState) -> Shape:
         """The heads of a group as far as they are."""
-        image, networks = state.image[:, None], state.module
-        depth, albedo = networks.each(ReliefNetworks.depth, image), networks.each(ReliefNetworks.albedo, image)
-        view, light = networks.each(ReliefNetworks.view, image), _lights(networks, image)
-        return Shape(depth, albedo, view, light_numbers(light)).map(Tensor.float)
+        image, networks, around = state.image[:, None], state.module, _around(state)
+        return Shape(
+            networks.each(ReliefNetworks.depth, image),
+            networks.each(ReliefNetworks.albedo, image),
+            networks.each(ReliefNetworks.view, image, around.view),
+            networks.each(ReliefNetworks.light, image, around.light),
+        )
 
     def _keep(self, state: ShapeState, cycle: int) -> None:
         """Write the heads as they are after a cycle; 0 is the first guess."""
@@ -610,9 +596,15 @@ class ShapeStage(PerItemStage[Head, ShapeState]):
             )
 
 
-def _lights(networks: _Networks, image: Tensor) -> Light:
-    """What lights pictures (N, K, 3, S, S): N * K of them."""
-    return light_of(networks.each(lambda own, k: light_numbers(own.light(k)), image))
+def _around(state: ShapeState, count: int = 1) -> _Samples:
+    """The pictures, each ``count`` times, with the views and lights that theirs are offsets to."""
+    image, view, light = (t[:, None].expand(-1, count, *t.shape[1:]) for t in (state.image, state.view, state.light))
+    return _Samples(image, torch.ones_like(image[:, :, :1]), view, light)
+
+
+def _parts(seen: Tensor, networks: int) -> Sequence[Tensor]:
+    """What each of so many networks sees of (N, K, ...): of one head, or, where there is one network, of all."""
+    return [seen.flatten(0, 1)] if networks == 1 else list(seen)
 
 
 def _drawn(seed: int, what: str, build: Callable[[], ModuleT]) -> ModuleT:

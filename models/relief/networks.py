@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.errors import UserError
-from models.rendering.relief import Light, Relief
+from models.rendering.relief import Relief
 
 START = 0.02  # spread of what V and L first say, of their range: at exactly the front, gradients hang on roundings
 
@@ -120,24 +120,13 @@ class ReliefNetworks(nn.Module):
 
     Args:
         relief: how depth maps are seen.
-        light: (4,) what L's answers are offsets to: ambient, diffuse, dx, dy, each in [-1, 1]. Views are offsets to
-            the front.
         size: S, pixels. width, code, group: as of :class:`MapNetwork`. encoder_width: of V and L.
 
     Weights are drawn from torch's global generator.
     """
 
-    mean_light: Tensor
-
     def __init__(
-        self,
-        relief: Relief,
-        light: Tensor,
-        size: int,
-        width: int = 64,
-        encoder_width: int = 64,
-        code: int = 256,
-        group: int = 4,
+        self, relief: Relief, size: int, width: int = 64, encoder_width: int = 64, code: int = 256, group: int = 4
     ) -> None:
         super().__init__()
         self.relief = relief
@@ -145,15 +134,15 @@ class ReliefNetworks(nn.Module):
         self.L = PictureEncoder(size, encoder_width, 4)
         self.D = MapNetwork(size, width, 1, code, group)
         self.A = MapNetwork(size, width, 3, code, group)
-        self.register_buffer("mean_light", light, persistent=False)
 
-    def view(self, image: Tensor) -> Tensor:
-        """Where pictures are seen from: (B, 6), see :class:`models.rendering.relief.Relief`."""
-        return self.relief.view(self.V(image))
+    def view(self, image: Tensor, around: Tensor) -> Tensor:
+        """Where pictures are seen from: (B, 6), see :class:`models.rendering.relief.Relief`, offsets to ``around``."""
+        return around + self.relief.view(self.V(image))
 
-    def light(self, image: Tensor) -> Light:
-        """What lights them."""
-        return Light.of(self.L(image) + self.mean_light)
+    def light(self, image: Tensor, around: Tensor) -> Tensor:
+        """What lights them: (B, 4) ambient, diffuse, dx and dy, offsets to ``around``."""
+        raw = self.L(image).float()
+        return around + raw * raw.new_tensor([0.5, 0.5, 1.0, 1.0])  # the first two are shares in [0, 1]
 
     def depth(self, image: Tensor) -> Tensor:
         """The canonical depth (B, 1, S, S) of what they show."""

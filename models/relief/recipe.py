@@ -38,8 +38,8 @@ class ShapeRecipe:
         perceptual: lambda_perc of Eq. 11. smooth: lambda_smooth of Eq. 18. offset: lambda_E of Eq. 16.
         mirror: weight of L_sym (Eq. 12). mirror_in: "every" step 1 and 3, or the "first" step 3 alone.
         identity: weight of L_id.
-        known: weight by which V and L learn from projected samples, during step 2, the view and the light that the
-            samples were rendered by: ours.
+        known: V and L tell offsets to the view and the light that a sample was rendered by, and to what a pose network
+            says of the picture itself: ours. Otherwise all are offsets to the front and to a mean light.
         paper_only: what the paper's equations say and no more: no absolute difference in step 2, an offset of w that is
             E's own answer and not relative to the one for the picture, its norm instead of the mean square, all pixels
             of a sample, and a step 3 that does not see the picture itself.
@@ -61,12 +61,12 @@ class ShapeRecipe:
     mirror: float = 1.0
     mirror_in: Literal["every", "first"] = "every"
     identity: float = 1.0
-    known: float = 0.0
+    known: bool = False
     paper_only: bool = False
 
     def __post_init__(self) -> None:
         check_positive(self, "cycles", "batch", "learning_rate", where="recipe.")
-        names = ("prior", "samples", "weight_decay", "perceptual", "smooth", "offset", "mirror", "identity", "known")
+        names = ("prior", "samples", "weight_decay", "perceptual", "smooth", "offset", "mirror", "identity")
         check_not_negative(self, *names, where="recipe.")
         if min(*self.first, *self.later) < 0 or not (self.first[2] and self.later[2]):
             raise UserError("recipe.first and recipe.later are numbers of steps, of which step 3 has some")
@@ -103,6 +103,11 @@ class ShapeRecipe:
     def at(self, step: int) -> Phase:
         """The phase of a step."""
         return next(phase for phase in self.phases if step < phase.end)
+
+    def roughens(self, phase: Phase) -> bool:
+        """Whether pseudo samples are rendered from a phase on of the shape that there is when it begins."""
+        steps = self.first if phase.cycle == 1 else self.later
+        return phase.name == ("project" if steps[1] else "joint")
 
     def mirrors(self, phase: Phase) -> bool:
         """Whether the mirrored face counts in a phase."""

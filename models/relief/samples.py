@@ -14,7 +14,6 @@ from torch import Tensor
 
 from models.checks import check_not_negative
 from models.errors import UserError
-from models.rendering.relief import Light
 
 
 @dataclass(frozen=True)
@@ -75,9 +74,9 @@ class PseudoSampling:
         largest = math.radians(self.largest_deg)
         return torch.cat([views[:, :3].clamp(-largest, largest), views[:, 3:]], 1)
 
-    def lights(self, found: Light, count: int, generator: torch.Generator) -> Light:
-        """``count`` lights around the one that was found (a batch of one)."""
-        drawn = torch.rand(count, 3, generator=generator)
-        low, high = torch.tensor([self.dx, self.dy, self.added]).T
-        dx, dy, added = (low + (high - low) * drawn).to(found.ambient.device).unbind(1)
-        return Light(found.ambient - self.dimmed * added, found.diffuse + added, torch.stack([dx, dy], 1))
+    def lights(self, found: Tensor, count: int, generator: torch.Generator) -> Tensor:
+        """``count`` lights (count, 4) around the one that was found (4,): ambient, diffuse, dx, dy."""
+        low, high = torch.tensor([self.added, self.dx, self.dy]).T
+        drawn = low + (high - low) * torch.rand(count, 3, generator=generator)
+        added, slope = drawn[:, :1], drawn[:, 1:]
+        return torch.cat([found[0] - self.dimmed * added, found[1] + added, slope], 1)

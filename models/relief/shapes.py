@@ -44,11 +44,6 @@ def light_of(numbers: Tensor) -> Light:
     return Light(numbers[:, 0], numbers[:, 1], numbers[:, 2:])
 
 
-def light_numbers(light: Light) -> Tensor:
-    """The inverse of :func:`light_of`."""
-    return torch.cat([light.ambient[:, None], light.diffuse[:, None], light.slope], 1)
-
-
 class ReliefShapes(Configurable):
     """Shapes of several heads.
 
