@@ -68,13 +68,13 @@ def test_equal_lenses_are_exact():
 
 
 def test_normals_of_another_lens_are_near_the_true_ones():
-    """Where the world's lens is wider than the papers', the map's normals are those of the surface to some degrees."""
+    """Where the world's lens is wider than the papers', the map's normals are those of the surface to a degree."""
     relief, rig = Relief(), Rig()
     depth, mask, normals = ball(rig)
     found = relief.normals(as_relief(relief, depth, rig.camera(0.0), rig.radius))
     inside = (F.avg_pool2d(mask, 7, 1, 3) > 0.99)[:, 0]
     angle = torch.rad2deg(torch.acos((found * normals).sum(1).clamp(-1, 1)))[inside]
-    assert 1 < float(angle.mean()) < 8
+    assert float(angle.mean()) < 1.5
 
 
 def test_a_scaled_map_is_as_good():
