@@ -26,10 +26,11 @@ from models.losses.relief import feature_loss, identity_loss, mean_within, recon
 from models.metrics.records import Record
 from models.metrics.surface import PROTOCOL, VERSION, surface_errors
 from models.relief.networks import OffsetEncoder, ReliefNetworks
-from models.relief.pictures import relit, rows_of, turned
+from models.relief.pictures import relit, rows_of, surface_mesh, turned
 from models.relief.recipe import Phase, ShapeRecipe
 from models.relief.samples import PseudoSampling
 from models.relief.shapes import ReliefShapes, Shape, light_of
+from models.rendering.mesh import write_mesh
 from models.rendering.output import Tensors
 from models.rendering.relief import Relief, mirrored, shading, sphere_cap
 from models.rendering.sheets import sheet
@@ -581,19 +582,18 @@ class ShapeStage(PerItemStage[Head, ShapeState]):
 
     @torch.no_grad()
     def predict_step(self, batch: Sequence[Head], batch_idx: int) -> None:
-        """Of each head a sheet, and videos in which it turns, and its light."""
+        """Of each head a sheet, videos in which it turns, and its light, and its surface as a mesh."""
         relief = self._tested("shapes").relief
         for item in batch:
             shape, folder = self._found(item.id), self.out / "pictures"
             picture = read_image(self.inputs["tested"].media(f"picture_{item.id}.png"))
             write_image(folder / f"sheet_{item.id}.png", sheet(rows_of(picture, shape, relief, [item.id]), 2 * _TILE))
+            write_mesh(folder / f"mesh_{item.id}.glb", surface_mesh(shape, relief))
             swing = torch.sin(2 * torch.pi * torch.arange(FRAMES) / FRAMES).tolist()
-            write_video(
-                folder / f"turning_{item.id}.mp4", torch.cat([turned(shape, relief, YAW * s) for s in swing]).cpu()
-            )
-            write_video(
-                folder / f"light_{item.id}.mp4", torch.cat([relit(shape, relief, SLOPE * s, 0.3) for s in swing]).cpu()
-            )
+            turning = torch.cat([turned(shape, relief, YAW * s) for s in swing])
+            moving = torch.cat([relit(shape, relief, SLOPE * s, 0.3) for s in swing])
+            write_video(folder / f"turning_{item.id}.mp4", turning.cpu())
+            write_video(folder / f"light_{item.id}.mp4", moving.cpu())
 
 
 def _around(state: ShapeState, count: int = 1) -> _Samples:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from models.relief.shapes import Shape
-from models.rendering.relief import Relief, shading
+from models.rendering.mesh import Mesh
+from models.rendering.relief import BORDER, Relief, grid_triangles, shading
 from models.rendering.sheets import depth_colours
 
 GREY = 0.5  # albedo of what shows a shape without its colours
@@ -59,3 +60,17 @@ def rows_of(image: Tensor, shape: Shape, relief: Relief, names: list[str]) -> li
         [(name, image[row].cpu()), *((title, found[row].float().cpu()) for title, found in columns.items())]
         for row, name in enumerate(names)
     ]
+
+
+def surface_mesh(shape: Shape, relief: Relief) -> Mesh:
+    """The surface of one head as a mesh, a vertex for each pixel within the border, in the light of its picture.
+
+    Axes are the world's (:mod:`models.camera`): x right, y up, the face looks along +z; the picture is 2 wide.
+    """
+    inner = slice(BORDER, -BORDER)
+    points = (relief.points(shape.depth)[0] - shape.depth.new_tensor([0, 0, relief.centre])[:, None, None]).cpu()
+    points = points * points.new_tensor([1, -1, -1])[:, None, None] / (relief.reach * relief.centre)
+    colours = relief.shaded(shape.depth, shape.albedo, shape.lit)[0].clamp(-1, 1).cpu()
+    size = points.shape[-1] - 2 * BORDER
+    vertices, own = (maps[:, inner, inner].flatten(1).T.contiguous() for maps in (points, colours))
+    return Mesh.of(vertices, grid_triangles(size, vertices.device), own)

@@ -12,7 +12,7 @@ from models import artifact
 from models.errors import UserError
 from models.generators.stylegan2 import StyleGAN2Discriminator, StyleGAN2Generator
 from models.metrics.records import read_records
-from models.relief.shapes import ReliefShapes
+from models.relief.shapes import ReliefShapes, Shape
 from models.rendering.relief import Relief, sphere_cap
 from stages import cli
 from stages.shape import ShapeStage
@@ -217,7 +217,12 @@ def test_they_turn_and_are_lit(work, found, tmp_path, monkeypatch):
     monkeypatch.setattr("stages.shape.FRAMES", 3)
     words = ["shape", "predict", *line(work)[2:]]
     shown = run(words, tmp_path, f"--model.tested.path={found.path}")
-    for kind in ("sheet_head-1000001.png", "turning_head-1000001.mp4", "light_head-1000001.mp4"):
+    for kind in (
+        "sheet_head-1000001.png",
+        "turning_head-1000001.mp4",
+        "light_head-1000001.mp4",
+        "mesh_head-1000001.glb",
+    ):
         assert shown.media(kind).exists()
 
 
@@ -244,8 +249,6 @@ def test_what_does_not_fit(work, found, tmp_path):
 def test_the_mirror_is_of_the_canonical_face(work):
     """Eq. 12: a symmetric face loses nothing by it, from whatever side it is seen."""
     depth = sphere_cap(torch.ones(1, 1, SIDE, SIDE))
-    from models.relief.shapes import Shape
-
     relief = Relief()
     light = torch.tensor([[0.5, 0.5, 0.6, 0.2]])
     one = Shape(depth, torch.zeros(1, 3, SIDE, SIDE), torch.tensor([[0.1, 0.4, 0.0, 0.0, 0.0, 0.0]]), light)
