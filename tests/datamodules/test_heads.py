@@ -38,7 +38,9 @@ def test_heads_of_an_artifact(tmp_path):
     items = FoundHeads(str(tmp_path / "found")).items
     assert [head.id for head in items] == ["a", "b"]
     torch.testing.assert_close(items[0].codes(own).ws, codes["a"].latents.ws)
-    with pytest.raises(UserError, match=r"a has codes of the shapes .*\(6, 6\).* this generator's are .*\(6, 4\)"):
+    with pytest.raises(
+        UserError, match=r"a has codes of the shapes .*\(1, 6, 6\).* this generator's are .*\(1, 6, 4\)"
+    ):
         items[0].codes(generator(style_dim=4))
     artifact.save(tmp_path / "other", stage="prior", modules={"anchors": own})
     with pytest.raises(UserError, match="holds no codes of heads, but StyleGAN2Generator"):

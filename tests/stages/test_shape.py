@@ -83,8 +83,12 @@ def network(kind):
 
 RECIPE = {
     "cycles": 2, "prior": 2, "first": [2, 2, 3], "later": [1, 1, 2], "batch": 2, "samples": 3, "learning_rate": 1e-3,
+    "known": False,
 }  # fmt: skip
 MODEL = {
+    "encoder": None,
+    "cap": {"face": None},
+    "sampling": {"yaw_std_deg": None, "pitch_std_deg": None},
     "perceptual": network("Difference"),
     "identity": network("Corners"),
     "parser": network("Middle"),
@@ -108,8 +112,8 @@ def line(folder, recipe=None, name="shape", **model):
         "recipe": {**RECIPE, **(recipe or {})},
         **model,
     }
-    config = {"model": {key: value for key, value in given.items() if value is not None}, "data": DATA}
-    return ["shape", "fit", f"--config={small.write(folder / f'{name}.yaml', config)}", *small.TRAINER]
+    file = small.write(folder / f"{name}.yaml", {"model": given, "data": DATA})
+    return ["shape", "fit", f"--config={file}", *small.TRAINER]
 
 
 CASE = StageCase(
