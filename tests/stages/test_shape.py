@@ -200,13 +200,6 @@ def test_who_it_is_may_be_the_photos(work, tmp_path):
     assert not alike(*both)
 
 
-def test_a_shape_that_is_seen_is_found(work, tmp_path):
-    """With samples that show the true shape from known views, errors fall: the prior is flat."""
-    words = line(work, {"cycles": 1, "prior": 0, "first": [5, 0, 30], "known": True, "samples": 8}, parser=None)
-    shapes = run(words, tmp_path)
-    assert not torch.equal(shapes.module("cycle0").depth, shapes.module("shapes").depth)
-
-
 def test_errors_against_the_truth(work, found, tmp_path):
     words = ["shape", "test", *line(work)[2:]]
     cli.run("shape", ShapeStage, [*words[1:], f"--model.tested.path={found.path}", f"--out={tmp_path}"])
