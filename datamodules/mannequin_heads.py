@@ -59,8 +59,8 @@ class MannequinHeads(ItemsDataModule[Head]):
     def camera(self, seed: int) -> Camera:
         """Of one subject's picture."""
         share = 2 * torch.rand(2, dtype=torch.float64, generator=stream("head", seed)) - 1
-        angles = (math.radians(round(s * m)) for s, m in zip(share.tolist(), self.limits, strict=True))
-        return RIG.camera(*angles)
+        yaw, pitch = (math.radians(round(s * m)) for s, m in zip(share.tolist(), self.limits, strict=True))
+        return RIG.camera(yaw, pitch)
 
     def read_items(self) -> Sequence[Head]:
         return [

@@ -467,7 +467,7 @@ class ShapeStage(PerItemStage[Head, ShapeState]):
             whole = whole + recipe.mirror * reconstruction_loss(other.image, target, mask, network, recipe.perceptual)
         if recipe.identity:
             assert self.identity is not None
-            whole = whole + recipe.identity * identity_loss(shown.image, face, self.identity.module)
+            whole = whole + recipe.identity * identity_loss(shown.image, face, self.identity.module)  # type: ignore[arg-type]
         return {"reconstruction": reconstruction, "whole": whole}
 
     # -- results ----------------------------------------------------------------------------------

@@ -82,7 +82,7 @@ class ShapeRecipe:
         lengths: list[tuple[PhaseName, int, int]] = [("prior", 0, self.prior)]
         for cycle in range(1, self.cycles + 1):
             steps = self.first if cycle == 1 else self.later
-            lengths += [(name, cycle, length) for name, length in zip(names, steps, strict=True)]
+            lengths.extend((name, cycle, length) for name, length in zip(names, steps, strict=True))
         found, begin = [], 0
         for name, cycle, length in lengths:
             if length:
