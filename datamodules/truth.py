@@ -12,6 +12,7 @@ from torch import Tensor
 from models.camera import Camera
 from models.metrics.portrait import HeadTruth, ViewTruth
 from models.metrics.scan import Scan
+from models.metrics.surface import SurfaceTruth
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,18 @@ class KnowsItemTruth(Protocol):
 
     def item_truth(self, identity: str) -> HeadTruth:
         """What the item of that id must look like."""
+        ...
+
+
+@runtime_checkable
+class KnowsSurface(Protocol):
+    """Items whose pictures' surfaces are known."""
+
+    split: str
+    """The items' part of the data, for the records."""
+
+    def surface(self, identity: str) -> SurfaceTruth:
+        """What the picture of the item of that id shows."""
         ...
 
 

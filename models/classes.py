@@ -53,8 +53,10 @@ BUILDABLE = frozenset(
         "heads.photos.PhotoSet",
         "heads.pixel_aligned.LocalNetworks",
         "heads.pixel_aligned.PixelAlignedGenerator",
+        "relief.shapes.ReliefShapes",
         "rendering.atlas.Chart",
         "rendering.manifolds.ManifoldPredictor",
+        "rendering.relief.Relief",
     )
 )
 

@@ -14,6 +14,7 @@ STAGES = {
     "selftrain": ("stages.selftrain:SelftrainStage", "train an encoder on samples of its generator, shapes included"),
     "optimise": ("stages.optimise:OptimiseStage", "invert pictures one by one, by optimisation: codes, or weights too"),
     "directions": ("stages.directions:DirectionsStage", "find directions of a latent space, by which heads are edited"),
+    "shape": ("stages.shape:ShapeStage", "shape, albedo and light of heads, from a 2D generator's pictures alone"),
     "present": ("stages.present:PresentStage", "render turntables, views and meshes of the result"),
 }
 

@@ -265,6 +265,16 @@ EXTRA = {
         "--model.method.init_args.count", "2",
     ],
     "galatea view assets/prior --directions runs/directions_sefa_3d": None,  # serves until it is stopped
+    "galatea shape fit --config configs/stages/shape.yaml --out runs/shape": [
+        "--data.init_args.subjects", "1", "--model.recipe.prior", "2", "--model.recipe.first", "[1, 0, 1]",
+        "--model.recipe.later", "[1, 0, 1]", "--model.recipe.samples", "2", "--model.recipe.batch", "2",
+    ],
+    "galatea shape test --config configs/stages/shape.yaml --model.tested.path runs/shape --out runs/shape_test": [
+        "--data.init_args.subjects", "1",
+    ],
+    "galatea shape predict --config configs/stages/shape.yaml --model.tested.path runs/shape --out runs/shape_shown": [
+        "--data.init_args.subjects", "1",
+    ],
     "galatea zoo list": [],
     "galatea zoo list gram": [],
     "galatea zoo import stylegan2-ffhq-config-f.pt --out runs/stylegan2": [],

@@ -19,6 +19,7 @@ from datamodules.mannequins.textures import SEGMENT
 PLAIN = "plain"
 ART_STYLES = ("toon", "sketch", "ukiyoe", "watercolour", "impasto", "popart")
 STYLES = (PLAIN, *ART_STYLES)
+ALBEDO = "albedo"  # the colours of surfaces, which no light changes: the truth of what separates the two
 HELD_OUT_STYLE = "ukiyoe"  # never shown to the feature networks
 
 
@@ -304,6 +305,7 @@ def _popart_background(palette: Palette, u: Tensor, v: Tensor) -> Tensor:
 
 _TABLE = {
     PLAIN: Style(_same, _plain_paint, _plain_background),
+    ALBEDO: Style(_same, lambda surface, palette: surface.albedo, _plain_background),
     "toon": Style(_same, _toon_paint, _toon_background, 0.90, (0.06, 0.05, 0.08)),
     "sketch": Style(_same, _sketch_paint, _sketch_background, 0.85, (0.17, 0.16, 0.20)),
     "ukiyoe": Style(_ukiyoe_recolour, _ukiyoe_paint, _ukiyoe_background, 1.0, (0.10, 0.09, 0.12)),

@@ -11,11 +11,9 @@ import torch
 from torch import Tensor
 
 from models.checks import check_not_negative
-from models.errors import UserError, shown
+from models.errors import UserError
 from models.features.base import FaceParser, FaceRecognition
-
-OUTSIDE = ("background", "hair", "cloth")
-"""Segments of a head that are not its face."""
+from models.features.parts import face_mask, face_rows
 
 
 @dataclass(frozen=True)
@@ -28,7 +26,7 @@ class OffsetLoss:
 
     Attributes:
         low: lambda_low.
-        face: names of the parser's segments that are the face; all but :data:`OUTSIDE` when null.
+        face: names of the parser's segments that are the face; all but hair, cloth and what is behind when null.
     """
 
     low: float = 0.2
@@ -53,23 +51,11 @@ class OffsetLoss:
         early = (recognition.early(mask * image) - recognition.early(mask * before)).square().flatten(1).mean(1)
         return {"id": distance, "low": early, "loss": distance - self.low * early}
 
-    @torch.no_grad()
     def mask(self, image: Tensor, before: Tensor, parser: FaceParser) -> Tensor:
         """(B, 1, H, W) of 0 and 1: where there is a face in either picture, as segments differ before and after."""
-        rows = torch.tensor(self.rows(parser), device=image.device)
-        faces = [torch.isin(parser(picture).argmax(1, keepdim=True), rows) for picture in (image, before)]
-        return (faces[0] | faces[1]).to(image.dtype)
+        rows = self.rows(parser)
+        return torch.maximum(*(face_mask(picture, parser, rows) for picture in (image, before)))
 
     def rows(self, parser: FaceParser) -> list[int]:
-        """Numbers of the parser's segments that are the face.
-
-        Raises:
-            UserError: when it knows none of them, or not one that is named.
-        """
-        names = [n for n in parser.segments if n not in OUTSIDE] if self.face is None else self.face
-        known = ", ".join(parser.segments)
-        if unknown := [name for name in names if name not in parser.segments]:
-            raise UserError(f"offset_loss.face has {shown(unknown[0])}: the parser knows {known}")
-        if not names:
-            raise UserError(f"offset_loss.face: the parser knows no face, but {known}")
-        return [parser.segments.index(name) for name in names]
+        """Numbers of the parser's segments that are the face, see :func:`models.features.parts.face_rows`."""
+        return face_rows(parser, self.face, "offset_loss.face")

@@ -172,7 +172,7 @@ class Relief:
             raise ValueError("the view brings the surface behind the camera, or is no number")
         size = depth.shape[-1]
         places = (vertices[:, :2] / (self.reach * z[:, None]) + 1).mT * ((size - 1) / 2)  # centres at whole numbers
-        inverse, triangles = 1 / z, _triangles(size, depth.device)
+        inverse, triangles = 1 / z, grid_triangles(size, depth.device)
         slack = SLACK * torch.finfo(z.dtype).eps * size
         face, _ = nearest_faces(places.detach()[:, triangles], inverse.detach()[:, triangles], size, slack)
         hit = face.flatten(1) >= 0
@@ -309,8 +309,9 @@ def _across_span(held: Tensor, like: Tensor) -> Tensor:
     return (at - (first + last) / 2) / ((last - first) / 2).clamp_min(0.5)
 
 
-def _triangles(size: int, device: torch.device) -> Tensor:
-    """Corners (F, 3) of the triangles between the pixels of a map, each square cut from its lower left."""
+def grid_triangles(size: int, device: torch.device) -> Tensor:
+    """Corners (F, 3) of the triangles between the pixels of a map, which are numbered row by row; counter-clockwise as
+    seen, each square cut from its lower left."""
     pixel = torch.arange(size * size, device=device).reshape(size, size)
     a, b, c, d = pixel[:-1, :-1], pixel[:-1, 1:], pixel[1:, :-1], pixel[1:, 1:]
     return torch.cat([torch.stack(corners, -1).flatten(0, 1) for corners in ((a, c, b), (b, c, d))])

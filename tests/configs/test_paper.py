@@ -394,6 +394,39 @@ TABLE |= {
         "model.identity.class_path": ("models.features.identity.ArcFaceIdentity", "Eq. 7"),
         "model.calibration.symmetric": (True, "Fig. 8: w + dw and w - dw"),
     },
+    "cartoon/shape": {
+        "model.recipe.cycles": (4, "Sec. III-D: four times"),
+        "model.recipe.perceptual": (0.5, "Sec. IV-A: lambda_perc of Eq. 11"),
+        "model.recipe.offset": (0.01, "Sec. IV-A: lambda_E of Eq. 16"),
+        "model.recipe.smooth": (0.01, "Sec. IV-A: lambda_smooth of Eq. 18"),
+        "model.recipe.mirror": (1.0, "Eq. 13 and 18"),
+        "model.recipe.mirror_in": ("every", "Eq. 13 and 18: steps 1 and 3 of all cycles"),
+        "model.recipe.identity": (1.0, "Eq. 13 and 18"),
+        "model.recipe.project": (True, "Eq. 15"),
+        "model.recipe.known": (False, "Eq. 17: V and L tell it all"),
+        "model.recipe.prior": (1000, "GAN2Shape's code"),
+        "model.recipe.first": ([600, 600, 400], "GAN2Shape's configuration of faces"),
+        "model.recipe.later": ([200, 500, 300], "GAN2Shape's configuration of faces"),
+        "model.recipe.batch": (16, "GAN2Shape's configuration of faces"),
+        "model.recipe.samples": (100 * 16, "GAN2Shape's configuration: 100 batches are collected"),
+        "model.recipe.learning_rate": (1e-4, "GAN2Shape's configuration"),
+        "model.recipe.weight_decay": (5e-4, "GAN2Shape's code"),
+        "model.cap.radius": (0.4, "GAN2Shape's code"),
+        "model.cap.near": (0.91, "GAN2Shape's code"),
+        "model.cap.far": (1.02, "GAN2Shape's code"),
+        "model.relief.fov_deg": (10.0, "GAN2Shape's configuration"),
+        "model.relief.rotation_deg": (60.0, "GAN2Shape's configuration"),
+        "model.networks.width": (4096 // 256, "GAN2Shape's code"),
+        "model.networks.group": (2, "GAN2Shape's code: 8 groups of 16"),
+        "model.sampling.yaw_scale": (1.2, "GAN2Shape's configuration: view_scale"),
+        "model.sampling.dx": ([-1.0, 1.0], "GAN2Shape's configuration: rand_light"),
+        "model.sampling.dy": ([-0.2, 0.8], "GAN2Shape's configuration: rand_light"),
+        "model.sampling.added": ([-0.1, 0.6], "GAN2Shape's configuration: rand_light"),
+        "model.sampling.dimmed": (0.6, "GAN2Shape's configuration: rand_light"),
+        "model.encoder": (None, "Eq. 14: E is trained"),
+        "model.identity.class_path": ("models.features.identity.ArcFaceIdentity", "Sec. III-D: as Eq. 7"),
+        "model.perceptual.init_args.net": ("vgg", "Eq. 11: VGG"),
+    },
     "pseudo_pairs/finetune_adapt": {
         "model.semantic": (None, "Sec. 3.2: without constraints"),
         "model.paired": (None, "Sec. 3.2"),
@@ -607,7 +640,7 @@ def test_builds(name, asked, tmp_path, monkeypatch):
     given = ["--trainer.accelerator=cpu", "--config=small.yaml"]
     if stage != "directions":  # which draws codes
         given.append("--data.init_args.path=pictures")
-    if stage in ("anchor", "directions"):
+    if stage in ("anchor", "directions", "shape"):
         given.append("--model.prior.path=prior")
     cli.run(stage, __main__.find(STAGES[stage][0], stage), [command, *options, *given])
     (found,) = built

@@ -1,0 +1,85 @@
+"""Heads of the embedded world as codes of its 2D generator, whose surfaces are known."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import cached_property
+
+import torch
+from torch.nn import functional as F
+
+from datamodules.heads import Head
+from datamodules.items import ItemsDataModule
+from datamodules.mannequins.dataset import SPLITS
+from datamodules.mannequins.posed import pose_numbers
+from datamodules.mannequins.render import RIG, render
+from datamodules.mannequins.scene import Scene, stream, subject_code
+from datamodules.mannequins.styles import ALBEDO, PLAIN
+from models.camera import Camera
+from models.errors import UserError
+from models.metrics.portrait import FACE
+from models.metrics.surface import SurfaceTruth
+
+
+class MannequinHeads(ItemsDataModule[Head]):
+    """Subjects of the embedded world, each in one pose, as codes of a generator whose z is the world's own.
+
+    Ids are ``head-SEED``; poses are drawn uniformly, in whole degrees, and depend on the subject alone.
+
+    Args:
+        split: of the subjects; tune on "val", report on "test".
+        subjects: how many, from number ``first`` of the split on.
+        yaw_max_deg, pitch_max_deg: of the poses.
+        size: side of the truth's maps, pixels: the generator's.
+        supersample: samples per pixel and axis of the truth.
+    """
+
+    def __init__(
+        self,
+        split: str = "val",
+        subjects: int = 4,
+        first: int = 0,
+        yaw_max_deg: float = 20.0,
+        pitch_max_deg: float = 8.0,
+        size: int = 64,
+        supersample: int = 2,
+    ) -> None:
+        super().__init__()
+        if split not in SPLITS or not 0 <= first < first + subjects <= len(SPLITS[split]):
+            raise UserError(
+                f"there are no subjects {first} to {first + subjects} in split {split!r} ({', '.join(SPLITS)})"
+            )
+        if min(size, supersample) < 1:
+            raise UserError("size and supersample must be at least 1")
+        self.split, self.size, self.supersample = split, size, supersample
+        self.limits = yaw_max_deg, pitch_max_deg
+        self.seeds = SPLITS[split][first : first + subjects]
+
+    def camera(self, seed: int) -> Camera:
+        """Of one subject's picture."""
+        share = 2 * torch.rand(2, dtype=torch.float64, generator=stream("head", seed)) - 1
+        yaw, pitch = (math.radians(round(s * m)) for s, m in zip(share.tolist(), self.limits, strict=True))
+        return RIG.camera(yaw, pitch)
+
+    def read_items(self) -> Sequence[Head]:
+        return [
+            Head(f"head-{seed}", z=torch.cat([subject_code([seed]), pose_numbers(self.camera(seed))], 1))
+            for seed in self.seeds
+        ]
+
+    @cached_property
+    def _seeds(self) -> dict[str, int]:
+        return {f"head-{seed}": seed for seed in self.seeds}
+
+    def surface(self, identity: str) -> SurfaceTruth:
+        """What the mannequin of one item is; drawn at each call (a second at 64 px)."""
+        seed = self._seeds[identity]
+        scene, camera = Scene.from_code(subject_code([seed])), self.camera(seed)
+        truth = render(scene, camera, self.size, PLAIN, self.supersample)
+        albedo = render(scene, camera, self.size, ALBEDO, self.supersample).image
+        trait = scene.traits
+        key = torch.stack([trait["light_x"], trait["light_y"], torch.full_like(trait["light_x"], 0.9)], 1)
+        towards = torch.einsum("bij,bi->bj", camera.cam2world[:, :3, :3], F.normalize(key, dim=1))
+        face = torch.isin(truth.segmentation, torch.tensor(FACE, dtype=torch.uint8))[:, None].float()
+        return SurfaceTruth(truth.depth, truth.mask, face * (truth.mask > 0.99), albedo, towards, camera, RIG.radius)
