@@ -23,7 +23,7 @@ from datamodules.artworks import Artwork
 from datamodules.items import ItemsDataModule
 from datamodules.mannequins.dataset import SPLITS, CacheConfig, MannequinImages, build_cache
 from datamodules.mannequins.render import RIG, Truth, render
-from datamodules.mannequins.scene import EXAGGERATIONS, EXPRESSIONS, Scene, subject_z
+from datamodules.mannequins.scene import EXAGGERATIONS, EXPRESSIONS, Scene, subject_z, subjects_of
 from datamodules.mannequins.styles import ART_STYLES, PLAIN, STYLES
 from models.camera import Camera
 from models.errors import UserError
@@ -152,10 +152,7 @@ class MannequinArtworks(ItemsDataModule[Artwork]):
         self.camera_error = math.radians(camera_error_deg)
         if min(subjects, size, views, supersample) < 1:
             raise UserError("subjects, size, views and supersample must be at least 1")
-        if split not in SPLITS or not 0 <= first <= first + subjects <= len(SPLITS[split]):
-            raise UserError(
-                f"there are no subjects {first} to {first + subjects} in split {split!r} ({', '.join(SPLITS)})"
-            )
+        numbers = subjects_of(split, first, subjects)
         self.split, self.size, self.supersample = split, size, supersample
         self.photos = photos
         styles = (styles,) if isinstance(styles, str) else styles
@@ -167,7 +164,7 @@ class MannequinArtworks(ItemsDataModule[Artwork]):
         limits = (0.0, 0.0) if frontal else (yaw_max_deg, pitch_max_deg)
         self.portrayals = {
             portrayal.id: portrayal
-            for place, number in enumerate(SPLITS[split][first : first + subjects])
+            for place, number in enumerate(numbers)
             for style in ([styles[place % len(styles)]] if rotate_styles else styles)
             for portrayal in [
                 replace(Portrayal.draw(number, style, *limits, seed), exaggeration=exaggeration, strength=strength)

@@ -11,10 +11,9 @@ from torch.nn import functional as F
 
 from datamodules.heads import Head
 from datamodules.items import ItemsDataModule
-from datamodules.mannequins.dataset import SPLITS
 from datamodules.mannequins.posed import pose_numbers
 from datamodules.mannequins.render import RIG, render
-from datamodules.mannequins.scene import Scene, stream, subject_code
+from datamodules.mannequins.scene import Scene, stream, subject_code, subjects_of
 from datamodules.mannequins.styles import ALBEDO, PLAIN
 from models.camera import Camera
 from models.errors import UserError
@@ -46,15 +45,11 @@ class MannequinHeads(ItemsDataModule[Head]):
         supersample: int = 2,
     ) -> None:
         super().__init__()
-        if split not in SPLITS or not 0 <= first < first + subjects <= len(SPLITS[split]):
-            raise UserError(
-                f"there are no subjects {first} to {first + subjects} in split {split!r} ({', '.join(SPLITS)})"
-            )
+        self.seeds = subjects_of(split, first, subjects)
         if min(size, supersample) < 1:
             raise UserError("size and supersample must be at least 1")
         self.split, self.size, self.supersample = split, size, supersample
         self.limits = yaw_max_deg, pitch_max_deg
-        self.seeds = SPLITS[split][first : first + subjects]
 
     def camera(self, seed: int) -> Camera:
         """Of one subject's picture."""

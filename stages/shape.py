@@ -556,25 +556,20 @@ class ShapeStage(PerItemStage[Head, ShapeState]):
     def test_step(self, batch: Sequence[Head], batch_idx: int) -> None:
         """Errors of the shapes, after each cycle, of the first guess and of a flat face seen as the shapes are."""
         data, found = self.trainer.datamodule, self.inputs["tested"]  # type: ignore[attr-defined]
+        relief = self._tested("shapes").relief
         names = [name for name in found.manifest["modules"] if name == "shapes" or name.startswith("cycle")]
         for item in batch:
             truth = data.surface(item.id).to(self.device)
             last = self._found(item.id)
-            rows = {"flat": replace(last, depth=torch.full_like(last.depth, self._tested("shapes").relief.centre))}
+            rows = {"flat": replace(last, depth=torch.full_like(last.depth, relief.centre))}
             for name in names:
-                cycle = (
-                    "" if name == "shapes" else ", first guess" if name == "cycle0" else f", {name[5:]} of the cycles"
-                )
-                rows[f"{self.variant}{cycle}"] = self._found(item.id, name)
+                cycle = name.removeprefix("cycle")
+                what = {"shapes": "", "0": ", first guess"}.get(cycle, f", {cycle} of the cycles")
+                rows[self.variant + what] = self._found(item.id, name)
+            about = PROTOCOL, VERSION, data.split, item.id, "", self.seed
             for variant, shape in rows.items():
-                for metric, value in surface_errors(self._tested("shapes").relief, shape, truth).items():
-                    self.records.add(
-                        [
-                            Record(
-                                PROTOCOL, VERSION, data.split, item.id, "", self.seed, variant, "", metric, float(value)
-                            )
-                        ]
-                    )
+                errors = surface_errors(relief, shape, truth)
+                self.records.add([Record(*about, variant, "", name, float(value)) for name, value in errors.items()])
 
     def on_predict_start(self) -> None:
         if self.tested is None:

@@ -25,6 +25,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from models.errors import UserError
+
 # Bump whenever any pixel, label or draw changes: caches of older versions are then rebuilt.
 WORLD_VERSION = 1
 
@@ -109,6 +111,17 @@ SPLITS = {"train": range(1_000_000), "val": range(1_000_000, 1_100_000), "test":
 # Everything a head is drawn from, in the order of Scene.parameters(): z's traits with each discrete one
 # spelled out as 0/1, the strengths of the exaggerations, then the expression.
 PARAMETERS = (*CONTINUOUS_TRAITS, *HAIR_STYLES, "glasses", "beard", *EXAGGERATIONS, *EXPRESSIONS)
+
+
+def subjects_of(split: str, first: int, count: int) -> range:
+    """Numbers of ``count`` subjects of a split, from its ``first`` on.
+
+    Raises:
+        UserError: for a split that there is not, or fewer subjects in it.
+    """
+    if split not in SPLITS or not 0 <= first < first + count <= len(SPLITS[split]):
+        raise UserError(f"there are no subjects {first} to {first + count} in split {split!r} ({', '.join(SPLITS)})")
+    return SPLITS[split][first : first + count]
 
 
 def sample_z(count: int, generator: torch.Generator | None = None) -> Tensor:

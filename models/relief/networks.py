@@ -31,7 +31,7 @@ class PictureEncoder(nn.Module):
         super().__init__()
         widths = _widths(size, width)
         layers: list[nn.Module] = []
-        for before, after in zip((3, *widths), widths, strict=False):
+        for before, after in itertools.pairwise((3, *widths)):
             layers += [nn.Conv2d(before, after, 4, 2, 1, bias=False), nn.ReLU()]
         layers += [nn.Conv2d(widths[-1], widths[-1], 4, bias=False), nn.ReLU()]
         self.trunk = nn.Sequential(*layers)
@@ -60,13 +60,13 @@ class MapNetwork(nn.Module):
             return nn.GroupNorm(features // group, features)
 
         down: list[nn.Module] = []
-        for before, after in zip((3, *widths), widths, strict=False):
+        for before, after in itertools.pairwise((3, *widths)):
             down += [nn.Conv2d(before, after, 4, 2, 1, bias=False), normed(after), nn.LeakyReLU(0.2)]
         del down[-2]  # the coarsest features are not normalised
         down += [nn.Conv2d(widths[-1], code, 4, bias=False), nn.ReLU()]
         up: list[nn.Module] = [nn.ConvTranspose2d(code, widths[-1], 4, bias=False), nn.ReLU()]
         up += [nn.Conv2d(widths[-1], widths[-1], 3, 1, 1, bias=False), nn.ReLU()]
-        for before, after in zip(widths[::-1], widths[-2::-1], strict=False):
+        for before, after in itertools.pairwise(widths[::-1]):
             up += [nn.ConvTranspose2d(before, after, 4, 2, 1, bias=False), normed(after), nn.ReLU()]
             up += [nn.Conv2d(after, after, 3, 1, 1, bias=False), normed(after), nn.ReLU()]
         up += [nn.Upsample(scale_factor=2), nn.Conv2d(width, width, 3, 1, 1, bias=False), normed(width), nn.ReLU()]
