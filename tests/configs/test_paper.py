@@ -294,6 +294,14 @@ TABLE |= {
         "model.held_out": (0.3, "InterFaceGAN's code: 70 % are trained on"),
         "model.perceptual.init_args.net": ("alex", "E3DGE's code"),
     },
+    "e3dge/finetune": {
+        "model.total_images": (4 * 400, "Fig. 8: 400 iterations; StyleSDF's code: batch 4"),
+        "model.train": ("^decoder", "StyleSDF's code, second phase: the renderer is frozen"),
+        "model.optimization.learning_rate": (2e-3, "StyleSDF's code"),
+        "model.adversarial.r1_weight": (5.0, "StyleSDF's code: 10 of half the squared norm"),
+        "model.adversarial.path_length_weight": (2.0, "StyleSDF's code"),
+        "data.init_args.size": (1024, "StyleSDF's FFHQ"),
+    },
     "e3dge/optimise": {**E3DGE_OPTIMISE, "model.tuning": (None, "C: SG2")},
     "e3dge/optimise_pti": {
         **E3DGE_OPTIMISE,
