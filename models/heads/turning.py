@@ -8,19 +8,20 @@ import torch
 from torch import Tensor
 
 from models.camera import Camera
-from models.features.base import PoseEstimator
 from models.generators.base import Generator
 from models.heads.directions import Directions
 from models.latents import Latents
 from models.rendering.output import Rendering
 
 ANGLES = ("yaw", "pitch")
+Pose = Callable[[Tensor], Tensor]
+"""Pictures (B, 3, H, W) -> yaw and pitch (B, 2), radians."""
 REACH, STEPS = 2.5, 33  # deviations to either side of the mean code at which the pose of each head is looked up
 
 
 @torch.no_grad()
 def turned_heads(
-    generator: Generator, directions: Directions, pose: PoseEstimator, ws: Latents, camera: Camera
+    generator: Generator, directions: Directions, pose: Pose, ws: Latents, camera: Camera
 ) -> Callable[[Camera], Rendering]:
     """What B cameras saw with codes ``ws`` of B heads, from other cameras, V in a row of each head.
 
@@ -54,9 +55,7 @@ def turned_heads(
     return show
 
 
-def _table(
-    generator: Generator, directions: Directions, pose: PoseEstimator, ws: Latents, name: str
-) -> tuple[Tensor, Tensor]:
+def _table(generator: Generator, directions: Directions, pose: Pose, ws: Latents, name: str) -> tuple[Tensor, Tensor]:
     """Deviations (N,) along a direction, and how far they turn a head, radians, never falling.
 
     Codes stay within what sampled ones are: beyond it pictures fall apart, and a pose network says anything.
