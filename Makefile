@@ -5,10 +5,11 @@ PYTHON := python3
 BIN := $(VENV)/bin
 OUT := runs/demo
 IMAGE :=
+RUNS :=
 # Many small tensors: more threads only help on idle cores.
 THREADS := 1
 
-.PHONY: help install lock demo test test-slurm test-soak test-matrix check bench gpu clean
+.PHONY: help install lock demo test test-slurm test-soak test-matrix check bench claims gpu clean
 
 help:  ## Show the targets
 	@grep -hE '^[a-z_.$$()/-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([^:]+):[^#]*## /\1\t/' | expand -t 12
@@ -61,6 +62,9 @@ check: $(VENV)/.stamp  ## Style, types and import directions
 
 bench: $(VENV)/.stamp  ## Time the main operations
 	OMP_NUM_THREADS=$(THREADS) $(BIN)/python -m tests.benchmarks
+
+claims: $(VENV)/.stamp  ## Write docs/claims.md: make claims [RUNS="PIPELINE:STYLE=FOLDER ..."]
+	$(BIN)/galatea claims $(RUNS)
 
 gpu: OUT := runs/gpu
 gpu: $(VENV)/.stamp  ## What only a GPU can show, in three minutes, then a picture at real sizes: make gpu [OUT=folder]

@@ -30,7 +30,7 @@ from models.latents import Latents
 from models.losses.adaptation import PairedLoss, SemanticLoss, ShiftLoss, StructureLoss
 from models.low_rank import truncate_change
 from models.metrics.distribution import Distribution, cmmd, feature_distances, features_of, recall
-from models.metrics.image import diversity
+from models.metrics.image import diversity_of_each
 from models.metrics.judges import Judges
 from models.metrics.prior import nearest_pictures
 from models.metrics.records import Record
@@ -47,7 +47,6 @@ log = logging.getLogger(__name__)
 _SAMPLES = 6  # codes that an artifact holds
 _CHUNK = 16  # pictures made or embedded at once
 _FEWEST = 4  # samples that distances between sets are told by
-_DIVERSE, _PAIRS = 200, 400  # pictures, and pairs of them, by which diversity is told
 PROTOCOL, VERSION = "finetune", "1"
 
 
@@ -84,6 +83,8 @@ class FinetuneStage(AdversarialStage):
             metric_embedding: of CMMD; null leaves it out. attributes: what scores heads by their pictures.
         neighbours: samples shown beside the nearest picture that was trained on, the distance beside that of held-out
             pictures; 0 skips it.
+        diversity_pictures, diversity_pairs: samples, and pairs of them, by which ``test`` tells how diverse G' is, and
+            how much less than G at the same codes and views; 3DArtmator has 1,000 and all of their pairs (Sec. 4.4).
         variant: name in the scores.
     """
 
@@ -121,6 +122,8 @@ class FinetuneStage(AdversarialStage):
         metric_embedding: nn.Module | None = None,
         attributes: list[nn.Module] | None = None,
         neighbours: int = 0,
+        diversity_pictures: int = 200,
+        diversity_pairs: int = 400,
         variant: str = "finetune",
         channels_last: bool = True,
         seed: int = 0,
@@ -161,6 +164,10 @@ class FinetuneStage(AdversarialStage):
         )
         self.neighbours = neighbours
         check_not_negative(self, "neighbours")
+        self.diversity_pictures, self.diversity_pairs = diversity_pictures, diversity_pairs
+        check_positive(self, "diversity_pairs")
+        if diversity_pictures < 3:
+            raise UserError(f"model.diversity_pictures is {diversity_pictures}: how each differs takes 3 or more")
         self._held: dict[int, dict[str, Tensor]] = {}  # by place in the split, what validation or test has seen
         self._best: dict[str, Any] = {"score": None, "waited": 0, "weights": None, "seen": 0}  # by which a fit stops
         self._score: float | None = None  # the last
@@ -504,11 +511,22 @@ class FinetuneStage(AdversarialStage):
             records.append(self._record("cmmd", "", value))
         for name, values in self._moved(labels).items():
             records += [self._record(name, "source", value, f"code{k}") for k, value in enumerate(values.tolist())]
-        if self.judges.perceptual is not None and self.scored > 1:
-            some = torch.cat(list(self.pictures(self.average.module, min(self.scored, _DIVERSE), labels)))
-            apart = diversity(self.judges.perceptual.module, some.to(self.device), _PAIRS, self.seed, _CHUNK)
-            records.append(self._record("diversity", "", float(apart)))
+        if self.judges.perceptual is not None:
+            records += self._diversity(self.judges.perceptual.module, labels)
         return records + (self._nearest(held, labels) if self.neighbours else [])
+
+    def _diversity(self, network: Any, labels: Tensor | None) -> list[Record]:
+        """Of samples, and its change against G's at the same codes and views (3DArtmator, Sec. 4.4)."""
+        spreads = []
+        for generator in (self.average.module, self.source.module):
+            some = torch.cat(list(self.pictures(generator, self.diversity_pictures, labels))).to(self.device)
+            spreads.append(diversity_of_each(network, some, self.diversity_pairs, self.seed, _CHUNK))
+        values = {"diversity": spreads[0], "diversity_change": spreads[0] - spreads[1]}
+        return [
+            self._record(name, "", value, f"code{k}")
+            for name, each in values.items()
+            for k, value in enumerate(each.tolist())
+        ]
 
     def _moved(self, labels: Tensor | None) -> dict[str, Tensor]:
         """How like G's pictures at equal codes samples still are, (scored,) each."""

@@ -5,17 +5,21 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from models.batches import PortraitBatch
-from models.camera import Camera
+from models.camera import Camera, Rig
 from models.checks import check_not_negative, check_positive
 from models.encoders.base import Encoder
 from models.errors import UserError
+from models.features.base import Frozen
 from models.generators.base import Generator
+from models.heads.directions import Directions
+from models.heads.turning import turned_heads
 from models.losses.inversion import delta_regulariser, latent_error, latent_pull
-from stages.base.inversion import InversionStage, check_fit, start_trunk
-from stages.base.stage import GeneratorRef
+from stages.base.inversion import InversionStage, Renderer, check_fit, start_trunk
+from stages.base.kinship import check_kin
+from stages.base.stage import ArtifactRef, GeneratorRef
 
 
 class InvertStage(InversionStage):
@@ -37,6 +41,9 @@ class InvertStage(InversionStage):
         joint: let the generator learn too. With an untrained one, the result of a single step of ``prior``, this is
             GRAMInverter without a prior (Table 3, "General, - pretrain").
         code_weight, expression_weight: of the mean squared errors of codes and expressions, where these are known.
+        turning: artifact of the stage ``directions`` with ``yaw``, and ``pitch``, along which ``test`` turns heads of a
+            2D generator: e4e with InterFaceGAN, beside methods that turn theirs in 3D. pose: a network that tells how
+            far. rig: of the world's cameras.
         options: of :class:`InversionStage`.
     """
 
@@ -55,6 +62,9 @@ class InvertStage(InversionStage):
         joint: bool = False,
         code_weight: float = 0.0,
         expression_weight: float = 0.0,
+        turning: ArtifactRef | None = None,
+        pose: nn.Module | None = None,
+        rig: Rig | None = None,
         **options: Any,
     ) -> None:
         super().__init__(**options)
@@ -69,6 +79,46 @@ class InvertStage(InversionStage):
         weights = ("delta_weight", "pull_weight", "code_weight", "expression_weight")
         check_not_negative(self, *weights, "delta_from", "delta_every")
         check_positive(self, "rendered")
+        self.turning, self._rig = turning, rig or Rig()
+        self.pose = None if pose is None else Frozen(pose)
+        if turning is not None and (pose is None or self.tested is None):
+            raise UserError(
+                "model.turning turns finished heads, told by a pose network: set --model.pose and --model.tested.path"
+            )
+
+    def build_model(self) -> None:
+        super().build_model()
+        if self.turning is None:
+            return
+        if self.generator.is_3d:
+            raise UserError("model.turning is for a 2D generator; a 3D one is seen from other cameras")
+        self.directions = self.take("turning", self.turning.path, "directions", Directions)
+        if "yaw" not in self.directions.names:
+            raise UserError(
+                f"{self.turning.path} has no direction called yaw: fit it with --model.names '[yaw, pitch]'"
+            )
+        self.directions.check_size(self.generator.mean_latents)
+        check_kin(self.inputs["turning"], self.inputs["tested"])
+
+    @property
+    def rig(self) -> Rig:
+        return super().rig if self.turning is None else self._rig
+
+    def pictures(self, batch: PortraitBatch) -> tuple[Tensor, Camera | None]:
+        image, camera = super().pictures(batch)
+        if self.turning is None:
+            return image, camera
+        if "label" not in batch:
+            raise UserError("heads are turned from their pictures' cameras to others: give the labels, see --data")
+        return image, Camera.from_label(batch["label"].flatten(0, 1))
+
+    def reconstruct(self, image: Tensor, camera: Camera | None) -> Renderer:
+        if self.turning is None or camera is None:
+            return super().reconstruct(image, camera)
+        assert self.pose is not None
+        ws, _ = self.invert(image)
+        show = turned_heads(self.generator, self.directions, self.pose.module, ws, camera)
+        return lambda views: show(camera if views is None else views)
 
     def build_networks(self) -> None:
         if self.prior is None or not hasattr(self, "encoder"):

@@ -39,7 +39,7 @@ from models.losses.direction import directional_l2, directional_loss, displaceme
 from models.losses.inversion import locality
 from models.losses.landmarks import landmark_distance
 from models.metrics.faces import EXPECTED, measured_expressions, score_faces
-from models.metrics.image import change_correlation, diversity, masked_mean
+from models.metrics.image import change_correlation, diversity, identity_similarity, masked_mean
 from models.metrics.portrait import HeadTruth, Score, compare_input, compare_views, score_head, strip
 from models.metrics.records import Record, read_records, write_records
 from models.rendering.animation import EXPRESSIONS, animate, face_views
@@ -764,7 +764,8 @@ class StylizeStage(PerItemStage[Artwork, StyleState]):
         scores, pictures = score_head(
             generator, codes, expression, truth, self.perceptual, self.identity, generator.expressions
         )
-        scores += [*self._diversity(head), self._palette(head, truth), *self._expressions(head, codes, truth)]
+        scores += [*self._diversity(head), *self._beside_usual(head, codes, truth)]
+        scores += self._expressions(head, codes, truth)
         if head.camera is not None:
             turn = (head.camera.forward.to(self.device) * truth.input.camera.forward).sum().clamp(-1, 1).acos()
             scores.append(Score("input", "camera_error_deg", False, math.degrees(float(turn))))
@@ -774,12 +775,20 @@ class StylizeStage(PerItemStage[Artwork, StyleState]):
         shown = {score.metric: score.value for score in scores if score.view == "input"}
         log.info("%s, %s: input view %.2f dB", identity, name, shown["psnr"])
 
-    def _palette(self, head: Subject, truth: HeadTruth) -> Score:
-        """How far the head's mean colour in the artwork, in [-1, 1], is from that of the original's average head."""
-        original = (head.original or head.generator).to(self.device)
-        usual = original.synthesis(original.mean_latents, truth.input.camera).image
+    def _beside_usual(self, head: Subject, codes: Latents, truth: HeadTruth) -> list[Score]:
+        """Beside the original's average head, where inversions start: how far from it the artwork's mean colour is, in
+        [-1, 1], and how like it the found head still looks (Fig. 7).
+        """
+        original, camera = (head.original or head.generator).to(self.device), truth.input.camera
+        usual = original.synthesis(original.mean_latents, camera).image
         shift = (truth.input.image - resized(usual, truth.input.image.shape[-1])).transpose(0, 1)
-        return Score("input", "palette", False, float(masked_mean(shift, truth.input.mask).norm()))
+        scores = [Score("input", "palette", False, float(masked_mean(shift, truth.input.mask).norm()))]
+        if self.identity is not None:
+            own = head.expression.to(self.device)
+            found = head.generator.synthesis(codes, camera, expression=own if own.any() else None).image
+            like = float(identity_similarity(self.identity, found.clamp(-1, 1), usual.clamp(-1, 1)))
+            scores.append(Score("input", "identity_start", True, like))
+        return scores
 
     def _expressions(self, head: Subject, codes: Latents, truth: HeadTruth) -> list[Score]:
         """How far an expression changes the tuned head as it changes the original one (Fig. 11): ``kept``, of the same

@@ -25,6 +25,7 @@ VERBS = {
     "lineage": ("stages.commands.lineage:main", "from an artifact back to everything it was made of"),
     "view": ("stages.commands.view:main", "look at an artifact live in the browser"),
     "table": ("stages.commands.table:main", "join metrics.csv files: means, paired differences, intervals"),
+    "claims": ("stages.commands.claims:main", "what became of the papers' claims: docs/claims.md from finished runs"),
     "zoo": ("stages.commands.zoo:main", "official checkpoint files to artifacts and back"),
     "align": ("stages.commands.align:main", "frame pictures of faces as a generator knows them, with cameras"),
     "world": ("stages.commands.world:main", "render samples of the embedded world"),

@@ -238,6 +238,10 @@ EXTRA = {
     " --out runs/artform_exaggeration_test": ["--dry_run"],
     "galatea run configs/pipelines/inversion_terms_test.yaml --tuned runs/inverter/tune"
     " --out runs/inversion_terms_test": ["--dry_run"],
+    "galatea run configs/pipelines/artform_adapted_test.yaml --style impasto --out runs/artform_adapted_test": [
+        "--dry_run",
+    ],
+    "galatea table runs/artform_adapted_test --baseline pti": None,  # likewise
     "galatea table runs/artform_paper_test --baseline pti": None,  # after hours; tests/stages/test_results.py
     "galatea table runs/artform_pose_test --baseline fixed": None,  # likewise
     "galatea table runs/artform_exaggeration_test --baseline landmarks": None,  # likewise

@@ -136,9 +136,29 @@ def diversity(network: PerceptualDistance, images: Tensor, pairs: int = 2000, se
 
     Measure before and after stylisation with the same latents, views, ``pairs`` and ``seed`` (3DArtmator, Sec. 4.4).
     """
+    return _apart(network, images, random_pairs(len(images), pairs, seed).to(images.device), batch).mean()
+
+
+@torch.no_grad()
+def diversity_of_each(
+    network: PerceptualDistance, images: Tensor, pairs: int = 2000, seed: int = 0, batch: int = 32
+) -> Tensor:
+    """What each of N >= 3 pictures adds to their :func:`diversity`, (N,): its jackknife pseudo-values.
+
+    Their mean is the diversity, to rounding where all pairs are taken, and they spread as independent values do, which
+    distances of pairs that share a picture do not: an interval over them is one over pictures.
+    """
     chosen = random_pairs(len(images), pairs, seed).to(images.device)
-    values = [network(images[part[:, 0]], images[part[:, 1]]) for part in chosen.split(batch)]
-    return torch.cat(values).mean()
+    values, count = _apart(network, images, chosen, batch), len(images)
+    both = chosen.flatten()
+    own = values.new_zeros(count).index_add_(0, both, values.repeat_interleave(2))
+    without = (values.sum() - own) / (len(chosen) - both.bincount(minlength=count))
+    return count * values.mean() - (count - 1) * without
+
+
+def _apart(network: PerceptualDistance, images: Tensor, pairs: Tensor, batch: int) -> Tensor:
+    """(P,) distances of pairs (P, 2) of pictures."""
+    return torch.cat([network(images[part[:, 0]], images[part[:, 1]]) for part in pairs.split(batch)])
 
 
 def change_correlation(

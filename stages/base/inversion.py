@@ -23,7 +23,7 @@ from datamodules.poses import check_dataset
 from datamodules.truth import KnowsScan, KnowsViewTruth
 from models.artifact import Export
 from models.batches import PortraitBatch, some_views, subject
-from models.camera import Camera
+from models.camera import Camera, Rig
 from models.checks import check_not_negative, check_positive
 from models.encoders.base import Encoder, inverted
 from models.errors import UserError, one_line
@@ -156,6 +156,11 @@ class InversionStage(Stage):
         """The heads of :meth:`reconstruct`, to be shown with other codes than the pictures' own."""
         ws, expression = self.invert(image)
         return lambda move: partial(self.generator.synthesis, move(ws), expression=expression)
+
+    @property
+    def rig(self) -> Rig:
+        """Around what cameras turn in a test, and how far."""
+        return self.generator.rig
 
     def parameter_groups(self, learning: list[nn.Parameter]) -> list[dict[str, Any]]:
         """What learns, for the optimiser: ``lr`` of a group is relative to the schedule's, 1 by default."""
@@ -342,7 +347,7 @@ class InversionStage(Stage):
         data, truth = self.trainer.datamodule, None  # type: ignore[attr-defined]
         if isinstance(data, KnowsViewTruth):
             truth = partial(self.true_views, data.view_truth, sample)
-        rig = self.generator.rig
+        rig = self.rig
         if isinstance(self.protocol, EditProtocol):
             pictures: dict[str, Tensor] = {}
             for name, found in self._edits(self.editable(image, camera), item, image, camera, rig, sample):

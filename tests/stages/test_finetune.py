@@ -248,6 +248,7 @@ def coded(work):
         "attributes": [{"class_path": "tests.stages.test_directions.Colours"}],
         "neighbours": 2,
         "scored": 20,
+        "diversity_pictures": 6,
     }
     config = {"model": model, "data": {"class_path": "datamodules.mannequins.MannequinDataModule", "init_args": data}}
     return small.write(work / "coded.yaml", config)
@@ -268,7 +269,7 @@ def test_it_is_measured_against_the_truth(work, coded, tmp_path):
     assert {name: len(values) for name, values in found.items()} == {
         "psnr_twin": 3, "lpips_twin": 3, "id_twin": 3, "psnr_source": 20, "lpips_source": 20, "id_source": 20,
         "bright_error_twin": 3, "bright_error_source": 20, "reddish_error_twin": 3, "reddish_error_source": 20,
-        "fid": 1, "kid": 1, "cmmd": 1, "recall": 1, "diversity": 1,
+        "fid": 1, "kid": 1, "cmmd": 1, "recall": 1, "diversity": 6, "diversity_change": 6,
         "psnr_train": 2, "psnr_train_held_out": 2,
     }  # fmt: skip
     data = MannequinDataModule(
@@ -310,6 +311,7 @@ def test_a_blend_is_measured_and_handed_on(work, coded, tmp_path):
     test, predict = (["finetune", command, f"--config={coded}", *small.TRAINER] for command in ("test", "predict"))
     run(test, tmp_path / "none", "--model.blend.coarse=0", "--model.blend.swap=8")
     assert max(scores(tmp_path / "none")["lpips_source"]) < 1e-9
+    assert scores(tmp_path / "none")["diversity_change"] == pytest.approx([0.0] * 6, abs=1e-6)
     validate = ["finetune", "validate", *test[2:]]
     chosen = []
     for swap in (4, 8):

@@ -13,6 +13,7 @@ from models.encoders.pyramid import Encoder4Editing
 from models.errors import UserError
 from models.generators.stylegan2 import StyleGAN2Generator
 from models.generators.stylesdf import StyleSDF
+from models.heads.directions import Directions
 from models.heads.subjects import Subjects
 from models.image import read_image
 from models.latents import Latents
@@ -224,6 +225,56 @@ def test_truth_where_the_data_know_it(work, tmp_path):
     metrics = {record.metric for record in records}
     assert {"psnr", "psnr@far", "depth_mae", "normal_error", "fid", "psnr@hidden"} - metrics <= {"psnr@hidden"}
     assert len(list((tmp_path / "sweep").glob("*.png"))) == 2
+
+
+@pytest.fixture
+def flat(tmp_path):
+    """A 2D generator with its encoder, directions of yaw and pitch, and the line that turns heads by them."""
+    torch.manual_seed(0)
+    generator, sizes = stylegan2()
+    generator.update_mean()
+    encoder = Encoder4Editing(**{**inversions.ENCODER, **sizes})
+    source = artifact.save(tmp_path / "flat", stage="zoo", modules={"generator": generator.eval(), "encoder": encoder})
+    for name, names in (("turns", ("yaw", "pitch")), ("smiles", ("smile", "age"))):
+        directions = Directions(names, [("ws", 1, 7)], "")
+        directions.direction("ws")[:] = torch.eye(7)[:2, None]
+        directions.spread("ws").fill_(1.0)
+        modules = {"generator": generator, "directions": directions}
+        artifact.save(tmp_path / name, stage="directions", modules=modules, parents={"prior": source})
+    world = {
+        "train_subjects": 2, "val_subjects": 1, "test_subjects": 2, "size": 32, "views_per_subject": 2,
+        "supersample": 1, "batch_size": 2, "draw_workers": 0, "cache_dir": str(tmp_path / "cache"),
+    }  # fmt: skip
+    line = inversions.invert(tmp_path, prior=None, encoder=None)
+    more = ["--data=datamodules.mannequins.MannequinDataModule", *(f"--data.{k}={v}" for k, v in world.items())]
+    more += ["--model.protocol.init_args.sweep_deg=[-20,20]", f"--model.tested.path={tmp_path / 'flat'}"]
+    more += ["--model.pose=models.features.embedded.EmbeddedPose"]
+    return [line[0], "test", *line[2:], *more]
+
+
+def test_a_2d_generators_heads_turn(flat, tmp_path):
+    """They are measured as those of 3D generators are, but for the shape that they have not."""
+    run(flat, tmp_path / "out", f"--model.turning.path={tmp_path / 'turns'}", "--model.variant=e4e")
+    metrics = {record.metric for record in read_records(tmp_path / "out")}
+    assert {"psnr", "id_nv", "fid_nv", "psnr@near", "psnr@far", "psnr_carried"} - metrics <= {"psnr@near"}
+    assert not metrics & {"depth_mae", "normal_error"}
+    assert {record.variant for record in read_records(tmp_path / "out")} == {"e4e"}
+    assert len(list((tmp_path / "out" / "sweep").glob("*.png"))) == 2
+
+
+def test_what_cannot_turn_is_said(work, flat, tmp_path):
+    turns = f"--model.turning.path={tmp_path / 'turns'}"
+    with pytest.raises(UserError, match=r"smiles has no direction called yaw: fit it with --model\.names"):
+        run(flat, tmp_path / "out", f"--model.turning.path={tmp_path / 'smiles'}")
+    with pytest.raises(UserError, match=r"set --model\.pose and --model\.tested\.path"):
+        run(flat, tmp_path / "out", turns, "--model.pose=null")
+    with pytest.raises(UserError, match="for a 2D generator; a 3D one is seen from other cameras"):
+        run(flat, tmp_path / "out", turns, f"--model.tested.path={work / 'invert'}")
+    with pytest.raises(UserError, match="give the labels"):
+        data = ["--data=datamodules.portraits.PortraitDataModule", f"--data.path={work / 'portraits'}"]
+        run(
+            [*flat[:2], *flat[2:4], *data, "--data.size=32", "--data.labels=false", *flat[-2:], turns], tmp_path / "out"
+        )
 
 
 def wrong_trunk(folder):

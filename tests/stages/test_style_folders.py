@@ -47,8 +47,9 @@ def test_one_picture_many_times(work):
     tested = [f"--model.tested.path={work / 'out'}", f"--out={work / 'test'}"]
     words = line(work, **PLAIN, kid_features=MEANS, neighbours=2)
     run([words[0], "test", *words[2:], *tested], work / "test")
-    found = {record.metric: record.value for record in read_records(work / "test") if record.item == "all"}
-    assert {"fid", "kid", "recall", "diversity"} <= found.keys() and np.isfinite(list(found.values())).all()
+    sets = ("fid", "kid", "recall", "diversity", "diversity_change")
+    found = [(record.metric, record.value) for record in read_records(work / "test") if record.metric in sets]
+    assert {metric for metric, _ in found} == set(sets) and np.isfinite([value for _, value in found]).all()
 
 
 def test_pictures_of_all_sizes_and_kinds(work):

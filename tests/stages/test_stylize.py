@@ -343,6 +343,8 @@ class TestEvaluation:
         errors = [r.value for r in records if r.metric == "camera_error_deg"]
         assert errors == pytest.approx([0.0] * 3, abs=0.05)
         assert len({r.value for r in records if r.metric == "palette"}) == 1  # of the artwork, whatever the method
+        start = [r.value for r in records if r.metric == "identity_start"]
+        assert len(start) == 3 and all(-1 <= value < 1 for value in start)
         assert {r.view for r in records} >= {"input", "yaw=-36", "yaw=+0", "yaw=+36"}
         unchanged = [r.value for r in records if (r.variant, r.metric) == ("anchor", "diversity_ratio")]
         assert unchanged == [1.0]

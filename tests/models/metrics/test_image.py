@@ -13,6 +13,7 @@ from models.metrics.image import (
     change_correlation,
     crop_to_mask,
     diversity,
+    diversity_of_each,
     high_frequency,
     identity_similarity,
     masked_distance,
@@ -109,6 +110,10 @@ def test_diversity_is_the_mean_over_pairs():
     wanted = np.mean([float((images[i] - images[j]).abs().mean()) for i in range(6) for j in range(i)])
     assert float(diversity(distance, images)) == pytest.approx(wanted, rel=1e-5)
     assert float(diversity(distance, images, pairs=4, seed=1)) == float(diversity(distance, images, pairs=4, seed=1))
+    each = diversity_of_each(distance, images)
+    assert float(each.mean()) == pytest.approx(wanted, rel=1e-5)
+    rest = diversity(distance, images[1:])  # leave the first out
+    assert float(each[0]) == pytest.approx(6 * wanted - 5 * float(rest), rel=1e-4)
     chosen = random_pairs(40, 100, seed=3)
     assert chosen.shape == (100, 2) and (chosen[:, 0] < chosen[:, 1]).all() and len(chosen.unique(dim=0)) == 100
 
