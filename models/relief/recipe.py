@@ -38,8 +38,9 @@ class ShapeRecipe:
         perceptual: lambda_perc of Eq. 11. smooth: lambda_smooth of Eq. 18. offset: lambda_E of Eq. 16.
         mirror: weight of L_sym (Eq. 12). mirror_in: "every" step 1 and 3, or the "first" step 3 alone.
         identity: weight of L_id.
-        known: V and L tell offsets to the view and the light that a sample was rendered by, and to what a pose network
-            says of the picture itself: ours. Otherwise all are offsets to the front and to a mean light.
+        known: V and L tell offsets to the light that a sample was rendered by, and to the view that a pose network
+            tells of it as of the picture itself: ours. Otherwise all are offsets to the front and to a mean light.
+        slack: how far these offsets go, as a share of the ranges of V and L: ours, 1 in the paper.
         paper_only: what the paper's equations say and no more: no absolute difference in step 2, an offset of w that is
             E's own answer and not relative to the one for the picture, its norm instead of the mean square, all pixels
             of a sample, and a step 3 that does not see the picture itself.
@@ -62,11 +63,12 @@ class ShapeRecipe:
     mirror_in: Literal["every", "first"] = "every"
     identity: float = 1.0
     known: bool = False
+    slack: float = 1.0
     paper_only: bool = False
 
     def __post_init__(self) -> None:
         check_positive(self, "cycles", "batch", "learning_rate", where="recipe.")
-        names = ("prior", "samples", "weight_decay", "perceptual", "smooth", "offset", "mirror", "identity")
+        names = ("prior", "samples", "weight_decay", "perceptual", "smooth", "offset", "mirror", "identity", "slack")
         check_not_negative(self, *names, where="recipe.")
         if min(*self.first, *self.later) < 0 or not (self.first[2] and self.later[2]):
             raise UserError("recipe.first and recipe.later are numbers of steps, of which step 3 has some")

@@ -12,7 +12,8 @@ from models import artifact
 from models.errors import UserError
 from models.generators.stylegan2 import StyleGAN2Discriminator, StyleGAN2Generator
 from models.metrics.records import read_records
-from models.relief.shapes import ReliefShapes, Shape
+from models.relief.shape import Shape
+from models.relief.shapes import ReliefShapes
 from models.rendering.relief import Relief, sphere_cap
 from stages import cli
 from stages.shape import ShapeStage
