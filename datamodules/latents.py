@@ -134,5 +134,6 @@ class MannequinLatents(LatentDataModule):
                 return CodeTruth(names)
         raise UserError(
             f"the codes of this generator have {z_dim} numbers, those of the embedded world {len(Z_NAMES)}, "
-            f"{len(CODE_NAMES)} or {len(POSED_NAMES)}: their traits are not known, take datamodules.latents.LatentDataModule"
+            f"{len(CODE_NAMES)} or {len(POSED_NAMES)}: their traits are not known, take "
+            "datamodules.latents.LatentDataModule"
         )
