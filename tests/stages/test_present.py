@@ -11,7 +11,7 @@ import imageio_ffmpeg
 import pytest
 import torch
 import trimesh
-from PIL import Image, ImageStat
+from PIL import Image
 
 from models import artifact
 from models.errors import UserError
