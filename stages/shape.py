@@ -32,7 +32,7 @@ from models.metrics.surface import PROTOCOL, VERSION, surface_errors
 from models.relief.networks import OffsetEncoder, ReliefNetworks
 from models.relief.pictures import moving_light, rows_of
 from models.relief.recipe import Phase, ShapeRecipe
-from models.relief.samples import PseudoSampling
+from models.relief.samples import PseudoSampling, behind
 from models.relief.shape import Shape, head_mask, light_of
 from models.relief.shapes import ReliefShapes
 from models.rendering.mesh import write_mesh
@@ -93,6 +93,8 @@ class ShapeState(GroupState[Head]):
         ws: style codes of the heads. image: (N, 3, S, S) their pictures. face: (N, 3, S, S) whom they show.
         cap: (N, 1, S, S) first guesses at depths.
         view, light: (N, 6) and (N, 4) that those of the pictures are offsets to.
+        head, behind: (N, 1, S, S) where the pictures show heads, and (N, 3, S, S) what is behind these; without a
+            parser nobody knows.
         bank: what the running step 3 draws from.
     """
 
@@ -103,6 +105,8 @@ class ShapeState(GroupState[Head]):
     cap: Tensor
     view: Tensor
     light: Tensor
+    head: Tensor | None = None
+    behind: Tensor | None = None
     bank: _Samples | None = None
 
 
@@ -127,6 +131,7 @@ class _Networks(nn.Module):
     rough_depth: Tensor
     rough_albedo: Tensor
     rough_light: Tensor
+    rough_mask: Tensor
 
     def __init__(
         self, heads: Sequence[ReliefNetworks], offsets: Sequence[OffsetEncoder], count: int, size: int
@@ -136,6 +141,7 @@ class _Networks(nn.Module):
         self.register_buffer("rough_depth", torch.zeros(count, 1, size, size))
         self.register_buffer("rough_albedo", torch.zeros(count, 3, size, size))
         self.register_buffer("rough_light", torch.zeros(count, 4))
+        self.register_buffer("rough_mask", torch.ones(count, 1, size, size))
 
     def each(self, say: Callable[..., Tensor], *given: Tensor) -> Tensor:
         """What each head's networks say of what is given of it (N, K, ...): (N * K, ...)."""
@@ -320,7 +326,11 @@ class ShapeStage(PerItemStage[Head, ShapeState]):
             if (parameters := module.named(name))
         }
         face = image if self.photo is None else self.picture(ws, self.photo)
-        return ShapeState(items, module, optimizers, ws, image, face, cap, view, light)
+        state = ShapeState(items, module, optimizers, ws, image, face, cap, view, light)
+        if self.parser is not None:
+            state.head = head_share(image, self.parser.module)  # type: ignore[arg-type]
+            state.behind = behind(image, state.head)
+        return state
 
     def _turns(self, image: Tensor) -> Tensor:
         """What the pose network tells (B, 2) of pictures (B, 3, S, S): turns about x and y, radians."""
@@ -372,6 +382,8 @@ class ShapeStage(PerItemStage[Head, ShapeState]):
         rough.rough_depth.copy_(found.depth)
         rough.rough_albedo.copy_(found.albedo)
         rough.rough_light.copy_(found.light)
+        if state.head is not None:
+            rough.rough_mask.copy_(head_mask(state.head, found, self.relief))
 
     @torch.no_grad()
     def _pseudo(self, state: ShapeState, step: int, count: int) -> _Samples:
@@ -384,8 +396,13 @@ class ShapeStage(PerItemStage[Head, ShapeState]):
         view, light = (torch.stack(each).to(self.device) for each in (views, lights))
         depth, albedo = (t.repeat_interleave(count, 0) for t in (rough.rough_depth, rough.rough_albedo))
         shown = Shape(depth, albedo, view.flatten(0, 1), light.flatten(0, 1)).seen(self.relief)
-        assert shown.alpha is not None
-        image, mask = (t.unflatten(0, (-1, count)) for t in (shown.image, shown.alpha))
+        assert shown.depth is not None and shown.alpha is not None
+        picture = shown.image
+        if state.behind is not None and not self.recipe.paper_only:
+            # The generator knows no heads on slabs: it would see another head's hair in what is turned along.
+            head = self.relief.carried(rough.rough_mask.repeat_interleave(count, 0), shown.depth, view.flatten(0, 1))
+            picture = torch.lerp(state.behind.repeat_interleave(count, 0), picture, head * shown.alpha)
+        image, mask = (t.unflatten(0, (-1, count)) for t in (picture, shown.alpha))
         return _Samples(image, torch.ones_like(mask) if self.recipe.paper_only else mask, view, light)
 
     def _projected(self, state: ShapeState, pseudo: Tensor) -> tuple[Tensor, Tensor]:
@@ -513,9 +530,8 @@ class ShapeStage(PerItemStage[Head, ShapeState]):
     def _keep(self, state: ShapeState, cycle: int) -> None:
         """Write the heads as they are after a cycle; 0 is the first guess, and after the last one masks are known."""
         found = self.shape(state)
-        if cycle == self.recipe.cycles and self.parser is not None:
-            head = head_share(state.image, self.parser.module)  # type: ignore[arg-type]
-            found = replace(found, mask=head_mask(head, found, self.relief))
+        if cycle == self.recipe.cycles and state.head is not None:
+            found = replace(found, mask=head_mask(state.head, found, self.relief))
         found = found.to("cpu")
         for row, item in enumerate(state.items):
             content = {name: t.contiguous().clone() for name, t in found[row].named().items()}
