@@ -1,6 +1,7 @@
 """Shapes of heads by a tiny 2D generator."""
 
 import copy
+import json
 from dataclasses import replace
 
 import pytest
@@ -252,10 +253,9 @@ def photos(work, tmp_path_factory):
 
 
 def of_photos(folder, leave=()):
-    given = f"[{','.join(leave)}]"
     return [
         "--data.class_path=datamodules.heads.FoundHeads", f"--data.init_args.path={folder}",
-        "--data.init_args.module=heads", f"--data.init_args.leave={given}",
+        "--data.init_args.module=heads", f"--data.init_args.leave={json.dumps(list(leave))}",
     ]  # fmt: skip
 
 
