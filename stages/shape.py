@@ -352,6 +352,8 @@ class ShapeStage(PerItemStage[Head, ShapeState]):
         if step == phase.begin:
             for name in self.active(state, step):
                 state.optimizers[name].state.clear()  # Adam starts anew with each step, as in GAN2Shape
+                for group in state.optimizers[name].param_groups:
+                    group["lr"] = self.recipe.rate(name, phase)
             if self.recipe.roughens(phase):
                 self._roughen(state)
         for cycle, end in enumerate(self.recipe.ends[:-1]):

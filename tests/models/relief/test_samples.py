@@ -95,3 +95,10 @@ def test_what_is_behind_a_head():
     assert float((found - slope)[inner].abs().max()) < 0.35
     assert float(found[..., : size // 4].mean()) < -0.15 < 0.15 < float(found[..., -size // 4 :].mean())
     assert float((found + found.flip(-1)).abs().max()) < 0.05  # as even as the slope: the white head is gone
+
+
+def test_rates():
+    """That of D is its own in step 3 alone."""
+    recipe = ShapeRecipe(learning_rate=1e-3, depth_rate=0.25)
+    found = {phase.name: [recipe.rate(network, phase) for network in "DA"] for phase in recipe.phases}
+    assert found == {"prior": [1e-3, 1e-3], "albedo": [1e-3, 1e-3], "project": [1e-3, 1e-3], "joint": [2.5e-4, 1e-3]}
