@@ -33,7 +33,7 @@ from models.relief.networks import OffsetEncoder, ReliefNetworks
 from models.relief.pictures import moving_light, rows_of
 from models.relief.recipe import Phase, ShapeRecipe
 from models.relief.samples import PseudoSampling, behind
-from models.relief.shape import Shape, head_mask, light_of
+from models.relief.shape import Shape, head_mask, light_of, with_picture
 from models.relief.shapes import ReliefShapes
 from models.rendering.mesh import write_mesh
 from models.rendering.output import Tensors
@@ -180,6 +180,8 @@ class ShapeStage(PerItemStage[Head, ShapeState]):
         recipe: steps and weights. sampling: of pseudo samples.
         shared: whether one set of networks is of all heads of a group, as in Unsup3D, or each head has its own.
         id_on: L_id compares with the picture itself ("direct"), or with the photo generator's of the same code.
+        picture_albedo: whether the albedo that is handed on is the picture's own, where that shows the head squarely
+            (:func:`models.relief.shape.with_picture`): ours, to look at; what is measured is A's otherwise.
         beside: artifact of this stage with the shapes of the same heads as photos, which are shown beside these.
         tested: artifact of this stage that test and predict take shapes from.
         variant: name in the scores.
@@ -206,6 +208,7 @@ class ShapeStage(PerItemStage[Head, ShapeState]):
         sampling: PseudoSampling = PseudoSampling(),  # noqa: B008 - frozen
         shared: bool = False,
         id_on: Literal["direct", "photo_render"] = "direct",
+        picture_albedo: bool = False,
         beside: ArtifactRef | None = None,
         tested: ArtifactRef | None = None,
         variant: str = "shape",
@@ -220,7 +223,7 @@ class ShapeStage(PerItemStage[Head, ShapeState]):
             None if network is None else Frozen(network) for network in (perceptual, identity, parser, pose)
         )
         self.relief, self.cap, self.sizes, self.recipe, self.sampling = relief, cap, networks, recipe, sampling
-        self.mean_light, self.shared, self.id_on = light, shared, id_on
+        self.mean_light, self.shared, self.id_on, self.picture_albedo = light, shared, id_on, picture_albedo
         if tested is None:
             self._check_networks()
 
@@ -532,6 +535,8 @@ class ShapeStage(PerItemStage[Head, ShapeState]):
     def _keep(self, state: ShapeState, cycle: int) -> None:
         """Write the heads as they are after a cycle; 0 is the first guess, and after the last one masks are known."""
         found = self.shape(state)
+        if cycle == self.recipe.cycles and self.picture_albedo:
+            found = with_picture(state.image, found, self.relief)
         if cycle == self.recipe.cycles and state.head is not None:
             found = replace(found, mask=head_mask(state.head, found, self.relief))
         found = found.to("cpu")
