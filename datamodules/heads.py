@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -14,6 +16,7 @@ from models.artifact import load
 from models.errors import UserError, shown
 from models.generators.base import Generator
 from models.heads.codes import HeadCodes
+from models.heads.index import read_index
 from models.latents import Latents
 
 
@@ -25,12 +28,14 @@ class Head:
         id: of the item.
         latents: its style codes, a batch of one, where these are known.
         z: (1, z_dim) otherwise, or, where that is not known either, drawn by ``draw``: seed and number.
+        picture: of the photo that it was found in, where there is one.
     """
 
     id: str
     latents: Latents | None = None
     z: Tensor | None = None
     draw: tuple[int, int] = (0, 0)
+    picture: Path | None = None
 
     def codes(self, generator: Generator) -> Latents:
         """Its style codes, a batch of one, on the generator's device.
@@ -74,18 +79,35 @@ class DrawnHeads(ItemsDataModule[Head]):
 
 
 class FoundHeads(ItemsDataModule[Head]):
-    """Heads of an artifact: of ``optimise`` or ``invert`` predict, which find those of photos, or of ``directions``.
+    """Heads of an artifact: of ``restyle``, ``optimise`` or ``invert`` predict, which find those of photos, or of
+    ``directions`` predict, which moves heads.
 
     Args:
         path: of the artifact. module: with their codes.
+        leave: patterns of ids that are left out, as ``*-less``.
     """
 
-    def __init__(self, path: str, module: str = "anchors") -> None:
+    def __init__(self, path: str, module: str = "anchors", leave: list[str] | None = None) -> None:
         super().__init__()
-        self.path, self.module = path, module
+        self.path, self.module, self.leave = path, module, leave or []
 
     def read_items(self) -> Sequence[Head]:
-        found = load(self.path).module(self.module)
-        if not isinstance(found, HeadCodes):
-            raise UserError(f"{self.path}: {shown(self.module)} holds no codes of heads, but {type(found).__name__}")
-        return [Head(identity, found[identity].latents) for identity in found.ids]
+        found = found_heads(self.path, self.module)
+        kept = [head for head in found if not any(fnmatchcase(head.id, pattern) for pattern in self.leave)]
+        if not kept:
+            raise UserError(f"{self.path}: of its {len(found)} heads data.init_args.leave leaves none")
+        return kept
+
+
+def found_heads(path: str, module: str) -> list[Head]:
+    """The heads of an artifact whose codes are in a module of it.
+
+    Raises:
+        UserError: when there are none.
+    """
+    source = load(path)
+    found = source.module(module)
+    if not isinstance(found, HeadCodes):
+        raise UserError(f"{path}: {shown(module)} holds no codes of heads, but {type(found).__name__}")
+    photos = {e.id: source.media(e.artwork) for e in read_index(source.manifest) if e.artwork is not None}
+    return [Head(i, found[i].latents, picture=photos.get(i)) for i in found.ids]

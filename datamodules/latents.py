@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from datamodules.heads import Head, found_heads
 from datamodules.items import ItemsDataModule
-from datamodules.mannequins.scene import CODE_NAMES, Z_NAMES
+from datamodules.mannequins.scene import CODE_NAMES, POSED_NAMES, Z_NAMES
 from datamodules.resumable import evaluation_loader
 from datamodules.seeds import index_generator
 from models.errors import UserError
@@ -24,11 +25,13 @@ class CodeBlock:
     Attributes:
         start, count: the heads' numbers are from ``start`` on.
         seed: of the draws.
+        found: heads whose codes are known, in place of draws.
     """
 
     start: int
     count: int
     seed: int
+    found: Sequence[Head] = ()
 
     @property
     def id(self) -> str:
@@ -39,6 +42,11 @@ class CodeBlock:
     def numbers(self) -> range:
         """Of the heads."""
         return range(self.start, self.start + self.count)
+
+    @property
+    def names(self) -> list[str]:
+        """Ids of the heads: numbers of eight digits, where these are drawn."""
+        return [head.id for head in self.found] or [f"{number:08d}" for number in self.numbers]
 
     def z(self, z_dim: int) -> Tensor:
         """(count, z_dim) from N(0, I)."""
@@ -81,6 +89,26 @@ class LatentDataModule(ItemsDataModule[CodeBlock]):
         return evaluation_loader(blocks, 1, trainer=self.trainer, collate_fn=list)  # type: ignore[arg-type]
 
 
+class FoundLatents(LatentDataModule):
+    """Heads of an artifact, as :class:`datamodules.heads.FoundHeads`, for predict: there are none for fit.
+
+    Args:
+        path, module, block: as there, and above.
+    """
+
+    def __init__(self, path: str, module: str = "photos", block: int = 16) -> None:
+        super().__init__(block=block)
+        self.path, self.module, self.samples = path, module, 0
+
+    def read_items(self) -> list[CodeBlock]:
+        self.found = found_heads(self.path, self.module)
+        self.test_samples = len(self.found)
+        return []
+
+    def blocks(self, start: int, count: int) -> list[CodeBlock]:
+        return [replace(b, found=self.found[b.start : b.start + b.count]) for b in super().blocks(start, count)]
+
+
 class CodeTruth:
     """Attributes that are numbers of the code itself.
 
@@ -101,10 +129,11 @@ class MannequinLatents(LatentDataModule):
     :mod:`datamodules.mannequins.scene`."""
 
     def code_truth(self, z_dim: int) -> CodeTruth:
-        for names in (Z_NAMES, CODE_NAMES):
+        for names in (Z_NAMES, CODE_NAMES, POSED_NAMES):
             if len(names) == z_dim:
                 return CodeTruth(names)
         raise UserError(
-            f"the codes of this generator have {z_dim} numbers, those of the embedded world {len(Z_NAMES)} or "
-            f"{len(CODE_NAMES)}: their traits are not known, take datamodules.latents.LatentDataModule"
+            f"the codes of this generator have {z_dim} numbers, those of the embedded world {len(Z_NAMES)}, "
+            f"{len(CODE_NAMES)} or {len(POSED_NAMES)}: their traits are not known, take "
+            "datamodules.latents.LatentDataModule"
         )

@@ -7,15 +7,16 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from datamodules.latents import CodeBlock
+from datamodules.latents import CodeBlock, FoundLatents
 from datamodules.truth import Attributes, KnowsCodeTruth
-from models.artifact import Export
+from models.artifact import Export, load
 from models.camera import Camera
 from models.encoders.base import Encoder, inverted
 from models.errors import UserError, shown
@@ -36,6 +37,7 @@ from models.metrics.records import Record
 from models.rendering.sheets import sheet
 from stages.base.foreign import warn_of_embedded
 from stages.base.inversion import check_fit
+from stages.base.kinship import check_kin
 from stages.base.offsets import HeadOffsets, edited_heads, read_offsets, write_offsets
 from stages.base.per_item import GroupState, PerItemStage
 from stages.base.ranks import gather
@@ -245,7 +247,10 @@ class DirectionsStage(PerItemStage[CodeBlock, GroupState[CodeBlock]]):
                 file.write_bytes(safetensors.torch.save({**content, "scores": known.contiguous()}))
 
     def codes(self, block: CodeBlock) -> tuple[Tensor, Latents]:
-        """A block's z (n, z_dim), and its style codes in full precision."""
+        """A block's z (n, z_dim), and its style codes in full precision; heads that were found have no z."""
+        if block.found:
+            ws = Latents.cat([head.codes(self.generator) for head in block.found])
+            return torch.zeros(block.count, 0, device=self.device), ws
         z = block.z(self.generator.z_dim).to(self.device)
         with torch.autocast(self.device.type, enabled=False):
             return z, self.generator.mapping(z, truncation=self.truncation)
@@ -452,6 +457,9 @@ class DirectionsStage(PerItemStage[CodeBlock, GroupState[CodeBlock]]):
     def on_predict_start(self) -> None:
         if self.tested is None:
             raise UserError("directions predict needs what it shows, --model.tested.path")
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        if isinstance(data, FoundLatents):
+            check_kin(load(data.path), self.inputs["tested"])
 
     @torch.no_grad()
     def predict_step(self, batch: list[CodeBlock], batch_idx: int) -> None:
@@ -462,8 +470,8 @@ class DirectionsStage(PerItemStage[CodeBlock, GroupState[CodeBlock]]):
             ws = self.codes(block)[1][:count]
             edits = self._edits(ws, self.front(count))
             pictures = self.sheets(ws, edits)
-            for number, picture in zip(block.numbers[:count], pictures, strict=True):
-                write_image(self.item_dir(f"{number:08d}") / f"directions_{number:08d}.png", picture)
+            for name, picture in zip(block.names[:count], pictures, strict=True):
+                write_image(self.item_dir(name) / f"directions_{name}.png", picture)
             if self.offsets is not None:
                 offsets = {name: edit(1.0) - ws for variant, name, edit in edits if variant != name}
                 write_offsets(self.item_dir(block.id) / "offsets.safetensors", ws, offsets)
@@ -498,15 +506,19 @@ class DirectionsStage(PerItemStage[CodeBlock, GroupState[CodeBlock]]):
         shown = self._shown()
         if self.offsets is None:
             return Export(media=media)
-        heads, camera = {}, self.front(1)
+        heads, photos, camera = {}, dict[str, Path](), self.front(1)
         label = None if camera is None else camera.label().cpu()
         for block in self.trainer.datamodule.blocks(shown.start, len(shown)):  # type: ignore[attr-defined]
             file = self.item_dir(block.id) / "offsets.safetensors"
-            for number, (ws, offsets) in zip(block.numbers, read_offsets(file, self.directions), strict=True):
-                heads |= edited_heads(ws, offsets, number, label, len(self.generator.expressions))
+            for name, (ws, offsets) in zip(block.names, read_offsets(file, self.directions), strict=True):
+                heads |= edited_heads(ws, offsets, name, label, len(self.generator.expressions))
+            photos |= {head.id: head.picture for head in block.found if head.picture is not None}
         modules: dict[str, nn.Module] = {"generator": self.generator, "heads": HeadCodes.pack(heads, self.generator)}
-        entries = [Entry(i, "heads", caption="edited") for i in heads]
+        shown_by: tuple[str, str | None] = ("generator", None)
         if self.styled is not None:
             modules["styled"] = self.styled
-            entries = [Entry(i, "heads", "styled", "generator", caption="edited") for i in heads]
+            shown_by = ("styled", "generator")
+        files = {name: f"photo_{name}.png" for name in photos}
+        entries = [Entry(i, "heads", *shown_by, artwork=files.get(i), caption="edited") for i in heads]
+        media |= {files[name]: photo for name, photo in photos.items()}
         return Export(modules, media=media, extra=subject_index(entries), delta_of=self.unchanged(modules))

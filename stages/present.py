@@ -6,7 +6,7 @@ import logging
 import math
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +25,13 @@ from models.heads.index import Entry, subject_index
 from models.heads.layers import layers_of
 from models.heads.subjects import Subject, Subjects
 from models.image import write_image, write_video
+from models.names import item_id
+from models.relief.pictures import moving_light
 from models.rendering.layers import write_layers
 from models.rendering.mesh import Mesh, fuse, mesh_cameras, write_mesh
 from models.rendering.output import Rendering
 from models.rendering.raster import draw
+from models.rendering.relief import relit
 from models.rendering.sheets import (
     depth_colours,
     enlarge,
@@ -51,6 +54,8 @@ MESH_VIEWS_DEG = ((-90, 0), (-40, 10), (0, 0), (40, 10), (90, 0))
 GIF_SIDE = 256
 POSE_SIDE = 512
 LAYERS_A_ROW = 8
+
+_BOTH = "Before stylisation, and after."
 
 Row = list[tuple[str, Tensor | None]]
 
@@ -181,6 +186,7 @@ class PresentStage(Stage):
         exhibit = Exhibit(folder, Card(subject.id, _facts(subject)))
         if subject.generator.is_3d:
             self._turntable(show, exhibit)
+            self._light(show, exhibit)
             self._views(show, exhibit)
         else:
             self._picture(show, exhibit)
@@ -213,6 +219,21 @@ class PresentStage(Stage):
             edited = enlarge(show.edited(show.rig.turntable(self.frames, *self.sway)).image, video.shape[-1])
             text = f"As it is, and with {in_words(self.edits)}."
             exhibit.video("edited", "Edits, turning", text, torch.cat([video, edited], -1), self.fps)
+        if (before := show.before()) is not None:
+            other = enlarge(before(show.rig.turntable(self.frames, *self.sway)).image, video.shape[-1])
+            exhibit.video("both", "Turning, side by side", _BOTH, torch.cat([other, video], -1), self.fps)
+
+    def _light(self, show: _Show, exhibit: Exhibit) -> None:
+        """A light that moves, where heads have colours without their own."""
+        heads = [head for head in (show.before(), show) if head is not None and head.subject.generator.relightable]
+        if not heads:
+            return
+        light = moving_light(self.frames)
+        pictures = [relit(head(show.camera(0.0)), light) for head in heads]
+        side = max(self.video_size, pictures[0].shape[-1])
+        text = "From the front, under a light that goes around." + (f" {_BOTH}" if len(heads) > 1 else "")
+        frames = torch.cat([enlarge(picture, side) for picture in pictures], -1)
+        exhibit.video("light", "Light, moving", text, frames, self.fps)
 
     def _picture(self, show: _Show, exhibit: Exhibit) -> None:
         """All there is to see of a 2D generator's subject."""
@@ -331,6 +352,13 @@ class PresentStage(Stage):
         labels = [""] * (len(rows) - 1) + ["Two at once"] if blends else []
         text = "Each expression at three strengths, and pairs of them."
         exhibit.picture("expressions", "Expressions", text, sheet(rows, self.tile, labels))
+        if (before := show.before()) is not None:
+            code = torch.cat([own, *(_with(own, {i: 1.0}) for i in shown)])
+            captions = ["as it is", *map(_words, names)]
+            seen = [head(head.camera(*[0.25] * len(code)), expression=code).image for head in (before, show)]
+            both: list[Row] = [list(zip(captions, images, strict=True)) for images in seen]
+            picture = sheet(both, self.tile, ["Before", "Stylised"])
+            exhibit.picture("beside", "Expressions, side by side", "Each in full, of the same code.", picture)
 
     def _lines(self, show: _Show, exhibit: Exhibit) -> None:
         seen = show(show.rig.orbit(max(self.frames // 2, 2)))
@@ -371,6 +399,11 @@ class PresentStage(Stage):
     def _shape(self, show: _Show, exhibit: Exhibit) -> None:
         if not self.mesh_size:
             return
+        surface = show.mesh()
+        if surface is not None:
+            self._surfaces(show, exhibit)
+            self._show_mesh(show, exhibit, surface)
+            return
         camera = mesh_cameras(show.rig)
         seen = show(camera)
         if seen.depth is None or seen.alpha is None:
@@ -381,6 +414,23 @@ class PresentStage(Stage):
         except UserError as error:
             exhibit.card.notes.append(f"There is no mesh: {error}.")
             return
+        self._show_mesh(show, exhibit, mesh)
+
+    def _surfaces(self, show: _Show, exhibit: Exhibit) -> None:
+        """Meshes of a head that is a surface, to be taken along: with each expression, and as it was before."""
+        before, names = show.before(), show.subject.generator.expressions
+        found = {"mesh_before": None if before is None else before.mesh()}
+        for index, name in enumerate(names):
+            if name not in show.subject.left_out:
+                code, kind = _with(show.subject.expression, {index: 1.0}), item_id(f"{name}.png")
+                found[f"mesh_{kind}"] = show.mesh(code)
+                found[f"mesh_before_{kind}"] = None if before is None else before.mesh(code)
+        for kind, mesh in found.items():
+            if mesh is not None:
+                write_mesh(exhibit.folder / exhibit.name(kind, ".glb"), mesh)
+                exhibit.card.downloads.append(exhibit.name(kind, ".glb"))
+
+    def _show_mesh(self, show: _Show, exhibit: Exhibit, mesh: Mesh) -> None:
         for suffix in (".glb", ".ply"):
             write_mesh(exhibit.folder / exhibit.name("mesh", suffix), mesh)
             exhibit.card.downloads.append(exhibit.name("mesh", suffix))
@@ -450,7 +500,7 @@ class _Show:
     edited: _Show | None = None
 
     def __init__(self, subject: Subject, scale: int, device: torch.device) -> None:
-        self.subject, self.device = subject, device
+        self.subject, self.scale, self.device = subject, scale, device
         self.rig, self.resolution = subject.generator.rig, scale * subject.generator.resolution
 
     def camera(self, *yaw: float) -> Camera | None:
@@ -459,6 +509,18 @@ class _Show:
             return None
         angles = self.rig.yaw_mean + torch.tensor(yaw)
         return self.rig.camera(*self.rig.within(angles, torch.zeros_like(angles)))
+
+    def before(self) -> _Show | None:
+        """The head by its original generator, where that is another one, and in 3D."""
+        original = self.subject.original
+        if original is None or not original.is_3d:
+            return None
+        return _Show(replace(self.subject, generator=original, original=None), self.scale, self.device)
+
+    def mesh(self, expression: Tensor | None = None) -> Mesh | None:
+        """The head's surface, with an expression (1, E) in place of its own; None where it is not known as one."""
+        code = self.subject.expression if expression is None else expression
+        return self.subject.generator.mesh(self.subject.latents, code if code.shape[1] else None)
 
     def baked(self) -> BakedHead | None:
         """The head on its manifolds, as finely as it is rendered; ``None`` where it has none."""

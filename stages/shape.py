@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Literal, TypeVar
 
 import safetensors.torch
@@ -16,9 +18,11 @@ from models.artifact import Export
 from models.encoders.base import Encoder, inverted
 from models.errors import UserError
 from models.features.base import Frozen
-from models.features.parts import face_mask, face_rows
+from models.features.parts import face_mask, face_rows, head_share
 from models.files import atomic_write
 from models.generators.base import Discriminator, Generator
+from models.heads.codes import HeadCode, HeadCodes
+from models.heads.index import Entry, subject_index
 from models.image import read_image, write_image, write_video
 from models.latents import Latents
 from models.losses.image import smoothness_loss
@@ -26,25 +30,29 @@ from models.losses.relief import feature_loss, identity_loss, mean_within, recon
 from models.metrics.records import Record
 from models.metrics.surface import PROTOCOL, VERSION, surface_errors
 from models.relief.networks import OffsetEncoder, ReliefNetworks
-from models.relief.pictures import relit, rows_of, surface_mesh, turned
+from models.relief.pictures import moving_light, rows_of
 from models.relief.recipe import Phase, ShapeRecipe
-from models.relief.samples import PseudoSampling
-from models.relief.shapes import ReliefShapes, Shape, light_of
+from models.relief.samples import PseudoSampling, behind
+from models.relief.shape import Shape, head_mask, light_of, with_picture
+from models.relief.shapes import ReliefShapes
 from models.rendering.mesh import write_mesh
 from models.rendering.output import Tensors
-from models.rendering.relief import Relief, mirrored, shading, sphere_cap
+from models.rendering.relief import Relief, mirrored, relit, shading, sphere_cap
 from models.rendering.sheets import sheet
 from stages.base.foreign import warn_of_embedded
 from stages.base.inversion import check_fit
 from stages.base.kinship import check_kin
+from stages.base.offsets import moved_heads
 from stages.base.per_item import GroupState, PerItemStage
 from stages.base.seeds import item_generator, item_seed
 from stages.base.stage import ArtifactRef, GeneratorRef
 
 ACTIVE = {"prior": "D", "albedo": "A", "project": "E", "joint": "VLDA"}  # networks that learn, by phase
 FITTED_TO = 256  # pictures by which the spread of views is fitted
-FRAMES, YAW, SLOPE = 60, 30.0, 1.0  # of predict's videos: frames, degrees, and the light's slope at the ends
+FRAMES, YAW_DEG, SIDE = 60, 30.0, 256  # of predict's videos: frames, degrees, pixels
 _PAGE, _TILE = 8, 128  # heads a sheet, pixels
+
+_ORIGINAL = "original"  # what the photos' shapes are called in the artifact of the cartoons'
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
@@ -85,6 +93,8 @@ class ShapeState(GroupState[Head]):
         ws: style codes of the heads. image: (N, 3, S, S) their pictures. face: (N, 3, S, S) whom they show.
         cap: (N, 1, S, S) first guesses at depths.
         view, light: (N, 6) and (N, 4) that those of the pictures are offsets to.
+        head, behind: (N, 1, S, S) where the pictures show heads, and (N, 3, S, S) what is behind these; without a
+            parser nobody knows.
         bank: what the running step 3 draws from.
     """
 
@@ -95,6 +105,8 @@ class ShapeState(GroupState[Head]):
     cap: Tensor
     view: Tensor
     light: Tensor
+    head: Tensor | None = None
+    behind: Tensor | None = None
     bank: _Samples | None = None
 
 
@@ -119,6 +131,7 @@ class _Networks(nn.Module):
     rough_depth: Tensor
     rough_albedo: Tensor
     rough_light: Tensor
+    rough_mask: Tensor
 
     def __init__(
         self, heads: Sequence[ReliefNetworks], offsets: Sequence[OffsetEncoder], count: int, size: int
@@ -128,6 +141,7 @@ class _Networks(nn.Module):
         self.register_buffer("rough_depth", torch.zeros(count, 1, size, size))
         self.register_buffer("rough_albedo", torch.zeros(count, 3, size, size))
         self.register_buffer("rough_light", torch.zeros(count, 4))
+        self.register_buffer("rough_mask", torch.ones(count, 1, size, size))
 
     def each(self, say: Callable[..., Tensor], *given: Tensor) -> Tensor:
         """What each head's networks say of what is given of it (N, K, ...): (N * K, ...)."""
@@ -166,6 +180,9 @@ class ShapeStage(PerItemStage[Head, ShapeState]):
         recipe: steps and weights. sampling: of pseudo samples.
         shared: whether one set of networks is of all heads of a group, as in Unsup3D, or each head has its own.
         id_on: L_id compares with the picture itself ("direct"), or with the photo generator's of the same code.
+        picture_albedo: whether the albedo that is handed on is the picture's own, where that shows the head squarely
+            (:func:`models.relief.shape.with_picture`): ours, to look at; what is measured is A's otherwise.
+        beside: artifact of this stage with the shapes of the same heads as photos, which are shown beside these.
         tested: artifact of this stage that test and predict take shapes from.
         variant: name in the scores.
         group_size, save_every, seed: as :class:`PerItemStage`.
@@ -191,6 +208,8 @@ class ShapeStage(PerItemStage[Head, ShapeState]):
         sampling: PseudoSampling = PseudoSampling(),  # noqa: B008 - frozen
         shared: bool = False,
         id_on: Literal["direct", "photo_render"] = "direct",
+        picture_albedo: bool = False,
+        beside: ArtifactRef | None = None,
         tested: ArtifactRef | None = None,
         variant: str = "shape",
         group_size: int = 1,
@@ -199,12 +218,12 @@ class ShapeStage(PerItemStage[Head, ShapeState]):
     ) -> None:
         super().__init__(steps=recipe.steps, group_size=group_size, save_every=save_every, seed=seed)
         self.prior, self.discriminator_from, self.photo_from = prior, discriminator, photo
-        self.encoder_from, self.tested, self.variant = encoder, tested, variant
+        self.encoder_from, self.beside, self.tested, self.variant = encoder, beside, tested, variant
         self.perceptual, self.identity, self.parser, self.pose = (
             None if network is None else Frozen(network) for network in (perceptual, identity, parser, pose)
         )
         self.relief, self.cap, self.sizes, self.recipe, self.sampling = relief, cap, networks, recipe, sampling
-        self.mean_light, self.shared, self.id_on = light, shared, id_on
+        self.mean_light, self.shared, self.id_on, self.picture_albedo = light, shared, id_on, picture_albedo
         if tested is None:
             self._check_networks()
 
@@ -244,6 +263,9 @@ class ShapeStage(PerItemStage[Head, ShapeState]):
         if self.encoder_from is not None:
             self.encoder = self.take("encoder", self.encoder_from.path, "encoder", Encoder).requires_grad_(False)
             check_fit(self.encoder, self.generator)
+        self.others = None
+        if self.beside is not None:
+            self.others = self.take("beside", self.beside.path, "shapes", ReliefShapes)
         self.eval()
 
     def _take(self, role: str, of: GeneratorRef, kind: type[ModuleT]) -> ModuleT:
@@ -255,6 +277,11 @@ class ShapeStage(PerItemStage[Head, ShapeState]):
         warn_of_embedded(self.generator, self.perceptual, self.identity, self.parser, self.pose)
         if self.parser is not None:
             self._face = face_rows(self.parser.module, self.cap.face, "cap.face")  # type: ignore[arg-type]
+        if self.others is not None and self.others.ids != (own := tuple(item.id for item in self.items)):
+            raise UserError(
+                f"model.beside holds shapes of {', '.join(self.others.ids)}, these heads are {', '.join(own)}: give "
+                "the shapes of the same heads"
+            )
         self.spread = self.sampling.spread(self._poses() if self.recipe.samples and self.sampling.fitted else None)
         super().on_fit_start()
 
@@ -278,8 +305,7 @@ class ShapeStage(PerItemStage[Head, ShapeState]):
         image = self.picture(ws)
         size, view = image.shape[-1], image.new_zeros(len(items), 6)
         if self.recipe.known:
-            assert self.pose is not None
-            view[:, :2] = self.pose.module(image).float().flip(1)  # about x and y
+            view[:, :2] = self._turns(image)
         cap = torch.full_like(image[:, :1], self.relief.centre)
         if self.recipe.prior:
             cap = torch.cat([self._first_guess(item, one[None]) for item, one in zip(items, image, strict=True)])
@@ -287,7 +313,10 @@ class ShapeStage(PerItemStage[Head, ShapeState]):
         own = items[:1] if self.shared else items
         sizes = asdict(self.sizes)
         wide = sizes.pop("offset_width")
-        heads = [_drawn(self.seed, i.id, lambda: ReliefNetworks(self.relief, size, **sizes)) for i in own]
+        heads = [
+            _drawn(self.seed, i.id, lambda: ReliefNetworks(self.relief, size, slack=self.recipe.slack, **sizes))
+            for i in own
+        ]
         offsets = []
         if self.encoder is None and self.recipe.samples and self.recipe.project:
             w_dim = self.generator.w_dim
@@ -300,7 +329,16 @@ class ShapeStage(PerItemStage[Head, ShapeState]):
             if (parameters := module.named(name))
         }
         face = image if self.photo is None else self.picture(ws, self.photo)
-        return ShapeState(items, module, optimizers, ws, image, face, cap, view, light)
+        state = ShapeState(items, module, optimizers, ws, image, face, cap, view, light)
+        if self.parser is not None:
+            state.head = head_share(image, self.parser.module)  # type: ignore[arg-type]
+            state.behind = behind(image, state.head)
+        return state
+
+    def _turns(self, image: Tensor) -> Tensor:
+        """What the pose network tells (B, 2) of pictures (B, 3, S, S): turns about x and y, radians."""
+        assert self.pose is not None
+        return self.pose.module(image).float().flip(1)
 
     def _first_guess(self, item: Head, image: Tensor) -> Tensor:
         assert self.parser is not None
@@ -317,6 +355,8 @@ class ShapeStage(PerItemStage[Head, ShapeState]):
         if step == phase.begin:
             for name in self.active(state, step):
                 state.optimizers[name].state.clear()  # Adam starts anew with each step, as in GAN2Shape
+                for group in state.optimizers[name].param_groups:
+                    group["lr"] = self.recipe.rate(name, phase)
             if self.recipe.roughens(phase):
                 self._roughen(state)
         for cycle, end in enumerate(self.recipe.ends[:-1]):
@@ -347,6 +387,8 @@ class ShapeStage(PerItemStage[Head, ShapeState]):
         rough.rough_depth.copy_(found.depth)
         rough.rough_albedo.copy_(found.albedo)
         rough.rough_light.copy_(found.light)
+        if state.head is not None:
+            rough.rough_mask.copy_(head_mask(state.head, found, self.relief))
 
     @torch.no_grad()
     def _pseudo(self, state: ShapeState, step: int, count: int) -> _Samples:
@@ -359,8 +401,13 @@ class ShapeStage(PerItemStage[Head, ShapeState]):
         view, light = (torch.stack(each).to(self.device) for each in (views, lights))
         depth, albedo = (t.repeat_interleave(count, 0) for t in (rough.rough_depth, rough.rough_albedo))
         shown = Shape(depth, albedo, view.flatten(0, 1), light.flatten(0, 1)).seen(self.relief)
-        assert shown.alpha is not None
-        image, mask = (t.unflatten(0, (-1, count)) for t in (shown.image, shown.alpha))
+        assert shown.depth is not None and shown.alpha is not None
+        picture = shown.image
+        if state.behind is not None and not self.recipe.paper_only:
+            # The generator knows no heads on slabs: it would see another head's hair in what is turned along.
+            head = self.relief.carried(rough.rough_mask.repeat_interleave(count, 0), shown.depth, view.flatten(0, 1))
+            picture = torch.lerp(state.behind.repeat_interleave(count, 0), picture, head * shown.alpha)
+        image, mask = (t.unflatten(0, (-1, count)) for t in (picture, shown.alpha))
         return _Samples(image, torch.ones_like(mask) if self.recipe.paper_only else mask, view, light)
 
     def _projected(self, state: ShapeState, pseudo: Tensor) -> tuple[Tensor, Tensor]:
@@ -403,11 +450,13 @@ class ShapeStage(PerItemStage[Head, ShapeState]):
     def _collect(self, state: ShapeState, begin: int) -> _Samples:
         """Samples that step 3 draws from, made when it begins, and again by a run that continues it."""
         pseudo = self._pseudo(state, begin, self.recipe.samples)
-        image = pseudo.image
+        image, around = pseudo.image, pseudo if self.recipe.known else _around(state, self.recipe.samples)
+        view = around.view.clone()
         if self.recipe.project:
             image = torch.cat([self._projected(state, some)[0] for some in image.split(self.recipe.batch, 1)], 1)
-        around = pseudo if self.recipe.known else _around(state, self.recipe.samples)
-        return _Samples(image, pseudo.mask, around.view, around.light)
+            if self.recipe.known:  # the generator shows nearly the view that was asked for
+                view[..., :2] = torch.stack([self._turns(some) for some in image])
+        return _Samples(image, pseudo.mask, view, around.light)
 
     def _joint(self, state: ShapeState, step: int, phase: Phase) -> dict[str, Tensor]:
         """Step 3, Eq. 18."""
@@ -484,10 +533,15 @@ class ShapeStage(PerItemStage[Head, ShapeState]):
         )
 
     def _keep(self, state: ShapeState, cycle: int) -> None:
-        """Write the heads as they are after a cycle; 0 is the first guess."""
-        found = self.shape(state).to("cpu")
+        """Write the heads as they are after a cycle; 0 is the first guess, and after the last one masks are known."""
+        found = self.shape(state)
+        if cycle == self.recipe.cycles and self.picture_albedo:
+            found = with_picture(state.image, found, self.relief)
+        if cycle == self.recipe.cycles and state.head is not None:
+            found = replace(found, mask=head_mask(state.head, found, self.relief))
+        found = found.to("cpu")
         for row, item in enumerate(state.items):
-            content = {name: t.contiguous().clone() for name, t in vars(found[row]).items()}
+            content = {name: t.contiguous().clone() for name, t in found[row].named().items()}
             with atomic_write(self.item_dir(item.id) / f"cycle{cycle}.safetensors") as file:
                 file.write_bytes(safetensors.torch.save(content))
 
@@ -503,15 +557,42 @@ class ShapeStage(PerItemStage[Head, ShapeState]):
         if self.trainer.state.fn == "predict":
             return Export(media={file.name: file for file in sorted((self.out / "pictures").iterdir())})
         modules: dict[str, nn.Module] = {}
+        moved = moved_heads(item.id for item in self.items)
         for cycle in range(self.recipe.cycles + 1):
             name = "shapes" if cycle == self.recipe.cycles else f"cycle{cycle}"
-            modules[name] = ReliefShapes.pack({i.id: self._kept(i.id, cycle) for i in self.items}, self.relief)
+            kept = {i.id: self._kept(i.id, cycle) for i in self.items}
+            modules[name] = ReliefShapes.pack(kept, self.relief, moved if name == "shapes" else None)
         media = {f"picture_{item.id}.png": self.item_dir(item.id) / "picture.png" for item in self.items}
         for page, start in enumerate(range(0, len(self.items), _PAGE), 1):
             file = self.out / "sheets" / f"sheet_{page:02d}.png"
             write_image(file, self._sheet(self.items[start : start + _PAGE]))
             media[file.name] = file
-        return Export(modules, media=media, extra={"recipe": asdict(self.recipe), "sampling": asdict(self.sampling)})
+        shapes = modules["shapes"]
+        assert isinstance(shapes, ReliefShapes)
+        modules["heads"], entries, photos = self._heads(shapes, moved)
+        if self.others is not None:
+            modules[_ORIGINAL] = self.others
+        extra = {"recipe": asdict(self.recipe), "sampling": asdict(self.sampling), **subject_index(entries)}
+        return Export(modules, media=media | photos, extra=extra, delta_of=self.unchanged(modules))
+
+    def _heads(
+        self, shapes: ReliefShapes, moved: Mapping[str, Mapping[str, str]]
+    ) -> tuple[HeadCodes, list[Entry], dict[str, Path]]:
+        """Codes of the heads, what there is to see, and the photos; moved heads are expressions of theirs."""
+        own = [item for item in self.items if not any(item.id in found.values() for found in moved.values())]
+        neutral, codes = torch.zeros(1, len(moved)), {}
+        for item in own:
+            codes[item.id] = HeadCode(shapes.code(item.id), None, neutral, shapes.camera(item.id).label())
+        entries = [
+            Entry(
+                item.id, "heads", "shapes", None if self.others is None else _ORIGINAL,
+                artwork=None if item.picture is None else f"photo_{item.id}.png", caption="its shape",
+                left_out={name: "its shape was not asked for" for name, of in moved.items() if item.id not in of},
+            )
+            for item in own
+        ]  # fmt: skip
+        photos = {f"photo_{item.id}.png": item.picture for item in own if item.picture is not None}
+        return HeadCodes.pack(codes, shapes), entries, photos
 
     def _sheet(self, items: Sequence[Head]) -> Tensor:
         rows = []
@@ -578,17 +659,18 @@ class ShapeStage(PerItemStage[Head, ShapeState]):
     @torch.no_grad()
     def predict_step(self, batch: Sequence[Head], batch_idx: int) -> None:
         """Of each head a sheet, videos in which it turns, and its light, and its surface as a mesh."""
-        relief = self._tested("shapes").relief
+        shapes, folder = self._tested("shapes"), self.out / "pictures"
         for item in batch:
-            shape, folder = self._found(item.id), self.out / "pictures"
+            shape, code = self._found(item.id), shapes.code(item.id)
             picture = read_image(self.inputs["tested"].media(f"picture_{item.id}.png"))
-            write_image(folder / f"sheet_{item.id}.png", sheet(rows_of(picture, shape, relief, [item.id]), 2 * _TILE))
-            write_mesh(folder / f"mesh_{item.id}.glb", surface_mesh(shape, relief))
-            swing = torch.sin(2 * torch.pi * torch.arange(FRAMES) / FRAMES).tolist()
-            turning = torch.cat([turned(shape, relief, YAW * s) for s in swing])
-            moving = torch.cat([relit(shape, relief, SLOPE * s, 0.3) for s in swing])
-            write_video(folder / f"turning_{item.id}.mp4", turning.cpu())
-            write_video(folder / f"light_{item.id}.mp4", moving.cpu())
+            rows = rows_of(picture, shape.to("cpu"), shapes.relief, [item.id])
+            write_image(folder / f"sheet_{item.id}.png", sheet(rows, 2 * _TILE))
+            for suffix in (".glb", ".ply"):
+                write_mesh(folder / f"mesh_{item.id}{suffix}", shapes.mesh(code))
+            turning = shapes.synthesis(code, shapes.rig.turntable(FRAMES, math.radians(YAW_DEG)), resolution=SIDE)
+            write_video(folder / f"turning_{item.id}.mp4", turning.image)
+            still = shapes.synthesis(code, shapes.camera(item.id), resolution=SIDE)
+            write_video(folder / f"light_{item.id}.mp4", relit(still, moving_light(FRAMES)))
 
 
 def _around(state: ShapeState, count: int = 1) -> _Samples:

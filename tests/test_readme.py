@@ -27,6 +27,12 @@ TOY_WORLD = [
 QUICK_PRESENT = [
     "--set", "present.model.frames=4", "--set", "present.model.mesh_size=32", "--set", "present.model.scale=1",
 ]  # fmt: skip
+QUICK_TWINS = [
+    part
+    for step in ("photo", "cartoon")
+    for key, value in {"prior": 2, "first": "[1,0,1]", "later": "[1,0,1]", "samples": 2, "batch": 2}.items()
+    for part in ("--set", f"{step}.model.recipe.{key}={value}")
+]
 TOY_INVERTER = [
     part
     for step in ("invert", "tune", "detail")
@@ -179,6 +185,10 @@ EXTRA = {
         "--set", "adapt_test.model.scored=8", "--set", "paired_test.model.scored=8",
     ],
     "galatea run configs/pipelines/restyle.yaml --image heads --style runs/toon/paired --out runs/me": [],
+    "galatea run configs/pipelines/cartoon.yaml --image heads --style runs/toon/paired --out runs/twins": [
+        "--set", "expressions.model.offsets.steps=2", *QUICK_TWINS, *QUICK_PRESENT,
+    ],
+    "galatea view runs/twins/cartoon": None,  # serves until it is stopped
     # A quarter of an hour and more each; tests/configs resolves their steps.
     "galatea run configs/pipelines/pseudo_pairs_test.yaml --style toon --seed 0 --out runs/pseudo_pairs_test": [
         "--dry_run",

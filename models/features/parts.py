@@ -10,7 +10,8 @@ from torch import Tensor
 from models.errors import UserError, shown
 from models.features.base import FaceParser
 
-OUTSIDE = ("background", "hair", "cloth")
+BACKGROUND = "background"
+OUTSIDE = (BACKGROUND, "hair", "cloth")
 """Segments of a head that are not its face."""
 
 
@@ -36,3 +37,15 @@ def face_rows(parser: FaceParser, names: Sequence[str] | None, setting: str) -> 
 def face_mask(image: Tensor, parser: FaceParser, rows: Sequence[int]) -> Tensor:
     """(B, 1, H, W) of 0 and 1: where pictures (B, 3, H, W) show one of these segments."""
     return torch.isin(parser(image).argmax(1, keepdim=True), torch.tensor(rows, device=image.device)).to(image.dtype)
+
+
+@torch.no_grad()
+def head_share(image: Tensor, parser: FaceParser) -> Tensor:
+    """How surely (B, 1, H, W) pictures (B, 3, H, W) show the head and not what is behind it, in [0, 1].
+
+    Raises:
+        UserError: when the parser knows no background.
+    """
+    if BACKGROUND not in parser.segments:
+        raise UserError(f"the parser knows no {BACKGROUND}, but {', '.join(parser.segments)}")
+    return 1 - parser(image).float().softmax(1)[:, [parser.segments.index(BACKGROUND)]]

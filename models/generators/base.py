@@ -14,6 +14,7 @@ from models.camera import Camera, Rig
 from models.configurable import Configurable
 from models.errors import shown
 from models.latents import Latents
+from models.rendering.mesh import Mesh
 from models.rendering.output import Edit, FieldSample, Rendering
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ class Generator(Configurable):
         free_resolution: whether it renders at other resolutions than the native one.
         rig: how to look at it.
         expressions: names of the expression coefficients; empty when it cannot animate.
+        relightable: whether its renderings have albedo and normals, so that they can be lit anew.
     """
 
     z_dim: int
@@ -54,6 +56,7 @@ class Generator(Configurable):
     free_resolution: bool = True
     rig: Rig
     expressions: tuple[str, ...] = ()
+    relightable: bool = False
 
     def validate(self) -> None:
         for name, least in {"resolution": 1, "z_dim": 0, "w_dim": 0}.items():
@@ -143,6 +146,14 @@ class Generator(Configurable):
 
         Raises:
             ValueError: for several codes.
+        """
+        return None
+
+    def mesh(self, ws: Latents, expression: Tensor | None = None) -> Mesh | None:
+        """One head's surface; None where it is not known as such, and :func:`models.rendering.mesh.fuse` makes it.
+
+        Args:
+            ws: a batch of one. expression: (1, E).
         """
         return None
 

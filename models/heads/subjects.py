@@ -35,6 +35,7 @@ from models.latents import Latents
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 Details = DetailReconstructor | LocalNetworks
 """Networks that find in a photo what codes cannot say."""
+_DEFAULT = "generator"
 TRUNCATION = 0.7  # of sampled subjects: typical rather than extreme heads
 
 
@@ -115,7 +116,8 @@ class Subjects:
 
     Args:
         artifact: holds at least a generator.
-        module: name of the generator; one other than "generator" shows all subjects itself.
+        module: name of the generator, the index's own where there is none of that name; one other than "generator"
+            shows all subjects itself.
         samples: heads drawn from a generator that nothing was fitted to.
         seed: of the draw.
 
@@ -125,14 +127,16 @@ class Subjects:
 
     def __init__(self, artifact: Artifact, module: str = "generator", samples: int = 3, seed: int = 0) -> None:
         modules = artifact.manifest["modules"]
+        entries = [entry for entry in read_index(artifact.manifest) if entry.codes is not None]
+        if module == _DEFAULT and module not in modules and entries:
+            module = entries[0].generator
         if module not in modules:
             shown = [name for name, parent in artifact.manifest["parents"].items() if module in parent["modules"]]
             hint = f"; it was made from the artifact of its {shown[0]}, which has one" if shown else ""
             raise UserError(f"{artifact.path} (stage {artifact.stage}) has no module {module!r} to show{hint}")
         self.artifact, self._shared = artifact, dict[str, nn.Module]()
         self.generator = self._module(module, Generator)
-        entries = [entry for entry in read_index(artifact.manifest) if entry.codes is not None]
-        if module != "generator":
+        if module not in (_DEFAULT, *(entry.generator for entry in entries)):
             entries = [Entry(e.id, e.codes, module, artwork=e.artwork, caption=e.caption) for e in entries]
         self.entries = {entry.id: entry for entry in entries}
         self.samples, self.seed = samples, seed

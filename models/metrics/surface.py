@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from models.camera import Camera
 from models.metrics.geometry import eroded, relief_errors
 from models.metrics.image import masked_mean
-from models.relief.shapes import Shape
+from models.relief.shape import Shape
 from models.rendering.relief import Relief, rotation_matrix
 
 PROTOCOL, VERSION = "shape", "1"

@@ -121,15 +121,23 @@ class ReliefNetworks(nn.Module):
     Args:
         relief: how depth maps are seen.
         size: S, pixels. width, code, group: as of :class:`MapNetwork`. encoder_width: of V and L.
+        slack: the share of their ranges by which V and L may leave what their answers are offsets to.
 
     Weights are drawn from torch's global generator.
     """
 
     def __init__(
-        self, relief: Relief, size: int, width: int = 64, encoder_width: int = 64, code: int = 256, group: int = 4
+        self,
+        relief: Relief,
+        size: int,
+        width: int = 64,
+        encoder_width: int = 64,
+        code: int = 256,
+        group: int = 4,
+        slack: float = 1.0,
     ) -> None:
         super().__init__()
-        self.relief = relief
+        self.relief, self.slack = relief, slack
         self.V = PictureEncoder(size, encoder_width, 6)
         self.L = PictureEncoder(size, encoder_width, 4)
         self.D = MapNetwork(size, width, 1, code, group)
@@ -137,12 +145,12 @@ class ReliefNetworks(nn.Module):
 
     def view(self, image: Tensor, around: Tensor) -> Tensor:
         """Where pictures are seen from: (B, 6), see :class:`models.rendering.relief.Relief`, offsets to ``around``."""
-        return around + self.relief.view(self.V(image))
+        return around + self.slack * self.relief.view(self.V(image))
 
     def light(self, image: Tensor, around: Tensor) -> Tensor:
         """What lights them: (B, 4) ambient, diffuse, dx and dy, offsets to ``around``."""
         raw = self.L(image).float()
-        return around + raw * raw.new_tensor([0.5, 0.5, 1.0, 1.0])  # the first two are shares in [0, 1]
+        return around + self.slack * raw * raw.new_tensor([0.5, 0.5, 1.0, 1.0])  # the first two are shares in [0, 1]
 
     def depth(self, image: Tensor) -> Tensor:
         """The canonical depth (B, 1, S, S) of what they show."""

@@ -7,15 +7,15 @@ import math
 import torch
 from torch import Tensor
 
-from models.relief.shapes import Shape
-from models.rendering.mesh import Mesh
-from models.rendering.relief import BORDER, Relief, grid_triangles, shading
+from models.relief.shape import Shape
+from models.rendering.relief import Light, Relief, shading
 from models.rendering.sheets import depth_colours
 
 GREY = 0.5  # albedo of what shows a shape without its colours
 YAWS = (-30.0, -15.0, 15.0, 30.0)  # degrees
 SLOPES = ((-1.0, 0.3), (0.0, 0.9), (1.0, 0.3))  # of the sheet's lights: from the right, from above, from the left
 AMBIENT, DIFFUSE = 0.35, 0.65  # of lights that are set
+REACH, HEIGHT = 1.2, 0.3  # slopes of a moving light: to either side, and around this above
 
 
 def turned(shape: Shape, relief: Relief, yaw_deg: float, pitch_deg: float = 0.0) -> Tensor:
@@ -31,6 +31,19 @@ def relit(shape: Shape, relief: Relief, dx: float, dy: float) -> Tensor:
     """(B, 3, S, S) as seen in the picture, lit from elsewhere, see :class:`models.rendering.relief.Light`."""
     light = shape.light.new_tensor([AMBIENT, DIFFUSE, dx, dy]).expand_as(shape.light)
     return shape.seen(relief, light=light).image
+
+
+def moving_light(frames: int) -> Light:
+    """A light that goes once around, from one side over the top to the other and back below, a closed loop."""
+    phase = torch.arange(frames) * (2 * math.pi / frames)
+    return light_from(REACH * phase.sin(), HEIGHT * (1 + phase.cos()))
+
+
+def light_from(dx: Tensor | float, dy: Tensor | float) -> Light:
+    """Lights that are set, from slopes (B,) or one: from the left where dx > 0, from above where dy > 0."""
+    slope = torch.stack([torch.as_tensor(s, dtype=torch.float32).reshape(-1) for s in (dx, dy)], 1)
+    share = torch.ones(len(slope))
+    return Light(AMBIENT * share, DIFFUSE * share, slope)
 
 
 def maps(shape: Shape, relief: Relief) -> dict[str, Tensor]:
@@ -60,17 +73,3 @@ def rows_of(image: Tensor, shape: Shape, relief: Relief, names: list[str]) -> li
         [(name, image[row].cpu()), *((title, found[row].float().cpu()) for title, found in columns.items())]
         for row, name in enumerate(names)
     ]
-
-
-def surface_mesh(shape: Shape, relief: Relief) -> Mesh:
-    """The surface of one head as a mesh, a vertex for each pixel within the border, in the light of its picture.
-
-    Axes are the world's (:mod:`models.camera`): x right, y up, the face looks along +z; the picture is 2 wide.
-    """
-    inner = slice(BORDER, -BORDER)
-    points = (relief.points(shape.depth)[0] - shape.depth.new_tensor([0, 0, relief.centre])[:, None, None]).cpu()
-    points = points * points.new_tensor([1, -1, -1])[:, None, None] / (relief.reach * relief.centre)
-    colours = relief.shaded(shape.depth, shape.albedo, shape.lit)[0].clamp(-1, 1).cpu()
-    size = points.shape[-1] - 2 * BORDER
-    vertices, own = (maps[:, inner, inner].flatten(1).T.contiguous() for maps in (points, colours))
-    return Mesh.of(vertices, grid_triangles(size, vertices.device), own)

@@ -11,9 +11,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from models.checks import check_not_negative
 from models.errors import UserError
+
+SURE, LEAST = 4, 1e-4  # power of what is no head, and what a pixel counts at least
 
 
 @dataclass(frozen=True)
@@ -80,3 +83,21 @@ class PseudoSampling:
         drawn = low + (high - low) * torch.rand(count, 3, generator=generator)
         added, slope = drawn[:, :1], drawn[:, 1:]
         return torch.cat([found[0] - self.dimmed * added, found[1] + added, slope], 1)
+
+
+def behind(image: Tensor, head: Tensor) -> Tensor:
+    """What may be behind heads: their pictures' surroundings, drawn smoothly into where the heads are.
+
+    Args:
+        image: (B, 3, S, S). head: (B, 1, S, S) how surely the head is there, in [0, 1].
+    """
+    share = (1 - head) ** SURE + LEAST  # of a pixel: at its rim a head is surer than its colour is
+    return _spread(image * share) / _spread(share)
+
+
+def _spread(maps: Tensor) -> Tensor:
+    """Means over two thirds of a picture, twice."""
+    side = maps.shape[-1] // 3
+    for _ in range(2):
+        maps = F.avg_pool2d(maps, 2 * side + 1, 1, side, count_include_pad=False)
+    return maps

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from models.errors import UserError
 from models.files import atomic_write
-from models.rendering.mesh import unlit
+from models.rendering.mesh import textured, unlit
 
 FAINT = 1 / 255  # an opacity below this is not seen
 BORDER = 4  # texels around each texture, in a picture of several
@@ -53,8 +53,6 @@ def write_layers(path: str | os.PathLike[str], layers: list[Layer]) -> None:
     import trimesh  # here: slow to import, and only meshes need it
     from PIL import Image
     from trimesh.exchange.gltf import export_glb
-    from trimesh.visual.material import PBRMaterial
-    from trimesh.visual.texture import TextureVisuals
 
     if not layers:
         raise UserError(f"mesh {path}: the manifolds are transparent throughout, there is nothing to write")
@@ -64,14 +62,9 @@ def write_layers(path: str | os.PathLike[str], layers: list[Layer]) -> None:
         if not parts:
             continue
         layer = _joined(parts)
-        material = PBRMaterial(
-            baseColorTexture=Image.fromarray(_rgba(layer.texture)), metallicFactor=0.0, roughnessFactor=1.0,
-            alphaMode="MASK" if core else "BLEND", alphaCutoff=0.5 if core else None,
-        )  # fmt: skip
-        uv = layer.uv.numpy() * [1, -1] + [0, 1]  # trimesh counts from the bottom
-        solid = trimesh.Trimesh(
-            layer.vertices.numpy(), layer.faces.numpy(), process=False, visual=TextureVisuals(uv, material=material)
-        )
+        picture, mode = Image.fromarray(_rgba(layer.texture)), "MASK" if core else "BLEND"
+        visual = textured(layer.uv, picture, alphaMode=mode, alphaCutoff=0.5 if core else None)
+        solid = trimesh.Trimesh(layer.vertices.numpy(), layer.faces.numpy(), process=False, visual=visual)
         scene.add_geometry(solid, name, name)
     with atomic_write(path) as temporary:
         temporary.write_bytes(export_glb(scene, tree_postprocessor=unlit))

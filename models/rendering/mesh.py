@@ -17,17 +17,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
 from models.camera import Camera, Rig
 from models.errors import UserError
 from models.files import atomic_write
+from models.image import to_uint8
 from models.rendering.compositing import depth_normals
 from models.rendering.output import Rendering
 
 if TYPE_CHECKING:
     from trimesh import Trimesh
+    from trimesh.visual.texture import TextureVisuals
 
 REFINE = 4  # fine voxels along a coarse one: only those near the coarse surface are computed
 BAND = 4.0  # truncation distance, in voxels
@@ -45,12 +48,16 @@ class Mesh:
         faces: (F, 3) int64 vertex indices, counter-clockwise seen from outside.
         colours: (V, 3) RGB in [-1, 1].
         normals: (V, 3) unit, outwards.
+        uv: (V, 2) places in the texture in [0, 1], from the left and from the top; None where there is none.
+        texture: (3, H, W) in [-1, 1], which a glTF shows in place of the colours.
     """
 
     vertices: Tensor
     faces: Tensor
     colours: Tensor
     normals: Tensor
+    uv: Tensor | None = None
+    texture: Tensor | None = None
 
     @staticmethod
     def of(vertices: Tensor, faces: Tensor, colours: Tensor) -> Mesh:
@@ -270,7 +277,7 @@ def write_mesh(path: str | os.PathLike[str], mesh: Mesh) -> None:
 
 
 def to_glb(mesh: Mesh) -> bytes:
-    """A mesh as binary glTF that a viewer shows in the colours of the pictures.
+    """A mesh as binary glTF that a viewer shows in the colours of the pictures: with its texture, where it has one.
 
     The standard wants colours linear; 16 bits, as 8 would show bands where it is dark. They hold their light already:
     unlit, and matt where a viewer does not know that.
@@ -281,6 +288,9 @@ def to_glb(mesh: Mesh) -> bytes:
     from trimesh.visual.material import PBRMaterial
     from trimesh.visual.texture import TextureVisuals
 
+    if mesh.uv is not None and mesh.texture is not None:
+        visual = textured(mesh.uv, Image.fromarray(to_uint8(mesh.texture)))
+        return export_glb(_trimesh(mesh, visual=visual), include_normals=True, tree_postprocessor=unlit)
     encoded = ((mesh.colours.double() + 1) / 2).clamp(0, 1)
     linear = torch.where(encoded <= 0.04045, encoded / 12.92, ((encoded + 0.055) / 1.055) ** 2.4)
     solid = _trimesh(mesh, visual=TextureVisuals(material=PBRMaterial(metallicFactor=0.0, roughnessFactor=1.0)))
@@ -293,6 +303,19 @@ def to_glb(mesh: Mesh) -> bytes:
         unlit(tree)
 
     return export_glb(solid, include_normals=True, tree_postprocessor=finish)
+
+
+def textured(uv: Tensor, picture: Image.Image, **options: Any) -> TextureVisuals:
+    """What trimesh calls a matt material with a texture.
+
+    Args:
+        uv: (V, 2) in [0, 1], from the left and from the top. options: of the material.
+    """
+    from trimesh.visual.material import PBRMaterial
+    from trimesh.visual.texture import TextureVisuals
+
+    material = PBRMaterial(baseColorTexture=picture, metallicFactor=0.0, roughnessFactor=1.0, **options)
+    return TextureVisuals(uv.numpy() * [1, -1] + [0, 1], material=material)  # trimesh counts from the bottom
 
 
 def unlit(tree: dict[str, Any]) -> None:

@@ -22,7 +22,7 @@ class Tensors:
     """
 
     def __len__(self) -> int:
-        return next(len(value) for value in self._present().values())
+        return next(len(value) for value in self.named().values())
 
     def __getitem__(self: TensorsT, index: int | slice | Tensor) -> TensorsT:
         """Some rows; one row stays a batch of one."""
@@ -32,17 +32,17 @@ class Tensors:
 
     def __sub__(self: TensorsT, other: TensorsT) -> TensorsT:
         """Differences of the fields that both have."""
-        theirs = other._present()
-        return self._with({name: t - theirs[name] for name, t in self._present().items() if name in theirs})
+        theirs = other.named()
+        return self._with({name: t - theirs[name] for name, t in self.named().items() if name in theirs})
 
     def __add__(self: TensorsT, other: TensorsT) -> TensorsT:
         """Sums of the fields that both have."""
-        theirs = other._present()
-        return self._with({name: t + theirs[name] for name, t in self._present().items() if name in theirs})
+        theirs = other.named()
+        return self._with({name: t + theirs[name] for name, t in self.named().items() if name in theirs})
 
     def map(self: TensorsT, function: Callable[[Tensor], Tensor]) -> TensorsT:
         """Apply a function to every tensor."""
-        return self._with({name: function(t) for name, t in self._present().items()})
+        return self._with({name: function(t) for name, t in self.named().items()})
 
     def to(self: TensorsT, *args: Any, **kwargs: Any) -> TensorsT:
         """Move or cast every tensor, as ``Tensor.to``."""
@@ -59,11 +59,12 @@ class Tensors:
     @classmethod
     def cat(cls: type[TensorsT], parts: Sequence[TensorsT]) -> TensorsT:
         """The rows of all parts, one after the other; of the fields that all have."""
-        present = [part._present() for part in parts]
+        present = [part.named() for part in parts]
         shared = [name for name in present[0] if all(name in other for other in present)]
         return parts[0]._with({name: torch.cat([p[name] for p in present]) for name in shared})
 
-    def _present(self) -> dict[str, Tensor]:
+    def named(self) -> dict[str, Tensor]:
+        """The tensors that are there, by their fields."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
         return {name: value for name, value in values.items() if isinstance(value, Tensor)}
 
@@ -87,6 +88,8 @@ class Rendering(Tensors):
     """(B, 1, h, w) variance of the visible depth, squared world units: 0 for a crisp surface, more for fog."""
     normals: Tensor | None = None
     """(B, 3, h, w) unit normals on world axes, facing the camera; 0 where alpha = 0."""
+    albedo: Tensor | None = None
+    """(B, 3, h, w) in [-1, 1], for shares in [0, 1]: the colour without its light, where alpha > 0."""
     features: Tensor | None = None
     """(B, C, h, w) rendered features, where the generator has them."""
     taps: dict[str, Tensor] = field(default_factory=dict)

@@ -22,14 +22,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from models.camera import Camera, Rig
 from models.checks import check_not_negative, check_positive
 from models.errors import UserError
 from models.rendering.output import Rendering, Tensors
 from models.rendering.raster import edge_weights, nearest_faces
+from models.rendering.sheets import over_white
 
 SLACK = 8  # roundings of a place: an unmoved surface ends at its outermost pixels' centres, give or take these
 BORDER = 2  # columns at the left and at the right of a depth map that lie back
 BACK = 0.7  # where from near to far these lie
+WORLD = (1.0, -1.0, -1.0)  # the camera's axes as the world's (models.camera), for a head that is seen from the front
+YAW_DEG, PITCH_DEG = 45.0, 20.0  # how far a relief, which has no sides, is looked at from
 FACE = 0.7  # masks of at least this much are the face
 
 
@@ -206,6 +210,63 @@ class Relief:
         grid = (points[:, :2] / (self.reach * points[:, 2:])).mT.unflatten(1, depth.shape[-2:])
         return F.grid_sample(maps.to(grid), grid, mode=mode, padding_mode="border", align_corners=True)
 
+    def gathered(self, maps: Tensor, depth: Tensor, view: Tensor) -> Tensor:
+        """A view's maps as canonical ones, taken where it shows the points: the other way of :meth:`carried`.
+
+        Args:
+            maps: (B, C, S, S) of the view.
+            depth: (B, 1, S, S), canonical.
+            view: (B, 6).
+
+        Returns:
+            (B, C, S, S); points that the view does not show take what hides them, those outside of it its border.
+        """
+        _check_alike(depth, maps)
+        rotation, shift = self._motion(depth, view)
+        with torch.autocast(depth.device.type, enabled=False):
+            points = self._about_centre(rotation, self.points(depth).flatten(2)) + shift
+        grid = (points[:, :2] / (self.reach * points[:, 2:])).mT.unflatten(1, depth.shape[-2:])
+        return F.grid_sample(maps.to(grid), grid, padding_mode="border", align_corners=True)
+
+    def camera(self, view: Tensor, size: int) -> Camera:
+        """The world's cameras that see a canonical surface, as :meth:`world` places it, as views (B, 6) do.
+
+        Args:
+            size: S of the maps.
+        """
+        _check_shape("view", view, 2, 6)
+        axes = view.new_tensor(WORLD)
+        rotation, shift = rotation_matrix(view[:, :3]), view[:, 3:, None]
+        centre = view.new_tensor([[0.0], [0.0], [self.centre]])
+        cam2world = torch.eye(4).to(view).repeat(len(view), 1, 1)
+        cam2world[:, :3, :3] = axes[:, None] * rotation.mT
+        cam2world[:, :3, 3] = -(cam2world[:, :3, :3] @ (centre + shift))[..., 0] * self.unit
+        front = self.rig(size).camera(0.0, device=view.device)
+        return Camera(cam2world, front.intrinsics.to(view).repeat(len(view), 1, 1))
+
+    def rig(self, size: int) -> Rig:
+        """How a canonical surface of S x S pixels is looked at in the world, see :meth:`world`."""
+        return Rig(
+            radius=self.unit * self.centre,
+            focal=(size - 1) / (2 * self.reach * size),
+            pivot=(0.0, 0.0, 0.0),
+            near=self.unit * self.near / 2,
+            far=self.unit * 2 * self.far,
+            yaw_max=math.radians(YAW_DEG),
+            pitch_max=math.radians(PITCH_DEG),
+        )
+
+    @property
+    def unit(self) -> float:
+        """World units that are as long as one of ours: a picture is 2 wide where the head turns."""
+        return 1 / (self.reach * self.centre)
+
+    def world(self, points: Tensor) -> Tensor:
+        """Canonical points (B, 3, ...) in the world: around the centre, in :attr:`unit`, y up, the face towards z."""
+        axes, centre = points.new_tensor(WORLD), points.new_tensor([0.0, 0.0, self.centre])
+        shape = (3, *[1] * (points.ndim - 2))
+        return (points - centre.view(shape)) * (self.unit * axes).view(shape)
+
     def __call__(self, depth: Tensor, albedo: Tensor, view: Tensor, light: Light) -> Rendering:
         """Phi(d, a, v, l), Eq. 10.
 
@@ -262,6 +323,21 @@ def shading(normals: Tensor, light: Light) -> Tensor:
         raise ValueError(f"{len(light)} lights for {len(normals)} maps")
     facing = (normals * light.towards[..., None, None]).sum(1, keepdim=True).clamp_min(0)
     return light.ambient.view(-1, 1, 1, 1) + light.diffuse.view(-1, 1, 1, 1) * facing
+
+
+def relit(seen: Rendering, light: Light) -> Tensor:
+    """Pictures (B, 3, h, w) of renderings under other lights, on white; of either there may be one for all.
+
+    Args:
+        seen: with alpha, albedo and normals.
+        light: in the frame of the head that faces the camera, whose axes are the world's with y and z turned.
+    """
+    assert seen.alpha is not None and seen.albedo is not None and seen.normals is not None
+    count = max(len(seen), len(light))
+    light = light.map(lambda t: t.to(seen.albedo).expand(count, *t.shape[1:]))  # type: ignore[arg-type]
+    normals = seen.normals * seen.normals.new_tensor(WORLD)[:, None, None]
+    shade = shading(normals.expand(count, -1, -1, -1), light)
+    return over_white(((seen.albedo + 1) * shade - 1).clamp(-1, 1), seen.alpha)
 
 
 def mirrored(depth: Tensor, albedo: Tensor) -> tuple[Tensor, Tensor]:

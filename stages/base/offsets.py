@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import safetensors.torch
@@ -18,6 +18,8 @@ from models.heads.offsets import OffsetSearch
 from models.latents import Latents
 from models.losses.offsets import OffsetLoss
 from models.names import item_id
+
+MORE, LESS = "-more", "-less"  # how ids of moved heads end
 
 
 class HeadOffsets(FrozenHolder):
@@ -91,20 +93,37 @@ def read_offsets(file: Path, directions: Directions) -> Iterator[tuple[Latents, 
 
 
 def edited_heads(
-    ws: Latents, offsets: Mapping[str, Latents], number: int, label: Tensor | None, expressions: int
+    ws: Latents, offsets: Mapping[str, Latents], head: str, label: Tensor | None, expressions: int
 ) -> dict[str, HeadCode]:
     """A head as it is, and moved along each offset and against it: w, w + dw, w - dw.
 
     Args:
-        ws: a batch of one. offsets: by direction. number: of the head.
+        ws: a batch of one. offsets: by direction. head: its id.
         label: (1, 25) of the camera that it is seen by, None in 2D. expressions: coefficients of the generator.
 
     Returns:
         codes by id: "00000007", "00000007-smile-more", "00000007-smile-less".
     """
-    moved = {f"{number:08d}": ws}
+    moved = {head: ws}
     for name, offset in offsets.items():
         kept = item_id(f"{name}.png")  # an id names files
-        moved |= {f"{number:08d}-{kept}-more": ws + offset, f"{number:08d}-{kept}-less": ws - offset}
+        moved |= {f"{head}-{kept}{MORE}": ws + offset, f"{head}-{kept}{LESS}": ws - offset}
     neutral = torch.zeros(1, expressions)
     return {i: HeadCode(codes.map(lambda t: t.contiguous()), None, neutral, label) for i, codes in moved.items()}
+
+
+def moved_heads(ids: Iterable[str]) -> dict[str, dict[str, str]]:
+    """Which heads are others that were moved, as :func:`edited_heads` calls them.
+
+    Returns:
+        by what was done ("smile", "less smile"), ids of moved heads by those of the heads that they are.
+    """
+    known, found = set(ids), dict[str, dict[str, str]]()
+    for moved in sorted(known):
+        for end, what in ((MORE, "{}"), (LESS, "less {}")):
+            bare = moved.removesuffix(end)
+            heads = [head for head in known if bare.startswith(f"{head}-")] if bare != moved else []
+            if heads:
+                head = max(heads, key=len)
+                found.setdefault(what.format(bare.removeprefix(f"{head}-")), {})[head] = moved
+    return found

@@ -32,6 +32,8 @@ if TYPE_CHECKING:  # torch is not needed for --help
 REST = 0.25  # seconds without change after which the sharp picture is rendered
 ZOOM = (0.55, 1.8)  # nearest and farthest place of the visitor's camera, in radii of the rig
 MESH_SIZE = 112
+LIGHT = {"moved": (0.0, 1.0, 0.0), "from the left": (-1.5, 1.5, 0.0), "from above": (-1.5, 1.5, 0.3)}
+"""Sliders of the light, from where to where, and where they begin."""
 FEW = 16  # sliders that are shown at once
 
 
@@ -99,6 +101,7 @@ class Settings:
         resolution: side of a picture at rest, pixels.
         solid: whether the mesh is shown instead of pictures.
         edits: a strength a direction.
+        light: how much of it (0 is the head's own light, 1 the moved one) and its slopes to the side and up.
     """
 
     subject: Subject
@@ -107,6 +110,7 @@ class Settings:
     resolution: int
     solid: bool
     edits: tuple[float, ...] = ()
+    light: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
     @property
     def head(self) -> tuple[object, ...]:
@@ -184,6 +188,8 @@ def render(
 
     from models.generators.views import render_views
     from models.image import to_uint8
+    from models.relief.pictures import light_from
+    from models.rendering.relief import relit
     from models.rendering.sheets import enlarge
 
     subject, begin = settings.subject, time.monotonic()
@@ -192,7 +198,10 @@ def render(
         image = head.show(camera, resolution).image[0]
     else:
         generator, code = subject.styled(settings.strength), torch.tensor([settings.expression])
-        image = render_views(generator, subject.latents, camera, code, resolution).image[0]
+        seen = render_views(generator, subject.latents, camera, code, resolution)
+        image = seen.image[0]
+        if settings.light[0] and generator.relightable:
+            image = torch.lerp(image, relit(seen, light_from(*settings.light[1:]))[0], settings.light[0])
     took = time.monotonic() - begin
     yaw, pitch = (round(math.degrees(float(angle))) for angle in subject.generator.rig.angles(camera))
     words = f"yaw {yaw:+d}°, pitch {pitch:+d}°, {image.shape[-1]} px, {1000 * took:.0f} ms"
@@ -324,12 +333,18 @@ class Viewer:
             with gui.add_folder("Edits", expand_by_default=len(self.directions.names) <= FEW):
                 for name in self.directions.names:
                     self.edits[name] = gui.add_slider(name.replace("_", " "), -1.5, 1.5, 0.05, 0.0)
+        self.light: dict[str, Any] = {}
+        if subjects.generator.relightable:
+            with gui.add_folder("Light"):
+                for name, (low, high, start) in LIGHT.items():
+                    self.light[name] = gui.add_slider(name, low, high, 0.05, start)
         self.solid = gui.add_checkbox("Show the mesh", False)
         self.reset = gui.add_button("Reset")
         self.words = gui.add_markdown("")
         self._restore()
         self.item.on_update(lambda _: self._change_item())
-        for control in (self.size, self.strength, self.solid, *self.expressions.values(), *self.edits.values()):
+        sliders = (*self.expressions.values(), *self.edits.values(), *self.light.values())
+        for control in (self.size, self.strength, self.solid, *sliders):
             control.on_update(lambda _: self.changed())
         self.reset.on_click(lambda _: self._reset())
 
@@ -338,6 +353,8 @@ class Viewer:
         self.strength.value = 1.0
         for slider in self.edits.values():
             slider.value = 0.0
+        for name, slider in self.light.items():
+            slider.value = LIGHT[name][2]
         for (name, slider), value in zip(self.expressions.items(), self._subject.expression[0].tolist(), strict=True):
             slider.value = round(max(-0.5, min(1.5, value)) * 20) / 20
             slider.hint = self._subject.left_out.get(name)
@@ -435,6 +452,7 @@ class Viewer:
                 self.sizes[self.size.value],
                 bool(self.solid.value),
                 tuple(edits.values()),
+                tuple(float(slider.value) for slider in self.light.values()) or (0.0, 0.0, 0.0),  # type: ignore[arg-type]
             )
 
     def _edited(self, edits: dict[str, float]) -> Subject:
@@ -467,10 +485,12 @@ class Viewer:
             from models.rendering.mesh import fuse, mesh_cameras, to_glb
 
             self.words.content = "making the mesh ..."
-            camera = mesh_cameras(self.rig)
-            side, code = 2 * subject.generator.resolution, torch.tensor([settings.expression])
-            seen = render_views(subject.styled(settings.strength), subject.latents, camera, code, side)
-            mesh = fuse(seen, camera, self.rig, MESH_SIZE)
+            generator, code = subject.styled(settings.strength), torch.tensor([settings.expression])
+            mesh = generator.mesh(subject.latents, code if code.shape[1] else None)
+            if mesh is None:
+                camera = mesh_cameras(self.rig)
+                seen = render_views(generator, subject.latents, camera, code, 2 * subject.generator.resolution)
+                mesh = fuse(seen, camera, self.rig, MESH_SIZE)
             self._hide_mesh()
             scene = self.server.scene
             self._mesh = key, scene.add_glb("/head", to_glb(mesh), cast_shadow=False, receive_shadow=False)

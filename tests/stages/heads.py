@@ -13,6 +13,9 @@ from models.heads.codes import HeadCode, HeadCodes
 from models.heads.directions import Directions, fingerprint
 from models.heads.index import Entry, subject_index
 from models.image import write_image
+from models.relief.shape import Shape
+from models.relief.shapes import ReliefShapes
+from models.rendering.relief import Relief, sphere_cap
 from tests.stages import tiny
 
 LICENCE = {"name": "<b>odd</b>", "licence": "CC-BY-NC-4.0", "origin": "https://example.org/weights"}
@@ -64,3 +67,24 @@ def directions(folder: Path, prior: Artifact, names: tuple[str, ...] = ("smile",
         found.spread(name).fill_(0.5)
     found.limits.copy_(torch.tensor([-2.0, 3.0]))
     return artifact.save(folder, stage="directions", modules={"directions": found}, parents={"prior": prior})
+
+
+def in_relief(folder: Path) -> Artifact:
+    """The shapes of one head, "ann", and of its photo, with a smile that is known for it."""
+    relief, light = Relief(), torch.tensor([[0.6, 0.3, 0.2, 0.2]])
+    mask = torch.zeros(1, 1, 16, 16)
+    mask[..., 2:-2, 4:-4] = 1.0
+
+    def shape(value: float) -> Shape:
+        albedo = torch.full((1, 3, 16, 16), value)
+        albedo[:, 0, 8:] += 0.3
+        return Shape(sphere_cap(mask), albedo, torch.tensor([[0.0, 0.2, 0.0, 0.0, 0.0, 0.0]]), light, mask)
+
+    moved = {"smile": {"ann": "ann-smile-more"}}
+    twin, photo = (
+        ReliefShapes.pack({"ann": shape(v), "ann-smile-more": shape(v - 0.3)}, relief, moved) for v in (0.1, 0.5)
+    )
+    code = HeadCode(twin.code("ann"), None, torch.zeros(1, 1), twin.camera("ann").label())
+    modules = {"shapes": twin, "original": photo, "heads": HeadCodes.pack({"ann": code}, twin)}
+    extra = subject_index([Entry("ann", "heads", "shapes", "original", caption="its shape")])
+    return artifact.save(folder, stage="shape", modules=modules, extra=extra)

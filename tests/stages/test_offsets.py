@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.testing import assert_close
 
 from datamodules.latents import CodeBlock
@@ -13,13 +13,17 @@ from models.artifact import load
 from models.errors import UserError
 from models.generators.gram import GRAMGenerator
 from models.generators.stylegan2 import StyleGAN2Generator
+from models.heads.codes import HeadCode, HeadCodes
 from models.heads.directions import directions_for, fingerprint
+from models.heads.index import Entry, subject_index
 from models.heads.sefa import SeFa
 from models.heads.subjects import Subjects
+from models.image import write_image
 from models.latents import Latents
 from models.losses.offsets import OffsetLoss
 from models.metrics.records import read_records
 from stages import cli
+from stages.base.offsets import moved_heads
 from stages.directions import DirectionsStage
 from stages.present import PresentStage
 from tests.models.generators import test_gram
@@ -263,6 +267,60 @@ class TestPredict:
         subject = Subjects(found["direct"])["00000041"]
         assert fingerprint(subject.generator) == fingerprint(generator) and subject.original is not None
         assert found["direct"].manifest["parents"].keys() == {"tested", "styled"}
+
+    def test_heads_that_were_found(self, work, tmp_path):
+        """Heads of photos are moved as drawn ones are, keep their ids and pictures, and must be of this generator."""
+        source = load(work / "flat")
+        generator, words = source.module("generator"), line(work, "flat")[2:]
+        draws = CodeBlock(40, 2, 0)
+        ws = generator.mapping(draws.z(generator.z_dim))
+        write_image(tmp_path / "ann.png", torch.zeros(3, 16, 16))
+        codes = {
+            name: HeadCode(ws[row].map(Tensor.clone), None, torch.zeros(1, 0), None)
+            for row, name in enumerate(("ann", "bob"))
+        }
+        extra = subject_index([Entry("ann", "photos", artwork="ann.png"), Entry("bob", "photos")])
+        modules = {"generator": generator, "photos": HeadCodes.pack(codes, generator)}
+        media, delta = {"ann.png": tmp_path / "ann.png"}, {"generator": (source, "generator")}
+        for name, of in {"photos": source, "strangers": load(work / "sdf")}.items():
+            saved = {"modules": modules, "media": media, "extra": extra, "parents": {"prior": of}}
+            artifact.save(tmp_path / name, stage="restyle", **saved, delta_of=delta if name == "photos" else None)
+        words += [f"--model.tested.path={work}/flat_directions"]
+
+        def found(name):
+            return [
+                "--data.class_path=datamodules.latents.FoundLatents", f"--data.init_args.path={tmp_path / name}",
+                "--data.init_args.module=photos",
+            ]  # fmt: skip
+
+        run(["directions", "predict", *words], tmp_path / "drawn", "--data.init_args.block=2", "--model.heads=2")
+        run(["directions", "predict", *words], tmp_path / "found", *found("photos"))
+        drawn, moved = (load(tmp_path / name).module("heads") for name in ("drawn", "found"))
+        assert {i.replace("00000040", "ann").replace("00000041", "bob") for i in drawn.ids} == set(moved.ids)
+        for identity in moved.ids:
+            same = drawn[identity.replace("ann", "00000040").replace("bob", "00000041")].latents
+            assert_close(moved[identity].latents.ws, same.ws, atol=1e-4, rtol=0)
+        shown = Subjects(load(tmp_path / "found"))
+        assert shown["ann"].artwork is not None and shown["bob"].artwork is None
+        assert set(moved_heads(moved.ids)) == {
+            f"{less}{name}" for name in made(work, "flat")[0].names for less in ("", "less ")
+        }
+        with pytest.raises(UserError, match="made for another generator"):
+            run(["directions", "predict", *words], tmp_path / "other", *found("strangers"))
+        with pytest.raises(UserError, match="holds no codes of heads"):
+            run(
+                ["directions", "predict", *words],
+                tmp_path / "none",
+                *found("photos")[:2],
+                "--data.init_args.module=generator",
+            )
+
+    def test_what_moved_heads_are_called(self):
+        ids = ["a", "a-smile-more", "a-smile-less", "a-b", "a-b-smile-more", "c-smile-more", "d-more"]
+        assert moved_heads(ids) == {
+            "smile": {"a": "a-smile-more", "a-b": "a-b-smile-more"},
+            "less smile": {"a": "a-smile-less"},
+        }
 
     def test_without_offsets_there_are_sheets_alone(self, work, kind, tmp_path):
         words = [*line(work, kind, offsets=None)[2:], f"--model.tested.path={work}/{kind}_directions"]

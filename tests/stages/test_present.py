@@ -46,7 +46,7 @@ CASE = StageCase(
 SMALL = {"frames": 6, "scale": 1, "video_size": 32, "tile": 32, "mesh_size": 32, "samples": 1}
 KINDS = {
     *("views", "depth", "strength", "expressions", "mesh", "pose", "poster", "reference", "turntable"),
-    *("lines", "dolly", "layers"),
+    *("lines", "dolly", "layers", "both", "beside"),
 }
 
 
@@ -96,7 +96,7 @@ class TestMedia:
             assert kinds == KINDS
             assert {f"turntable_{identity}.gif", f"mesh_{identity}.glb", f"mesh_{identity}.ply"} <= names
             assert f"layers_{identity}.glb" in names
-        assert "index.html" in names and len(names) == 1 + 2 * 17
+        assert "index.html" in names and len(names) == 1 + 2 * 19
         assert shown.stage == "present" and list(shown.ancestors) == [result.id, *result.ancestors]
         assert not (shown.path.parent / "items").exists()
 
@@ -135,6 +135,37 @@ class TestMedia:
 
         tiny.ranks(rank, 2)
         assert artifact.load(tmp_path).manifest["files"] == shown.manifest["files"]
+
+
+class TestShapes:
+    """A photo and its twin whose shapes are known: side by side, in a moving light, and as meshes to take along."""
+
+    @pytest.fixture(scope="class")
+    def found(self, tmp_path_factory):
+        folder = tmp_path_factory.mktemp("shapes")
+        return present(heads.in_relief(folder / "shapes").path, folder / "shown", frames=4)
+
+    def test_everything_is_there(self, found):
+        names = {p.name for p in (found.path / "media").iterdir()}
+        both = {"both_ann.mp4", "light_ann.mp4", "beside_ann.png", "turntable_ann.mp4", "expressions_ann.png"}
+        meshes = ("mesh", "mesh_before", "mesh_smile", "mesh_before_smile")
+        assert both | {f"{mesh}_ann.glb" for mesh in meshes} | {"mesh_ann.ply", "mesh_ann.js"} <= names
+        links = Links(found.media("index.html").read_text("utf-8"))
+        assert links.files - {"data:,"} <= names and both <= links.files | {"turntable_ann.mp4"}
+
+    def test_videos_are_of_both(self, found):
+        frames = imageio_ffmpeg.read_frames(str(found.media("light_ann.mp4")))
+        assert next(frames)["size"] == (64, 32)
+
+    def test_meshes_have_their_own_pictures(self, found):
+        twin, photo, smile = (
+            trimesh.load(found.media(f"{kind}_ann.glb"), force="mesh").visual.material.baseColorTexture
+            for kind in ("mesh", "mesh_before", "mesh_smile")
+        )
+        means = [
+            float(torch.tensor(list(picture.convert("L").getdata())).float().mean()) for picture in (smile, twin, photo)
+        ]
+        assert means[0] + 5 < means[1] < means[2] - 5
 
 
 class TestLeftOut:

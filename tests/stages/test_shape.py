@@ -1,6 +1,7 @@
 """Shapes of heads by a tiny 2D generator."""
 
 import copy
+import json
 from dataclasses import replace
 
 import pytest
@@ -11,8 +12,13 @@ from datamodules.mannequins.scene import POSED_DIM
 from models import artifact
 from models.errors import UserError
 from models.generators.stylegan2 import StyleGAN2Discriminator, StyleGAN2Generator
+from models.heads.codes import HeadCode, HeadCodes
+from models.heads.index import Entry, subject_index
+from models.heads.subjects import Subjects
+from models.image import write_image
 from models.metrics.records import read_records
-from models.relief.shapes import ReliefShapes, Shape
+from models.relief.shape import Shape
+from models.relief.shapes import ReliefShapes
 from models.rendering.relief import Relief, sphere_cap
 from stages import cli
 from stages.shape import ShapeStage
@@ -147,11 +153,12 @@ def alike(one, other):
 
 def test_what_is_handed_on(found):
     """The first guess, the shapes after each cycle, pictures and sheets."""
-    assert sorted(found.manifest["modules"]) == ["cycle0", "cycle1", "shapes"]
+    assert sorted(found.manifest["modules"]) == ["cycle0", "cycle1", "heads", "shapes"]
     first, last = found.module("cycle0"), found.module("shapes")
     assert isinstance(last, ReliefShapes) and len(last) == 3 and last.size == SIDE
-    for name, value in last.state_dict().items():
-        assert bool(value.isfinite().all()) and not torch.equal(value, first.state_dict()[name]), name
+    for name, value in first.state_dict().items():
+        assert bool(value.isfinite().all()) and not torch.equal(value, last.state_dict()[name]), name
+    assert last.masked and 0.2 < float((last.mask > 0.5).float().mean()) < 0.8
     assert all(found.media(name).exists() for name in ("sheet_01.png", "picture_head-1000000.png"))
 
 
@@ -219,8 +226,58 @@ def test_they_turn_and_are_lit(work, found, tmp_path, monkeypatch):
         "turning_head-1000001.mp4",
         "light_head-1000001.mp4",
         "mesh_head-1000001.glb",
+        "mesh_head-1000001.ply",
     ):
         assert shown.media(kind).exists()
+
+
+FOUND = ("ann", "ann-smile-more", "bob")
+
+
+@pytest.fixture(scope="module")
+def photos(work, tmp_path_factory):
+    """Heads of photos, one of them moved, and the pictures of these."""
+    prior = artifact.load(work / "heads2d")
+    generator = prior.module("generator")
+    draws = torch.Generator().manual_seed(5)
+    codes = {i: HeadCode(generator.mapping(generator.sample_z(1, draws)), None, torch.zeros(1, 0), None) for i in FOUND}
+    folder = tmp_path_factory.mktemp("photos")
+    write_image(folder / "photo.png", torch.zeros(3, SIDE, SIDE))
+    entries = [Entry(i, "heads", artwork=None if "-" in i else f"{i}.png") for i in FOUND]
+    media = {f"{i}.png": folder / "photo.png" for i in FOUND if "-" not in i}
+    modules = {"generator": generator, "heads": HeadCodes.pack(codes, generator)}
+    extra = subject_index(entries)
+    parents = {"prior": prior}
+    artifact.save(folder / "heads", stage="directions", modules=modules, parents=parents, media=media, extra=extra)
+    return folder / "heads"
+
+
+def of_photos(folder, leave=()):
+    return [
+        "--data.class_path=datamodules.heads.FoundHeads", f"--data.init_args.path={folder}",
+        "--data.init_args.module=heads", f"--data.init_args.leave={json.dumps(list(leave))}",
+    ]  # fmt: skip
+
+
+def test_a_photo_and_its_twin_in_3d(work, photos, tmp_path):
+    """Moved heads are expressions; the photos' shapes are the original that the cartoons' are shown beside."""
+    words = line(work, {"cycles": 1}, group_size=3)
+    photo = run(words, tmp_path / "photo", *of_photos(photos))
+    style = {"path": str(work / "cartoon2d"), "module": "generator"}
+    words = line(work, {"cycles": 1}, group_size=3, prior=style, beside={"path": str(photo.path)}, name="twin")
+    twin = run(words, tmp_path / "twin", *of_photos(photos))
+    subjects = Subjects(twin)
+    assert subjects.ids == ("ann", "bob") and subjects.generator.is_3d
+    ann, bob = subjects["ann"], subjects["bob"]
+    assert ann.generator.expressions == ("smile",) and ann.left_out == {} and list(bob.left_out) == ["smile"]
+    assert ann.blends and alike(ann.original, photo.module("shapes")) and not alike(ann.original, ann.generator)
+    assert ann.artwork.shape == (3, SIDE, SIDE) and ann.camera is not None
+    smiling = ann.generator.shape(ann.latents, torch.ones(1, 1))
+    torch.testing.assert_close(smiling.depth, ann.generator["ann-smile-more"].depth)
+    with pytest.raises(UserError, match=r"beside holds shapes of ann, ann-smile-more, bob, these heads are ann, bob"):
+        run(words, tmp_path / "other", *of_photos(photos, ["*-more"]))
+    with pytest.raises(UserError, match=r"of its 3 heads data\.init_args\.leave leaves none"):
+        run(words, tmp_path / "none", *of_photos(photos, ["*"]))
 
 
 def test_what_does_not_fit(work, found, tmp_path):

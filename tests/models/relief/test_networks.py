@@ -59,3 +59,17 @@ def test_what_does_not_fit():
         MapNetwork(48, 8, 1)
     with pytest.raises(UserError, match=r"networks\.width \(6\) must be a multiple of networks\.group \(4\)"):
         MapNetwork(16, 6, 1)
+
+
+def test_slack_bounds_what_is_told():
+    """However far V and L go, views and lights stay near what they are offsets to."""
+    networks = ReliefNetworks(Relief(), 16, 4, 4, 8, 2, slack=0.1)
+    around, lit = torch.tensor([[0.3, -0.2, 0.0, 0.01, 0.0, 0.0]]), torch.tensor([[0.5, 0.4, 0.2, 0.1]])
+    with torch.no_grad():
+        for module in (networks.V, networks.L):
+            module.out.bias.fill_(50.0)  # all of them at the end of their ranges
+    image = pictures(16, 1)
+    turn = torch.pi / 3
+    view = torch.tensor([[turn, turn, turn, 0.1, 0.1, 0.0]])
+    torch.testing.assert_close(networks.view(image, around), around + 0.1 * view)
+    torch.testing.assert_close(networks.light(image, lit), lit + torch.tensor([[0.05, 0.05, 0.1, 0.1]]))

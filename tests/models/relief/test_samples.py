@@ -7,7 +7,7 @@ import torch
 
 from models.errors import UserError
 from models.relief.recipe import ShapeRecipe
-from models.relief.samples import PseudoSampling
+from models.relief.samples import PseudoSampling, behind
 
 
 def draws(seed=0):
@@ -81,3 +81,24 @@ def test_samplings_that_cannot_be():
         PseudoSampling(dx=(1.0, -1.0))
     with pytest.raises(UserError, match=r"sampling\.yaw_std_deg is -1"):
         PseudoSampling(yaw_std_deg=-1.0)
+
+
+def test_what_is_behind_a_head():
+    """A slope of colour goes on behind it; nothing of the head's colour is left, nor of its blurred rim."""
+    size = 48
+    slope = torch.linspace(-0.5, 0.5, size).expand(1, 3, size, size)
+    at = torch.linspace(-1, 1, size)
+    distance = (at[None].square() + at[:, None].square()).sqrt()
+    head = (0.5 + 6 * (0.5 - distance)).clamp(0, 1)[None, None]
+    found = behind(torch.lerp(slope, torch.ones_like(slope), head), head)
+    inner = head.expand_as(found) > 0.99
+    assert float((found - slope)[inner].abs().max()) < 0.35
+    assert float(found[..., : size // 4].mean()) < -0.15 < 0.15 < float(found[..., -size // 4 :].mean())
+    assert float((found + found.flip(-1)).abs().max()) < 0.05  # as even as the slope: the white head is gone
+
+
+def test_rates():
+    """That of D is its own in step 3 alone."""
+    recipe = ShapeRecipe(learning_rate=1e-3, depth_rate=0.25)
+    found = {phase.name: [recipe.rate(network, phase) for network in "DA"] for phase in recipe.phases}
+    assert found == {"prior": [1e-3, 1e-3], "albedo": [1e-3, 1e-3], "project": [1e-3, 1e-3], "joint": [2.5e-4, 1e-3]}

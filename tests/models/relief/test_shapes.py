@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from models import artifact
-from models.relief.pictures import relit, rows_of, surface_mesh, turned
-from models.relief.shapes import ReliefShapes, Shape
+from models.relief.pictures import relit, rows_of, turned
+from models.relief.shape import Shape
+from models.relief.shapes import ReliefShapes
 from models.rendering.relief import Relief, sphere_cap
 
 SIZE = 16
@@ -24,7 +25,7 @@ def test_they_travel(tmp_path):
     found = artifact.load(tmp_path).module("shapes")
     assert found.ids == ("a", "b") and found.relief == Relief(far=1.2) and "a" in found and len(found) == 2
     for name, wanted in given.items():
-        for field, value in vars(found[name]).items():
+        for field, value in found[name].named().items():
             torch.testing.assert_close(value, getattr(wanted, field), rtol=0, atol=0)
     torch.testing.assert_close(found.normals[:1], found.relief.normals(found["a"].depth))
     with pytest.raises(KeyError):
@@ -50,17 +51,3 @@ def test_turned_and_relit():
     assert float(half[0].mean()) > float(half[1].mean()) + 0.02
     rows = rows_of(front, one, Relief(), ["it"])
     assert [title for title, _ in rows[0]][:5] == ["it", "found", "depth", "normals", "albedo"]
-
-
-def test_mesh():
-    """Its normals are the depth map's, towards the viewer; its colours the canonical picture's."""
-    one, relief = shape(), Relief()
-    mesh = surface_mesh(one, relief)
-    inner = SIZE - 4
-    assert len(mesh.vertices) == inner**2 and len(mesh.faces) == 2 * (inner - 1) ** 2
-    axes = torch.tensor([1.0, -1.0, -1.0])[:, None, None]
-    wanted = (relief.normals(one.depth)[0] * axes)[:, 4:-4, 4:-4]
-    found = mesh.normals.T.unflatten(1, (inner, inner))[:, 2:-2, 2:-2]
-    assert float((found * wanted).sum(0).min()) > 0.9 and bool((mesh.normals[:, 2] > 0).all())
-    picture = relief.shaded(one.depth, one.albedo, one.lit)[0, :, 2:-2, 2:-2].clamp(-1, 1)
-    torch.testing.assert_close(mesh.colours.T.unflatten(1, (inner, inner)), picture)

@@ -1,5 +1,6 @@
 """The live viewer: it listens on this machine only, and every control leads to a new picture."""
 
+import dataclasses
 import http.client
 import math
 import os
@@ -114,6 +115,40 @@ def test_a_head_that_is_only_turned_is_baked(result):
         assert "32 px" in painter(moving, turned)[1]
     assert "64 px" in painter(moving, front(rig))[1]
     assert "96 px" in painter(moving, turned, 96)[1]
+
+
+class TestLight:
+    """Sliders of the light are there where heads have colours without their own."""
+
+    @pytest.fixture(scope="class")
+    def shapes(self, tmp_path_factory):
+        return Subjects(heads.in_relief(tmp_path_factory.mktemp("shapes") / "shapes"))
+
+    def test_it_comes_from_where_it_is_put(self, shapes):
+        subject = shapes["ann"]
+        bare = Settings(subject, 1.0, (0.0,), 32, False)
+        pose = front(subject.generator.rig)
+        own = render(bare, pose, 32)[0].astype(float)
+        left, right = (
+            render(dataclasses.replace(bare, light=(1.0, side, 0.0)), pose, 32)[0].astype(float) for side in (1.4, -1.4)
+        )
+        half = (left - right).mean((0, 2))  # by column
+        middle = len(half) // 2
+        assert half[:middle].mean() > 3 > -3 > half[middle:].mean()
+        none = render(dataclasses.replace(bare, light=(0.0, 1.4, 0.0)), pose, 32)[0]
+        assert np.abs(none - own).max() == 0
+        some = render(dataclasses.replace(bare, light=(0.5, 1.4, 0.0)), pose, 32)[0]
+        assert np.abs(some - (own + left) / 2).mean() < 1
+
+    def test_its_sliders(self, shapes, result):
+        with Viewer(shapes, port=free_port()) as viewer:
+            assert viewer.settings.light == (0.0, 0.0, 0.3) and list(viewer.expressions) == ["smile"]
+            viewer.light["moved"].value, viewer.light["from the left"].value = 1.0, -0.5
+            assert viewer.settings.light == (1.0, -0.5, 0.3)
+            viewer._reset()
+            assert viewer.settings.light == (0.0, 0.0, 0.3)
+        with Viewer(Subjects(result), port=free_port()) as viewer:
+            assert viewer.light == {} and viewer.settings.light == (0.0, 0.0, 0.0)
 
 
 class TestCamera:
