@@ -128,7 +128,8 @@ class Subjects:
     def __init__(self, artifact: Artifact, module: str = "generator", samples: int = 3, seed: int = 0) -> None:
         modules = artifact.manifest["modules"]
         entries = [entry for entry in read_index(artifact.manifest) if entry.codes is not None]
-        if module == _DEFAULT and module not in modules and entries:
+        for_all = module != _DEFAULT
+        if not for_all and module not in modules and entries:
             module = entries[0].generator
         if module not in modules:
             shown = [name for name, parent in artifact.manifest["parents"].items() if module in parent["modules"]]
@@ -136,7 +137,7 @@ class Subjects:
             raise UserError(f"{artifact.path} (stage {artifact.stage}) has no module {module!r} to show{hint}")
         self.artifact, self._shared = artifact, dict[str, nn.Module]()
         self.generator = self._module(module, Generator)
-        if module not in (_DEFAULT, *(entry.generator for entry in entries)):
+        if for_all:
             entries = [Entry(e.id, e.codes, module, artwork=e.artwork, caption=e.caption) for e in entries]
         self.entries = {entry.id: entry for entry in entries}
         self.samples, self.seed = samples, seed
