@@ -49,6 +49,7 @@ def main(arguments: Sequence[str]) -> None:
     results = update(read_results(folder / "results.csv"), new)
     with atomic_write(folder / "results.csv") as file:
         file.write_text(results_text(results, claims), encoding="utf-8")
+    results = read_results(folder / "results.csv")  # of as many digits as are written: the page is theirs
     with atomic_write(options.docs / "claims.md") as file:
         file.write_text(page(claims, results), encoding="utf-8")
     print(f"{options.docs / 'claims.md'}: {len(new)} of {len(results)} numbers measured anew")

@@ -16,7 +16,7 @@ def docs(tmp_path):
     return tmp_path / "docs"
 
 
-def run(folder, claim_holds=True):
+def run(folder, claim_holds=True, paper=0.4):
     """Scores of a frontal artwork by two methods."""
     folder.mkdir(parents=True)
     records = [
@@ -25,7 +25,7 @@ def run(folder, claim_holds=True):
         )
         for i in range(20)
         for view in ("yaw=-36", "yaw=+12")
-        for variant, value in (("pti", 0.5), ("paper", 0.4 if claim_holds else 0.6))
+        for variant, value in (("pti", 0.5), ("paper", paper if claim_holds else 0.6))
     ]
     write_records(folder, records)
     (folder / "logs").mkdir()
@@ -56,6 +56,15 @@ def test_a_run_decides(docs, tmp_path):
     main([f"artform_paper_test:toon={tmp_path / 'artform_paper_test'}", "--docs", str(docs)])
     assert "; toon -0.1 [-0.1, -0.1] (seed 0; 20 heads)<br>" in row(docs, "1.1")
     assert "half: 1 of 2" in row(docs, "1.1")
+
+
+def test_the_page_has_the_digits_that_are_kept(docs, tmp_path):
+    """-.0205470 is kept as -.02055, which is -.0206 on the page, now and when it is made again."""
+    main([str(run(tmp_path / "artform_paper_test", paper=0.479453)), "--docs", str(docs)])
+    page = (docs / "claims.md").read_bytes()
+    assert "search and losses (-): -0.0206 [" in row(docs, "1.1")
+    main(["--docs", str(docs)])
+    assert (docs / "claims.md").read_bytes() == page
 
 
 @pytest.mark.parametrize(
