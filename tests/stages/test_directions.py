@@ -398,7 +398,7 @@ class TestData:
     def test_traits_of_mannequins(self):
         data = MannequinLatents()
         assert data.code_truth(len(Z_NAMES)).names == Z_NAMES and data.code_truth(len(CODE_NAMES)).names == CODE_NAMES
-        with pytest.raises(UserError, match="have 6 numbers, those of the embedded world 46 or 51"):
+        with pytest.raises(UserError, match="have 6 numbers, those of the embedded world 46, 51 or 53"):
             data.code_truth(6)
 
 
