@@ -135,8 +135,12 @@ class Directions(Configurable):
             ws = self.moved(ws, name, self.deviations(name, strength), layers)
         return ws
 
-    def moved(self, ws: Latents, name: str, deviations: float, layers: Mapping[str, int] | None = None) -> Latents:
-        """Codes moved along one direction by so many standard deviations; ``layers`` as of :meth:`apply`."""
+    def moved(
+        self, ws: Latents, name: str, deviations: float | Tensor, layers: Mapping[str, int] | None = None
+    ) -> Latents:
+        """Codes moved along one direction by so many standard deviations, all alike or each its own; ``layers`` as of
+        :meth:`apply`.
+        """
         added, moved = self.shift(name, deviations), {}
         for group, codes in ws.groups.items():
             count = codes.shape[1] if layers is None else layers.get(group, 0)

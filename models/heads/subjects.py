@@ -35,7 +35,6 @@ from models.latents import Latents
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 Details = DetailReconstructor | LocalNetworks
 """Networks that find in a photo what codes cannot say."""
-_DEFAULT = "generator"
 TRUNCATION = 0.7  # of sampled subjects: typical rather than extreme heads
 
 
@@ -128,7 +127,7 @@ class Subjects:
     def __init__(self, artifact: Artifact, module: str = "generator", samples: int = 3, seed: int = 0) -> None:
         modules = artifact.manifest["modules"]
         entries = [entry for entry in read_index(artifact.manifest) if entry.codes is not None]
-        for_all = module != _DEFAULT
+        for_all = module != "generator"
         if not for_all and module not in modules and entries:
             module = entries[0].generator
         if module not in modules:

@@ -47,8 +47,7 @@ def turned_heads(
             codes = ws[row : row + 1].repeat_interleave(count)
             for name, (strengths, turns) in zip(angles, tables[row], strict=True):
                 wanted = getattr(seen, name) - getattr(own, name)
-                moves = directions.shift(name, interpolated(wanted, turns, strengths))
-                codes = Latents({group: t + moves[group].to(t) for group, t in codes.groups.items()})
+                codes = directions.moved(codes, name, interpolated(wanted, turns, strengths))
             pictures.append(generator.synthesis(codes, None))
         return Rendering.cat(pictures)
 
@@ -63,9 +62,7 @@ def _table(generator: Generator, directions: Directions, pose: Pose, ws: Latents
     place = (directions.read(ws) - directions.read(generator.mean_latents))[0, directions.names.index(name)]
     strengths = torch.linspace(-REACH, REACH, STEPS, device=place.device) - place.clamp(-REACH, REACH)
     strengths = torch.cat([strengths, strengths.new_zeros(1)]).sort().values  # the head as it is
-    moves = directions.shift(name, strengths)
-    codes = ws.repeat_interleave(len(strengths))
-    codes = Latents({group: t + moves[group].to(t) for group, t in codes.groups.items()})
+    codes = directions.moved(ws.repeat_interleave(len(strengths)), name, strengths)
     told = pose(generator.synthesis(codes, None).image.clamp(-1, 1))[:, ANGLES.index(name)].float()
     if told[-1] < told[0]:
         strengths, told = strengths.flip(0), told.flip(0)

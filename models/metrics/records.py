@@ -102,6 +102,18 @@ def holds_records(path: str | os.PathLike[str]) -> bool:
         return set(REQUIRED) <= set(next(csv.reader(file), ()))
 
 
+def records_below(path: Path) -> list[Record]:
+    """Those of all tests below a folder, or of one file; a training's log may have the same file name.
+
+    Raises:
+        UserError: when there are none.
+    """
+    files = [path] if path.is_file() else [file for file in sorted(path.rglob(FILE)) if holds_records(file)]
+    if not files:
+        raise UserError(f"there is no {FILE} of a test in {path}")
+    return [record for file in files for record in read_records(file)]
+
+
 def finite(records: Iterable[Record]) -> list[Record]:
     """The records whose value is a finite number."""
     return [record for record in records if math.isfinite(record.value)]

@@ -27,7 +27,7 @@ def turned(shape: Shape, relief: Relief, yaw_deg: float, pitch_deg: float = 0.0)
     return found.image * found.alpha + (1 - found.alpha)
 
 
-def relit(shape: Shape, relief: Relief, dx: float, dy: float) -> Tensor:
+def lit_from(shape: Shape, relief: Relief, dx: float, dy: float) -> Tensor:
     """(B, 3, S, S) as seen in the picture, lit from elsewhere, see :class:`models.rendering.relief.Light`."""
     light = shape.light.new_tensor([AMBIENT, DIFFUSE, dx, dy]).expand_as(shape.light)
     return shape.seen(relief, light=light).image
@@ -68,7 +68,7 @@ def rows_of(image: Tensor, shape: Shape, relief: Relief, names: list[str]) -> li
     """
     columns = {"found": shape.seen(relief).image, **maps(shape, relief)}
     columns |= {f"turned {yaw:+.0f}°": turned(shape, relief, yaw) for yaw in YAWS}
-    columns |= {f"light {dx:+.0f}, {dy:+.1f}": relit(shape, relief, dx, dy) for dx, dy in SLOPES}
+    columns |= {f"light {dx:+.0f}, {dy:+.1f}": lit_from(shape, relief, dx, dy) for dx, dy in SLOPES}
     return [
         [(name, image[row].cpu()), *((title, found[row].float().cpu()) for title, found in columns.items())]
         for row, name in enumerate(names)

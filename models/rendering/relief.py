@@ -332,12 +332,12 @@ def relit(seen: Rendering, light: Light) -> Tensor:
         seen: with alpha, albedo and normals.
         light: in the frame of the head that faces the camera, whose axes are the world's with y and z turned.
     """
-    assert seen.alpha is not None and seen.albedo is not None and seen.normals is not None
-    count = max(len(seen), len(light))
-    light = light.map(lambda t: t.to(seen.albedo).expand(count, *t.shape[1:]))  # type: ignore[arg-type]
+    albedo, count = seen.albedo, max(len(seen), len(light))
+    assert seen.alpha is not None and albedo is not None and seen.normals is not None
+    light = light.map(lambda t: t.to(albedo).expand(count, *t.shape[1:]))
     normals = seen.normals * seen.normals.new_tensor(WORLD)[:, None, None]
     shade = shading(normals.expand(count, -1, -1, -1), light)
-    return over_white(((seen.albedo + 1) * shade - 1).clamp(-1, 1), seen.alpha)
+    return over_white(((albedo + 1) * shade - 1).clamp(-1, 1), seen.alpha)
 
 
 def mirrored(depth: Tensor, albedo: Tensor) -> tuple[Tensor, Tensor]:

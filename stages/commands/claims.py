@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
 from models.errors import UserError
 from models.files import ROOT, atomic_write
 from models.metrics.claims import measured, page, read_claims, read_results, results_text, update
-from models.metrics.records import FILE, Record, holds_records, read_records
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{self.prog}: {message}")
+from models.metrics.records import Record, records_below
+from stages.arguments import Parser
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -24,7 +18,7 @@ def main(arguments: Sequence[str]) -> None:
     Raises:
         UserError: for a wrong option, a pipeline that decides nothing, or folders without metrics.
     """
-    parser = _Parser(
+    parser = Parser(
         prog="galatea claims",
         description="Measure the papers' claims by finished runs of pipelines, and write docs/claims.md anew.",
     )
@@ -44,7 +38,7 @@ def main(arguments: Sequence[str]) -> None:
         key, path = _named(text)
         if key[0] not in claims.commands:
             raise UserError(f"{text}: no claim is decided by runs of {key[0]}, there are: {', '.join(claims.commands)}")
-        runs.setdefault(key, []).extend(_records(path))
+        runs.setdefault(key, []).extend(records_below(path))
     new = measured(claims, runs)
     results = update(read_results(folder / "results.csv"), new)
     with atomic_write(folder / "results.csv") as file:
@@ -61,10 +55,3 @@ def _named(text: str) -> tuple[tuple[str, str], Path]:
     path = Path(folder)
     pipeline, _, style = name.partition(":")
     return (pipeline or path.name, style), path
-
-
-def _records(folder: Path) -> list[Record]:
-    files = [file for file in sorted(folder.rglob(FILE)) if holds_records(file)]
-    if not files:
-        raise UserError(f"there is no {FILE} of a test in {folder}")
-    return [record for file in files for record in read_records(file)]

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import NoReturn
 
 from models.errors import UserError, printable
 from models.files import atomic_write
-from models.metrics.records import FILE, holds_records, read_records
+from models.metrics.records import FILE, records_below
 from models.metrics.table import COLUMNS, cells, markdown, summarise
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{self.prog}: {message}")
+from stages.arguments import Parser
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -25,7 +19,7 @@ def main(arguments: Sequence[str]) -> None:
     Raises:
         UserError: for a wrong option, or folders without metrics.
     """
-    parser = _Parser(prog="galatea table", description="Join metrics.csv files: means, paired differences, intervals.")
+    parser = Parser(prog="galatea table", description="Join metrics.csv files: means, paired differences, intervals.")
     parser.add_argument("folders", nargs="+", type=Path, help=f"run folders; every {FILE} below them is read")
     parser.add_argument("--baseline", help="variant that the others are compared with, item by item")
     parser.add_argument("--metric", nargs="+", default=[], help="only these metrics")
@@ -34,14 +28,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the bootstrap (default 0)")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="also write the table as Markdown")
     options = parser.parse_args(list(arguments))
-    records = []
-    for folder in options.folders:
-        # A run's training log may have the same file name.
-        files = [folder] if folder.is_file() else [f for f in sorted(folder.rglob(FILE)) if holds_records(f)]
-        if not files:
-            raise UserError(f"there is no {FILE} of a test in {folder}")
-        for file in files:
-            records += read_records(file)
+    records = [record for folder in options.folders for record in records_below(folder)]
     kept = [
         record
         for record in records

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from models import artifact
-from models.relief.pictures import relit, rows_of, turned
+from models.relief.pictures import lit_from, rows_of, turned
 from models.relief.shape import Shape
 from models.relief.shapes import ReliefShapes
 from models.rendering.relief import Relief, sphere_cap
@@ -45,7 +45,7 @@ def test_turned_and_relit():
     front = turned(one, Relief(), 0.0)
     torch.testing.assert_close(front, one.seen(Relief(), torch.zeros(1, 6)).image, atol=1e-6, rtol=0)
     frontal = Shape(one.depth, one.albedo, torch.zeros(1, 6), one.light)
-    left, right = (relit(frontal, Relief(), dx, 0.0) for dx in (1.0, -1.0))
+    left, right = (lit_from(frontal, Relief(), dx, 0.0) for dx in (1.0, -1.0))
     torch.testing.assert_close(left, right.flip(-1), atol=2e-3, rtol=0)
     half = left[..., 3 : SIZE // 2], left[..., SIZE // 2 : -3]
     assert float(half[0].mean()) > float(half[1].mean()) + 0.02
