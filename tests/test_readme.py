@@ -4,7 +4,6 @@ import os
 import re
 import shlex
 import subprocess
-import sys
 
 import pytest
 import torch
@@ -16,6 +15,7 @@ from models.generators.stylegan2 import StyleGAN2Generator
 from models.zoo.parity import Fixture
 from models.zoo.stylegan2 import FAMILY as stylegan2
 from stages import __main__ as galatea
+from stages.pipeline.process import PROGRAM, start
 from tests.models.zoo.fixtures import fixture_folder
 
 TINY = ["--trainer.enable_model_summary", "false"]
@@ -352,18 +352,17 @@ def test_make_targets_exist():
 
 
 @pytest.mark.slow
-def test_galatea_commands_run(tmp_path):
+def test_galatea_commands_run(tmp_path, monkeypatch):
     (tmp_path / "assets").symlink_to(ROOT / "assets")
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     (tmp_path / "tests").symlink_to(ROOT / "tests")
     write_official_files(tmp_path)
     write_pictures(tmp_path)
+    monkeypatch.chdir(tmp_path)
     for command, extra in EXTRA.items():
-        if extra is None:
-            continue
-        line = [sys.executable, "-m", "stages", *shlex.split(command)[1:], *extra]
-        done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, env=environment(tmp_path))
-        assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+        if extra is not None:
+            status, output = ran([*shlex.split(command)[1:], *extra], tmp_path)
+            assert status == 0, f"{command}\n{output[-4000:]}"
     assert (tmp_path / "runs/toon/present/artifact/media/index.html").exists()
     assert (tmp_path / "runs/world.png").stat().st_size > 1000
 
@@ -387,8 +386,13 @@ def write_pictures(folder):
     group.save(folder / "group.jpg")
 
 
-def environment(cache):
-    return {**os.environ, "PYTHONPATH": str(ROOT), "GALATEA_CACHE": str(cache / "cache"), "OMP_NUM_THREADS": "1"}
+def ran(arguments, folder):
+    """Exit status and output of a command, forked as a pipeline's steps are: torch is imported once for all."""
+    log = folder / "output"
+    with log.open("wb") as output, open(os.devnull, "rb") as unread:
+        variables = {"GALATEA_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1"}
+        status = start([*PROGRAM, *arguments], output.fileno(), unread.fileno(), **variables).wait()
+    return status, log.read_text()
 
 
 def test_python_snippet_of_the_readme(monkeypatch):
