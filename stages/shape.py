@@ -31,7 +31,7 @@ from models.metrics.records import Record
 from models.metrics.surface import PROTOCOL, VERSION, surface_errors
 from models.relief.networks import OffsetEncoder, ReliefNetworks
 from models.relief.pictures import moving_light, rows_of
-from models.relief.recipe import Phase, ShapeRecipe
+from models.relief.recipe import NETWORKS, Phase, ShapeRecipe
 from models.relief.samples import PseudoSampling, behind
 from models.relief.shape import Shape, head_mask, light_of, with_picture
 from models.relief.shapes import ReliefShapes
@@ -81,6 +81,7 @@ class NetworkSizes:
     encoder_width: int = 64
     code: int = 256
     group: int = 4
+    free_maps: bool = False
     offset_width: int = 32
 
 
@@ -231,6 +232,8 @@ class ShapeStage(PerItemStage[Head, ShapeState]):
         for weight, network in (("perceptual", self.perceptual), ("identity", self.identity)):
             if getattr(self.recipe, weight) and network is None:
                 raise UserError(f"model.recipe.{weight} is measured by a network: set --model.{weight}")
+        if self.shared and self.sizes.free_maps:
+            raise UserError("model.shared needs networks that tell heads apart: leave networks.free_maps false")
         if self.recipe.prior and self.parser is None:
             raise UserError("the first guess at a depth is fitted to the face: set --model.parser, or recipe.prior: 0")
         if self.recipe.known and self.pose is None:
@@ -322,10 +325,10 @@ class ShapeStage(PerItemStage[Head, ShapeState]):
             w_dim = self.generator.w_dim
             offsets = [_drawn(self.seed, i.id + " E", lambda: OffsetEncoder(size, wide, w_dim)) for i in own]
         module = _Networks(heads, offsets, len(items), size).to(self.device)
-        rate, decay, betas = self.recipe.learning_rate, self.recipe.weight_decay, self.recipe.betas
+        decay, betas = self.recipe.weight_decay, self.recipe.betas
         optimizers: dict[str, torch.optim.Optimizer] = {
-            name: torch.optim.Adam(parameters, rate, betas, weight_decay=decay)
-            for name in "VLDAE"
+            name: torch.optim.Adam(parameters, self.recipe.rate(name), betas, weight_decay=decay)
+            for name in NETWORKS
             if (parameters := module.named(name))
         }
         face = image if self.photo is None else self.picture(ws, self.photo)
@@ -355,8 +358,6 @@ class ShapeStage(PerItemStage[Head, ShapeState]):
         if step == phase.begin:
             for name in self.active(state, step):
                 state.optimizers[name].state.clear()  # Adam starts anew with each step, as in GAN2Shape
-                for group in state.optimizers[name].param_groups:
-                    group["lr"] = self.recipe.rate(name, phase)
             if self.recipe.roughens(phase):
                 self._roughen(state)
         for cycle, end in enumerate(self.recipe.ends[:-1]):
@@ -456,11 +457,16 @@ class ShapeStage(PerItemStage[Head, ShapeState]):
             image = torch.cat([self._projected(state, some)[0] for some in image.split(self.recipe.batch, 1)], 1)
             if self.recipe.known:  # the generator shows nearly the view that was asked for
                 view[..., :2] = torch.stack([self._turns(some) for some in image])
-        return _Samples(image, pseudo.mask, view, around.light)
+        mask = pseudo.mask
+        if state.head is not None and not self.recipe.paper_only:
+            assert self.parser is not None  # what is behind a head does not turn with it
+            shares = [head_share(some, self.parser.module) for some in image]  # type: ignore[arg-type]
+            mask = mask * torch.stack(shares)
+        return _Samples(image, mask, view, around.light)
 
     def _joint(self, state: ShapeState, step: int, phase: Phase) -> dict[str, Tensor]:
         """Step 3, Eq. 18."""
-        networks, heads, paper = state.module, len(state.items), self.recipe.paper_only
+        networks, heads = state.module, len(state.items)
         seen = self._drawn_samples(state, step, phase)
         count, picture = seen.image.shape[1], state.image[:, None]
         depth, albedo = networks.each(ReliefNetworks.depth, picture), networks.each(ReliefNetworks.albedo, picture)
@@ -469,19 +475,16 @@ class ShapeStage(PerItemStage[Head, ShapeState]):
         light = networks.each(ReliefNetworks.light, seen.image, seen.light)
         flat = seen.flat()
         found = self._fidelity(Shape(d, a, view, light), flat.image, flat.mask, face, phase)
-        whole, reconstruction = (found[k].unflatten(0, (heads, count)) for k in ("whole", "reconstruction"))
-        loss, rough = whole[:, -1], smoothness_loss(depth)
-        if paper:
-            loss = whole.mean(1)
-        elif count > 1:
-            loss = loss + whole[:, :-1].mean(1)
-        if not paper:  # GAN2Shape's is of the diffuse shading too
+        whole, reconstruction = (found[k].unflatten(0, (heads, count)).mean(1) for k in ("whole", "reconstruction"))
+        rough = self.recipe.smooth * smoothness_loss(depth)
+        if self.recipe.smooth_shading and not self.recipe.paper_only:
             towards = light.unflatten(0, (heads, count))[:, -1] * light.new_tensor([0, 0, 1, 1])
             diffuse = towards + towards.new_tensor([0, 1, 0, 0])
-            rough = rough + smoothness_loss(shading(self.relief.normals(depth), light_of(diffuse)))
+            shade = shading(self.relief.normals(depth), light_of(diffuse))
+            rough = rough + self.recipe.smooth_shading * smoothness_loss(shade)
         if step == phase.end - 1:
             state.bank = None
-        return {"joint": loss + self.recipe.smooth * rough, "reconstruction": reconstruction.mean(1)}
+        return {"joint": whole + rough, "reconstruction": reconstruction}
 
     def _drawn_samples(self, state: ShapeState, step: int, phase: Phase) -> _Samples:
         """What step 3 sees: some samples, then, unless ``paper_only``, the picture itself."""

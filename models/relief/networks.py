@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 import math
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -78,6 +79,28 @@ class MapNetwork(nn.Module):
         return self.layers(image)
 
 
+class FreeMap(nn.Module):
+    """D or A of a single head as a map that is free, in place of the network whose only input its picture is.
+
+    It is the sum of maps of 4, 8, ... S pixels, so that a step moves coarse and fine shapes alike. (1, 3, S, S) ->
+    (1, channels, S, S), zeros at first.
+
+    Args:
+        size, channels: as of :class:`MapNetwork`.
+    """
+
+    def __init__(self, size: int, channels: int) -> None:
+        super().__init__()
+        sides = [4 * 2**k for k in range(len(_widths(size, 1)) + 1)]
+        self.levels = nn.ParameterList(nn.Parameter(torch.zeros(1, channels, side, side)) for side in sides)
+
+    def forward(self, image: Tensor) -> Tensor:
+        if len(image) != 1:
+            raise ValueError(f"a free map is of one picture, got {len(image)}")
+        grown = [F.interpolate(level, size=image.shape[-2:], mode="bilinear") for level in self.levels]
+        return torch.stack(grown).sum(0)
+
+
 class OffsetEncoder(nn.Module):
     """E: (B, 3, S, S) -> (B, out), unbounded: a residual network (GAN2Shape's).
 
@@ -121,6 +144,7 @@ class ReliefNetworks(nn.Module):
     Args:
         relief: how depth maps are seen.
         size: S, pixels. width, code, group: as of :class:`MapNetwork`. encoder_width: of V and L.
+        free_maps: whether D and A are a :class:`FreeMap`.
         slack: the share of their ranges by which V and L may leave what their answers are offsets to.
 
     Weights are drawn from torch's global generator.
@@ -134,14 +158,17 @@ class ReliefNetworks(nn.Module):
         encoder_width: int = 64,
         code: int = 256,
         group: int = 4,
+        free_maps: bool = False,
         slack: float = 1.0,
     ) -> None:
         super().__init__()
         self.relief, self.slack = relief, slack
         self.V = PictureEncoder(size, encoder_width, 6)
         self.L = PictureEncoder(size, encoder_width, 4)
-        self.D = MapNetwork(size, width, 1, code, group)
-        self.A = MapNetwork(size, width, 3, code, group)
+        self.D, self.A = (
+            FreeMap(size, channels) if free_maps else MapNetwork(size, width, channels, code, group)
+            for channels in (1, 3)
+        )
 
     def view(self, image: Tensor, around: Tensor) -> Tensor:
         """Where pictures are seen from: (B, 6), see :class:`models.rendering.relief.Relief`, offsets to ``around``."""

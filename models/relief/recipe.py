@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 from models.checks import check_not_negative, check_positive
 from models.errors import UserError
 
 PhaseName = Literal["prior", "albedo", "project", "joint"]
+NETWORKS = "VLDAE"
 
 
 class Phase(NamedTuple):
@@ -35,9 +37,9 @@ class ShapeRecipe:
         samples: projected pseudo samples of a head that step 3 draws from; with 0 it has the picture alone.
         project: whether step 3 sees pseudo samples as the generator shows them, or as they were rendered.
         learning_rate, weight_decay, betas: of Adam, which starts anew with each step.
-        depth_rate: the learning rate of D in step 3, relative to that of the others: ours, 1 in the paper. Where it is
-            high D may end with a code of zeros, and depths flat for good.
+        rates: learning rates of V, L, D, A and E that are others: ours, none in the paper.
         perceptual: lambda_perc of Eq. 11. smooth: lambda_smooth of Eq. 18. offset: lambda_E of Eq. 16.
+        smooth_shading: weight of the same of the diffuse shading: GAN2Shape's.
         mirror: weight of L_sym (Eq. 12). mirror_in: "every" step 1 and 3, or the "first" step 3 alone.
         identity: weight of L_id.
         known: V and L tell offsets to the light that a sample was rendered by, and to the view that a pose network
@@ -45,7 +47,7 @@ class ShapeRecipe:
         slack: how far these offsets go, as a share of the ranges of V and L: ours, 1 in the paper.
         paper_only: what the paper's equations say and no more: no absolute difference in step 2, an offset of w that is
             E's own answer and not relative to the one for the picture, its norm instead of the mean square, all pixels
-            of a sample, and a step 3 that does not see the picture itself.
+            of a sample and not its head alone, no smooth shading, and a step 3 that does not see the picture itself.
     """
 
     cycles: int = 4
@@ -58,9 +60,10 @@ class ShapeRecipe:
     learning_rate: float = 1e-4
     weight_decay: float = 5e-4
     betas: tuple[float, float] = (0.9, 0.999)
-    depth_rate: float = 1.0
+    rates: Mapping[str, float] = field(default_factory=dict)
     perceptual: float = 0.5
     smooth: float = 0.01
+    smooth_shading: float = 0.01
     offset: float = 0.01
     mirror: float = 1.0
     mirror_in: Literal["every", "first"] = "every"
@@ -70,9 +73,12 @@ class ShapeRecipe:
     paper_only: bool = False
 
     def __post_init__(self) -> None:
-        check_positive(self, "cycles", "batch", "learning_rate", "depth_rate", where="recipe.")
-        names = ("prior", "samples", "weight_decay", "perceptual", "smooth", "offset", "mirror", "identity", "slack")
+        check_positive(self, "cycles", "batch", "learning_rate", where="recipe.")
+        weights = ("perceptual", "smooth", "smooth_shading", "offset", "mirror", "identity")
+        names = ("prior", "samples", "weight_decay", *weights, "slack")
         check_not_negative(self, *names, where="recipe.")
+        if not set(self.rates) <= set(NETWORKS) or min(self.rates.values(), default=1) <= 0:
+            raise UserError(f"recipe.rates is {dict(self.rates)}: give positive rates of {', '.join(NETWORKS)}")
         if min(*self.first, *self.later) < 0 or not (self.first[2] and self.later[2]):
             raise UserError("recipe.first and recipe.later are numbers of steps, of which step 3 has some")
         if self.mirror_in not in ("every", "first"):
@@ -109,9 +115,9 @@ class ShapeRecipe:
         """The phase of a step."""
         return next(phase for phase in self.phases if step < phase.end)
 
-    def rate(self, network: str, phase: Phase) -> float:
-        """The learning rate of V, L, D, A or E in a phase."""
-        return self.learning_rate * (self.depth_rate if network == "D" and phase.name == "joint" else 1)
+    def rate(self, network: str) -> float:
+        """The learning rate of V, L, D, A or E."""
+        return self.rates.get(network, self.learning_rate)
 
     def roughens(self, phase: Phase) -> bool:
         """Whether pseudo samples are rendered from a phase on of the shape that there is when it begins."""

@@ -90,7 +90,9 @@ def network(kind):
 RECIPE = {
     "cycles": 2, "prior": 2, "first": [2, 2, 3], "later": [1, 1, 2], "batch": 2, "samples": 3, "learning_rate": 1e-3,
     "known": False,
+    "rates": {"D": 5e-4, "A": 5e-4}, "smooth": 0.1,
 }  # fmt: skip
+NETWORKS = {"width": 4, "encoder_width": 4, "code": 8, "group": 2, "offset_width": 4, "free_maps": False}
 MODEL = {
     "encoder": None,
     "cap": {"face": None},
@@ -99,7 +101,7 @@ MODEL = {
     "identity": network("Corners"),
     "parser": network("Middle"),
     "pose": network("Turned"),
-    "networks": {"width": 4, "encoder_width": 4, "code": 8, "group": 2, "offset_width": 4},
+    "networks": NETWORKS,
     "group_size": 2,
     "save_every": 3,
 }
@@ -185,11 +187,12 @@ def test_a_head_hangs_on_itself_alone(work, found, tmp_path):
         ({"paper_only": True}, {}),  # the equations alone
         ({"mirror_in": "first", "identity": 0.0}, {"identity": None}),  # GAN2Shape
         ({"cycles": 1, "prior": 0, "first": [0, 0, 4], "samples": 0, "identity": 0.0},
-         {"shared": True, "parser": None, "pose": None, "discriminator": None}),  # Unsup3D
+         {"shared": True, "networks": NETWORKS, "parser": None, "pose": None, "discriminator": None}),  # Unsup3D
         ({"known": True, "project": False, "first": [1, 0, 2]}, {}),
-        ({"perceptual": 0.0}, {"shared": True, "perceptual": None, "discriminator": None}),
+        ({"rates": {"D": 4e-3, "A": 5e-2}}, {"networks": {**NETWORKS, "free_maps": True}}),
+        ({"perceptual": 0.0}, {"shared": True, "networks": NETWORKS, "perceptual": None, "discriminator": None}),
     ],
-    ids=["paper", "gan2shape", "unsup3d", "known", "shared"],
+    ids=["paper", "gan2shape", "unsup3d", "known", "free", "shared"],
 )  # fmt: skip
 def test_configurations_of_it(work, tmp_path, recipe, model):
     shapes = run(line(work, recipe, **model), tmp_path).module("shapes")
@@ -287,6 +290,7 @@ def test_what_does_not_fit(work, found, tmp_path):
         "no face was found in the picture of head-1000000": {"parser": network("Nowhere")},
         r"set --model\.perceptual": {"perceptual": None},
         r"set --model\.parser": {"parser": None},
+        r"leave networks\.free_maps false": {"shared": True, "networks": {**NETWORKS, "free_maps": True}},
         r"model\.photo\.path is the generator of id_on: photo_render": {"id_on": "photo_render"},
         r"leave --model\.tested out": {"tested": tested},
         r"fit needs --model\.prior\.path": {"prior": None},

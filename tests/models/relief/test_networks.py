@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from models.errors import UserError
-from models.relief.networks import MapNetwork, OffsetEncoder, PictureEncoder, ReliefNetworks
+from models.relief.networks import FreeMap, MapNetwork, OffsetEncoder, PictureEncoder, ReliefNetworks
 from models.rendering.relief import Relief
 
 
@@ -59,6 +59,27 @@ def test_what_does_not_fit():
         MapNetwork(48, 8, 1)
     with pytest.raises(UserError, match=r"networks\.width \(6\) must be a multiple of networks\.group \(4\)"):
         MapNetwork(16, 6, 1)
+
+
+def test_free_maps():
+    """Any map can be had; they are of the one picture, which tells them nothing."""
+    networks = ReliefNetworks(Relief(), 16, width=8, encoder_width=8, code=16, free_maps=True)
+    image = pictures(16, 1)
+    assert bool((networks.albedo(image) == 0).all())
+    assert [p.shape[-1] for p in networks.A.parameters()] == [4, 8, 16]
+    target = pictures(16, 1).flip(-1)
+    optimizer = torch.optim.Adam(networks.A.parameters(), 0.05)
+    for _ in range(200):
+        optimizer.zero_grad()
+        loss = (networks.albedo(image) - target).square().mean()
+        loss.backward()
+        optimizer.step()
+    assert float(loss) < 1e-3
+    torch.testing.assert_close(networks.albedo(image.flip(-1)), networks.albedo(image), rtol=0, atol=0)
+    with pytest.raises(ValueError, match="a free map is of one picture, got 2"):
+        networks.depth(pictures(16, 2))
+    with pytest.raises(UserError, match="px, and this generator's have 48"):
+        FreeMap(48, 1)
 
 
 def test_slack_bounds_what_is_told():

@@ -98,7 +98,11 @@ def test_what_is_behind_a_head():
 
 
 def test_rates():
-    """That of D is its own in step 3 alone."""
-    recipe = ShapeRecipe(learning_rate=1e-3, depth_rate=0.25)
-    found = {phase.name: [recipe.rate(network, phase) for network in "DA"] for phase in recipe.phases}
-    assert found == {"prior": [1e-3, 1e-3], "albedo": [1e-3, 1e-3], "project": [1e-3, 1e-3], "joint": [2.5e-4, 1e-3]}
+    recipe = ShapeRecipe(learning_rate=1e-3, rates={"D": 4e-3})
+    assert [recipe.rate(network) for network in "VLDAE"] == [1e-3, 1e-3, 4e-3, 1e-3, 1e-3]
+
+
+@pytest.mark.parametrize("rates", [{"X": 1e-3}, {"D": 0.0}, {"D": -1.0, "A": 1.0}])
+def test_rates_that_are_none(rates):
+    with pytest.raises(UserError, match="positive rates of V, L, D, A, E"):
+        ShapeRecipe(rates=rates)
