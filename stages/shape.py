@@ -460,8 +460,9 @@ class ShapeStage(PerItemStage[Head, ShapeState]):
         mask = pseudo.mask
         if state.head is not None and not self.recipe.paper_only:
             assert self.parser is not None  # what is behind a head does not turn with it
-            shares = [head_share(some, self.parser.module) for some in image]  # type: ignore[arg-type]
-            mask = mask * torch.stack(shares)
+            parts = [some.flatten(0, 1) for some in image.split(self.recipe.batch, 1)]  # a paper's 1,600 are many
+            shares = [head_share(some, self.parser.module) for some in parts]  # type: ignore[arg-type]
+            mask = mask * torch.cat([share.unflatten(0, (len(image), -1)) for share in shares], 1)
         return _Samples(image, mask, view, around.light)
 
     def _joint(self, state: ShapeState, step: int, phase: Phase) -> dict[str, Tensor]:
