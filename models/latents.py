@@ -54,9 +54,9 @@ class Latents:
         return self._zip(other, lambda a, b: a - b)
 
     @staticmethod
-    def cat(parts: Sequence[Latents]) -> Latents:
+    def cat(parts: Sequence[Latents], dim: int = 0) -> Latents:
         """The codes of all parts, one after the other; all have the same groups."""
-        return Latents({name: torch.cat([part.groups[name] for part in parts]) for name in parts[0].groups})
+        return Latents({name: torch.cat([part.groups[name] for part in parts], dim) for name in parts[0].groups})
 
     def lerp(self, other: Latents, amount: float | Tensor) -> Latents:
         """self + amount * (other - self), group by group."""

@@ -32,8 +32,8 @@ from models.metrics.surface import PROTOCOL, VERSION, surface_errors
 from models.relief.networks import OffsetEncoder, ReliefNetworks
 from models.relief.pictures import moving_light, rows_of
 from models.relief.recipe import NETWORKS, Phase, ShapeRecipe
-from models.relief.samples import PseudoSampling, behind
-from models.relief.shape import Shape, head_mask, light_of, with_picture
+from models.relief.samples import PseudoSampling, agreed, behind
+from models.relief.shape import Shape, head_mask, light_of
 from models.relief.shapes import ReliefShapes
 from models.rendering.mesh import write_mesh
 from models.rendering.output import Tensors
@@ -181,8 +181,6 @@ class ShapeStage(PerItemStage[Head, ShapeState]):
         recipe: steps and weights. sampling: of pseudo samples.
         shared: whether one set of networks is of all heads of a group, as in Unsup3D, or each head has its own.
         id_on: L_id compares with the picture itself ("direct"), or with the photo generator's of the same code.
-        picture_albedo: whether the albedo that is handed on is the picture's own, where that shows the head squarely
-            (:func:`models.relief.shape.with_picture`): ours, to look at; what is measured is A's otherwise.
         beside: artifact of this stage with the shapes of the same heads as photos, which are shown beside these.
         tested: artifact of this stage that test and predict take shapes from.
         variant: name in the scores.
@@ -209,7 +207,6 @@ class ShapeStage(PerItemStage[Head, ShapeState]):
         sampling: PseudoSampling = PseudoSampling(),  # noqa: B008 - frozen
         shared: bool = False,
         id_on: Literal["direct", "photo_render"] = "direct",
-        picture_albedo: bool = False,
         beside: ArtifactRef | None = None,
         tested: ArtifactRef | None = None,
         variant: str = "shape",
@@ -224,7 +221,7 @@ class ShapeStage(PerItemStage[Head, ShapeState]):
             None if network is None else Frozen(network) for network in (perceptual, identity, parser, pose)
         )
         self.relief, self.cap, self.sizes, self.recipe, self.sampling = relief, cap, networks, recipe, sampling
-        self.mean_light, self.shared, self.id_on, self.picture_albedo = light, shared, id_on, picture_albedo
+        self.mean_light, self.shared, self.id_on = light, shared, id_on
         if tested is None:
             self._check_networks()
 
@@ -411,25 +408,25 @@ class ShapeStage(PerItemStage[Head, ShapeState]):
         image, mask = (t.unflatten(0, (-1, count)) for t in (picture, shown.alpha))
         return _Samples(image, torch.ones_like(mask) if self.recipe.paper_only else mask, view, light)
 
-    def _projected(self, state: ShapeState, pseudo: Tensor) -> tuple[Tensor, Tensor]:
-        """I_p = G(w + dw) (Eq. 14 and 15) of pseudo samples (N, K, 3, S, S), and dw (N * K, ...)."""
-        heads, count = pseudo.shape[:2]
-        ws = state.ws.map(lambda t: t.repeat_interleave(count, 0))
+    def _offset(self, state: ShapeState, pseudo: Tensor) -> Latents:
+        """dw of pseudo samples (N, K, 3, S, S), of N * K codes (Eq. 14): to the one for the picture, but in E's own
+        words where ``paper_only``."""
+        count = pseudo.shape[1]
         if self.encoder is not None:
             moved, still = (inverted(x, self.encoder, self.generator)[0] for x in (pseudo.flatten(0, 1), state.image))
-            offset = moved - still.map(lambda t: t.repeat_interleave(count, 0))
-            found, told = ws + offset, torch.cat([t.flatten(1) for t in offset.groups.values()], 1)
-        else:
-            relative = not self.recipe.paper_only
-            own = state.module.offsets
-            seen = torch.cat([pseudo, state.image[:, None]], 1) if relative else pseudo
-            told = torch.cat([encoder(k) for encoder, k in zip(own, _parts(seen, len(own)), strict=True)]).float()
-            told = told.unflatten(0, (heads, -1))
-            if relative:  # to what E says of the picture itself, whose code is known
-                told = told[:, :-1] - told[:, -1:]
-            told = told.flatten(0, 1)
-            found = ws.map(lambda t: t + told[:, None])
-        return self.picture(found).unflatten(0, (heads, count)), told
+            return moved - still.repeat_interleave(count)
+        own, relative = state.module.offsets, not self.recipe.paper_only
+        seen = torch.cat([pseudo, state.image[:, None]], 1) if relative else pseudo
+        told = torch.cat([encoder(k) for encoder, k in zip(own, _parts(seen, len(own)), strict=True)]).float()
+        told = told.unflatten(0, (len(pseudo), -1))
+        if relative:
+            told = told[:, :-1] - told[:, -1:]
+        return state.ws.map(lambda t: told.flatten(0, 1)[:, None].expand(-1, t.shape[1], -1))
+
+    def _shown(self, state: ShapeState, offset: Latents) -> Tensor:
+        """I_p = G(w + dw) (Eq. 15), (N, K, 3, S, S), of the offsets of N * K codes."""
+        ws = state.ws.repeat_interleave(len(offset) // len(state.ws))
+        return self.picture(ws + offset).unflatten(0, (len(state.ws), -1))
 
     def _project(self, state: ShapeState, step: int, phase: Phase) -> dict[str, Tensor]:
         """Step 2, Eq. 16."""
@@ -437,8 +434,12 @@ class ShapeStage(PerItemStage[Head, ShapeState]):
         if not state.module.offsets:
             return {"project": torch.zeros(len(state.items), device=self.device)}
         pseudo = self._pseudo(state, step, count)
-        image, offset = self._projected(state, pseudo.image)
-        image, pseudo = image.flatten(0, 1), pseudo.flat()
+        dw = self._offset(state, pseudo.image)
+        image, offset, pseudo = (
+            self._shown(state, dw).flatten(0, 1),
+            next(iter(dw.groups.values()))[:, 0],
+            pseudo.flat(),
+        )
         if self.recipe.paper_only:
             loss = self.recipe.offset * offset.norm(dim=1)
         else:
@@ -454,7 +455,7 @@ class ShapeStage(PerItemStage[Head, ShapeState]):
         image, around = pseudo.image, pseudo if self.recipe.known else _around(state, self.recipe.samples)
         view = around.view.clone()
         if self.recipe.project:
-            image = torch.cat([self._projected(state, some)[0] for some in image.split(self.recipe.batch, 1)], 1)
+            image = torch.cat([self._shown(state, some) for some in self._offsets(state, pseudo)], 1)
             if self.recipe.known:  # the generator shows nearly the view that was asked for
                 view[..., :2] = torch.stack([self._turns(some) for some in image])
         mask = pseudo.mask
@@ -464,6 +465,18 @@ class ShapeStage(PerItemStage[Head, ShapeState]):
             shares = [head_share(some, self.parser.module) for some in parts]  # type: ignore[arg-type]
             mask = mask * torch.cat([share.unflatten(0, (len(image), -1)) for share in shares], 1)
         return _Samples(image, mask, view, around.light)
+
+    def _offsets(self, state: ShapeState, pseudo: _Samples) -> list[Latents]:
+        """dw of all pseudo samples, a batch of each head at a time."""
+        heads = len(state.ws)
+        found = [self._offset(state, some) for some in pseudo.image.split(self.recipe.batch, 1)]
+        if not self.recipe.agreed:
+            return found
+        from_picture = pseudo.view[..., :2] - state.view[:, None, :2], pseudo.light - state.module.rough_light[:, None]
+        by_head = [some.map(lambda t: t.unflatten(0, (heads, -1))) for some in found]
+        whole = Latents.cat(by_head, 1).map(lambda t: agreed(t.flatten(2), *from_picture).unflatten(2, t.shape[2:]))
+        parts = range(0, pseudo.image.shape[1], self.recipe.batch)
+        return [whole.map(lambda t: t[:, k : k + self.recipe.batch].flatten(0, 1)) for k in parts]  # noqa: B023
 
     def _joint(self, state: ShapeState, step: int, phase: Phase) -> dict[str, Tensor]:
         """Step 3, Eq. 18."""
@@ -539,8 +552,6 @@ class ShapeStage(PerItemStage[Head, ShapeState]):
     def _keep(self, state: ShapeState, cycle: int) -> None:
         """Write the heads as they are after a cycle; 0 is the first guess, and after the last one masks are known."""
         found = self.shape(state)
-        if cycle == self.recipe.cycles and self.picture_albedo:
-            found = with_picture(state.image, found, self.relief)
         if cycle == self.recipe.cycles and state.head is not None:
             found = replace(found, mask=head_mask(state.head, found, self.relief))
         found = found.to("cpu")

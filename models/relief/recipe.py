@@ -36,6 +36,7 @@ class ShapeRecipe:
         batch: pseudo samples of a head in a step.
         samples: projected pseudo samples of a head that step 3 draws from; with 0 it has the picture alone.
         project: whether step 3 sees pseudo samples as the generator shows them, or as they were rendered.
+        agreed: samples are shown at what their offsets have in common (:func:`models.relief.samples.agreed`): ours.
         learning_rate, weight_decay, betas: of Adam, which starts anew with each step.
         rates: learning rates of V, L, D, A and E that are others: ours, none in the paper.
         perceptual: lambda_perc of Eq. 11. smooth: lambda_smooth of Eq. 18. offset: lambda_E of Eq. 16.
@@ -57,6 +58,7 @@ class ShapeRecipe:
     batch: int = 16
     samples: int = 1600
     project: bool = True
+    agreed: bool = False
     learning_rate: float = 1e-4
     weight_decay: float = 5e-4
     betas: tuple[float, float] = (0.9, 0.999)

@@ -17,6 +17,7 @@ from models.checks import check_not_negative
 from models.errors import UserError
 
 SURE, LEAST = 4, 1e-4  # power of what is no head, and what a pixel counts at least
+UNIT, HELD = math.radians(15), 0.03  # of turns, and how strongly what is agreed on is held to no offset at all
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,27 @@ class PseudoSampling:
         drawn = low + (high - low) * torch.rand(count, 3, generator=generator)
         added, slope = drawn[:, :1], drawn[:, 1:]
         return torch.cat([found[0] - self.dimmed * added, found[1] + added, slope], 1)
+
+
+def agreed(offset: Tensor, turned: Tensor, lit: Tensor) -> Tensor:
+    """Offsets of codes as smooth functions of how samples differ from their head's picture.
+
+    An offset that is found for one sample alone brings another mouth, or age, along with another view. What offsets of
+    many samples have in common are their view and light: least squares of turns, of their squares and product, and of
+    lights. Where nothing differs there is no offset.
+
+    Args:
+        offset: (N, K, D) of K samples of each of N heads. turned: (N, K, 2) turns from the picture's view, radians.
+        lit: (N, K, L) differences from the picture's light.
+
+    Returns:
+        (N, K, D).
+    """
+    x, y = (turned / UNIT).unbind(-1)
+    given = torch.cat([torch.stack([x, y, x * x, x * y, y * y], -1), lit], -1).double()
+    held = HELD * given.shape[1] * torch.eye(given.shape[-1], dtype=given.dtype, device=given.device)
+    share = torch.linalg.solve(given.mT @ given + held, given.mT @ offset.double())
+    return (given @ share).to(offset.dtype)
 
 
 def behind(image: Tensor, head: Tensor) -> Tensor:

@@ -9,11 +9,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from models.rendering.output import Rendering, Tensors
-from models.rendering.relief import Light, Relief, rotation_matrix, shading
+from models.rendering.relief import Light, Relief, rotation_matrix
 
 NEAR = 9  # pixels: two sides are compared by what is around
-ASKEW, SQUARE = 0.3, 0.55  # cosines, below which a picture tells no albedo, and above which it tells all of it
-DARK = 0.1  # least shading that is taken away
 
 
 @dataclass(frozen=True)
@@ -58,21 +56,6 @@ def head_mask(head: Tensor, shape: Shape, relief: Relief) -> Tensor:
     """
     found, facing = relief.gathered(head, shape.depth, shape.view), _facing(shape, relief)
     return torch.where(facing >= facing.flip(-1), found, found.flip(-1))
-
-
-def with_picture(image: Tensor, shape: Shape, relief: Relief) -> Shape:
-    """A shape whose albedo is the picture's, its shading taken away, where the picture shows it squarely.
-
-    What it shows from the side, or not at all, is the other side's, where that is seen; elsewhere the albedo stays.
-
-    Args:
-        image: (B, 3, S, S) that the shape was found in.
-    """
-    shade = shading(relief.normals(shape.depth), shape.lit).clamp_min(DARK)
-    seen = ((relief.gathered(image, shape.depth, shape.view) + 1) / shade - 1).clamp(-1, 1)
-    square = ((_facing(shape, relief) - ASKEW) / (SQUARE - ASKEW)).clamp(0, 1)
-    other = torch.lerp(shape.albedo, seen.flip(-1), square.flip(-1))
-    return shape.replace(albedo=torch.lerp(other, seen, square))
 
 
 def _facing(shape: Shape, relief: Relief) -> Tensor:

@@ -204,7 +204,7 @@ def test_who_it_is_may_be_the_photos(work, tmp_path):
     photo = {"path": str(work / "heads2d"), "module": "generator"}
     style = {"path": str(work / "cartoon2d"), "module": "generator"}
     both = [
-        run(line(work, prior=style, **more), tmp_path / name).module("shapes")
+        run(line(work, {"identity": 1.0}, prior=style, **more), tmp_path / name).module("shapes")
         for name, more in {"direct": {}, "photo": {"photo": photo, "id_on": "photo_render"}}.items()
     ]
     assert not alike(*both)

@@ -7,7 +7,7 @@ import torch
 
 from models.errors import UserError
 from models.relief.recipe import ShapeRecipe
-from models.relief.samples import PseudoSampling, behind
+from models.relief.samples import PseudoSampling, agreed, behind
 
 
 def draws(seed=0):
@@ -106,3 +106,17 @@ def test_rates():
 def test_rates_that_are_none(rates):
     with pytest.raises(UserError, match="positive rates of V, L, D, A, E"):
         ShapeRecipe(rates=rates)
+
+
+def test_what_offsets_have_in_common():
+    """A smooth function of view and light comes back without each sample's own error; where nothing moved is none."""
+    turned, lit = 0.3 * torch.randn(2, 400, 2, generator=draws()), torch.rand(2, 400, 1, generator=draws(1))
+    x, y = turned.unbind(-1)
+    smooth = torch.stack([x - 2 * x * y, 3 * y + y * y, torch.zeros_like(x), x - lit[..., 0]], -1)
+    smooth[1] *= -2  # each head has its own
+    own = 0.5 * torch.randn(smooth.shape, generator=draws(2))
+    found = agreed(smooth + own, turned, lit)
+    error = (found - smooth).square().mean((1, 2)).sqrt()
+    assert found.dtype == smooth.dtype and float(error.max()) < 0.12
+    moved = torch.zeros(1, 5, 2)
+    assert torch.equal(agreed(own[:1, :5], moved, moved), torch.zeros_like(own[:1, :5]))

@@ -11,7 +11,7 @@ from torch.testing import assert_close
 from models import artifact
 from models.camera import Camera
 from models.relief.pictures import light_from, moving_light
-from models.relief.shape import Shape, head_mask, light_of, with_picture
+from models.relief.shape import Shape, head_mask, light_of
 from models.relief.shapes import ReliefShapes
 from models.relief.surface import cut, painted, surface
 from models.rendering.mesh import write_mesh
@@ -212,20 +212,3 @@ def test_a_camera_has_a_label():
     again = Camera.from_label(camera.label())
     yaw, pitch = RELIEF.rig(SIZE).angles(again)
     assert yaw.item() == pytest.approx(-0.3, abs=0.05) and pitch.item() == pytest.approx(0.2, abs=0.08)
-
-
-def test_the_pictures_own_albedo():
-    """Where the picture shows the head squarely it comes back; what it does not show is the other side's."""
-    true = shape(view=(0.0, 0.4, 0.0, 0.0, 0.0, 0.0), mask=False)
-    at = torch.linspace(-0.6, 0.2, SIZE)
-    stripes = at.abs().expand(1, 3, SIZE, SIZE) - 0.3  # rows alike, and alike on both sides of no middle
-    stripes = torch.minimum(stripes, stripes.flip(-1))
-    true = true.replace(albedo=stripes)
-    picture = true.seen(RELIEF).image
-    blurred = true.replace(albedo=torch.full_like(stripes, -0.9))
-    found = with_picture(picture, blurred, RELIEF)
-    inner = slice(6, -6)
-    error = (found.albedo - stripes).abs().mean(1)[0, inner, inner]
-    assert float(error.median()) < 0.03
-    assert float(error[:, : SIZE // 2 - 6].median()) < 0.06 and float(error[:, -(SIZE // 2 - 6) :].median()) < 0.06
-    assert torch.equal(found.depth, true.depth) and torch.equal(found.light, true.light)
