@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from functools import cached_property
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from datamodules.heads import Head
 from datamodules.items import ItemsDataModule
 from datamodules.mannequins.posed import pose_numbers
 from datamodules.mannequins.render import RIG, render
-from datamodules.mannequins.scene import Scene, stream, subject_code, subjects_of
+from datamodules.mannequins.scene import CODE_NAMES, Scene, stream, subject_code, subjects_of
 from datamodules.mannequins.styles import ALBEDO, PLAIN
 from models.camera import Camera
 from models.errors import UserError
@@ -32,6 +33,7 @@ class MannequinHeads(ItemsDataModule[Head]):
         yaw_max_deg, pitch_max_deg: of the poses.
         size: side of the truth's maps, pixels: the generator's.
         supersample: samples per pixel and axis of the truth.
+        side_light: how far from the side light comes, deviations of the world's lights; as it does when null.
     """
 
     def __init__(
@@ -43,13 +45,14 @@ class MannequinHeads(ItemsDataModule[Head]):
         pitch_max_deg: float = 8.0,
         size: int = 64,
         supersample: int = 2,
+        side_light: float | None = None,
     ) -> None:
         super().__init__()
         self.seeds = subjects_of(split, first, subjects)
         if min(size, supersample) < 1:
             raise UserError("size and supersample must be at least 1")
         self.split, self.size, self.supersample = split, size, supersample
-        self.limits = yaw_max_deg, pitch_max_deg
+        self.limits, self.side_light = (yaw_max_deg, pitch_max_deg), side_light
 
     def camera(self, seed: int) -> Camera:
         """Of one subject's picture."""
@@ -57,9 +60,16 @@ class MannequinHeads(ItemsDataModule[Head]):
         yaw, pitch = (math.radians(round(s * m)) for s, m in zip(share.tolist(), self.limits, strict=True))
         return RIG.camera(yaw, pitch)
 
+    def code(self, seed: int) -> Tensor:
+        """(1, CODE_DIM) of one subject."""
+        code = subject_code([seed])
+        if self.side_light is not None:
+            code[:, CODE_NAMES.index("light_x")] = self.side_light
+        return code
+
     def read_items(self) -> Sequence[Head]:
         return [
-            Head(f"head-{seed}", z=torch.cat([subject_code([seed]), pose_numbers(self.camera(seed))], 1))
+            Head(f"head-{seed}", z=torch.cat([self.code(seed), pose_numbers(self.camera(seed))], 1))
             for seed in self.seeds
         ]
 
@@ -70,7 +80,7 @@ class MannequinHeads(ItemsDataModule[Head]):
     def surface(self, identity: str) -> SurfaceTruth:
         """What the mannequin of one item is; drawn at each call (a second at 64 px)."""
         seed = self._seeds[identity]
-        scene, camera = Scene.from_code(subject_code([seed])), self.camera(seed)
+        scene, camera = Scene.from_code(self.code(seed)), self.camera(seed)
         truth = render(scene, camera, self.size, PLAIN, self.supersample)
         albedo = render(scene, camera, self.size, ALBEDO, self.supersample).image
         trait = scene.traits

@@ -248,12 +248,13 @@ class PresentStage(Stage):
         exhibit.panels["views"] = contact
 
     def _beside(self, show: _Show, exhibit: Exhibit) -> Row:
-        """The input, its anchor and what became of it, from the input's view; only the picture of a sample."""
+        """The input, others of it, its anchor and what became of it, from the input's view; of a sample its picture."""
         subject, row = show.subject, []
         if subject.artwork is not None:
             write_image(exhibit.folder / exhibit.name("reference", ".png"), subject.artwork)
             exhibit.card.reference = exhibit.name("reference", ".png")
             row.append(("input", subject.artwork))
+        row.extend(subject.pictures.items())
         if subject.original is not None:
             row.append(("anchor", show(subject.camera, subject.original).image[0]))
         return [*row, (subject.caption, show(subject.camera).image[0])]

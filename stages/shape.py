@@ -584,30 +584,32 @@ class ShapeStage(PerItemStage[Head, ShapeState]):
             media[file.name] = file
         shapes = modules["shapes"]
         assert isinstance(shapes, ReliefShapes)
-        modules["heads"], entries, photos = self._heads(shapes, moved)
+        modules["heads"], entries, pictures = self._heads(shapes, moved)
         if self.others is not None:
             modules[_ORIGINAL] = self.others
         extra = {"recipe": asdict(self.recipe), "sampling": asdict(self.sampling), **subject_index(entries)}
-        return Export(modules, media=media | photos, extra=extra, delta_of=self.unchanged(modules))
+        return Export(modules, media=media | pictures, extra=extra, delta_of=self.unchanged(modules))
 
     def _heads(
         self, shapes: ReliefShapes, moved: Mapping[str, Mapping[str, str]]
     ) -> tuple[HeadCodes, list[Entry], dict[str, Path]]:
-        """Codes of the heads, what there is to see, and the photos; moved heads are expressions of theirs."""
+        """Codes of the heads, what there is to see, and pictures; moved heads are expressions of theirs."""
         own = [item for item in self.items if not any(item.id in found.values() for found in moved.values())]
-        neutral, codes = torch.zeros(1, len(moved)), {}
+        neutral, codes, media, entries = torch.zeros(1, len(moved)), {}, dict[str, Path](), []
         for item in own:
             codes[item.id] = HeadCode(shapes.code(item.id), None, neutral, shapes.camera(item.id).label())
-        entries = [
-            Entry(
-                item.id, "heads", "shapes", None if self.others is None else _ORIGINAL,
-                artwork=None if item.picture is None else f"photo_{item.id}.png", caption="its shape",
-                left_out={name: "its shape was not asked for" for name, of in moved.items() if item.id not in of},
-            )
-            for item in own
-        ]  # fmt: skip
-        photos = {f"photo_{item.id}.png": item.picture for item in own if item.picture is not None}
-        return HeadCodes.pack(codes, shapes), entries, photos
+            photo, before = f"photo_{item.id}.png", f"original_{item.id}.png"
+            pictures = {"in 2D": f"picture_{item.id}.png"}
+            if item.picture is not None:
+                media[photo] = item.picture
+            if self.others is not None:
+                media[before] = self.inputs["beside"].media(f"picture_{item.id}.png")
+                pictures = {"as a photo, in 2D": before, **pictures}
+            left_out = {name: "its shape was not asked for" for name, of in moved.items() if item.id not in of}
+            original, artwork = (None if self.others is None else _ORIGINAL), (photo if photo in media else None)
+            shown = {"artwork": artwork, "caption": "its shape", "left_out": left_out, "pictures": pictures}
+            entries.append(Entry(item.id, "heads", "shapes", original, **shown))
+        return HeadCodes.pack(codes, shapes), entries, media
 
     def _sheet(self, items: Sequence[Head]) -> Tensor:
         rows = []

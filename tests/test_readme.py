@@ -166,6 +166,8 @@ EXTRA = {
         "--aligned_3d", "runs/e3dge_train/local", "--hybrid", "runs/e3dge_train/hybrid", "--dry_run",
     ],
     "galatea table runs/e3dge_edits_test --baseline hybrid": None,  # after a quarter of an hour
+    "galatea run configs/pipelines/shape_test.yaml --out runs/shape_test": ["--dry_run"],
+    "galatea table runs/shape_test --baseline full": None,  # after two hours
     "galatea run configs/pipelines/e3dge_shape_test.yaml --out runs/e3dge_shape_test": ["--dry_run"],
     "galatea run configs/pipelines/e3dge_details_test.yaml --out runs/e3dge_details_test": ["--dry_run"],
     "galatea run configs/pipelines/e3dge_ablations_test.yaml --out runs/e3dge_ablations_test": ["--dry_run"],

@@ -35,6 +35,7 @@ class Entry:
         artwork: media file of the artwork, as it was framed.
         caption: what the result is called beside the artwork.
         left_out: expressions that the head cannot show, and why, by their names.
+        pictures: media files of other pictures of it, from the artwork's view, by what they are called beside it.
     """
 
     id: str
@@ -46,6 +47,7 @@ class Entry:
     artwork: str | None = None
     caption: str = "head"
     left_out: dict[str, str] = field(default_factory=dict)
+    pictures: dict[str, str] = field(default_factory=dict)
 
 
 _FIELDS = {f.name: f.type for f in fields(Entry)}
@@ -77,15 +79,15 @@ def read_index(manifest: Mapping[str, Any]) -> list[Entry]:
 def _entry(value: Any, manifest: Mapping[str, Any]) -> Entry:
     if not isinstance(value, dict) or not value.keys() <= _FIELDS.keys() or "id" not in value:
         raise ArtifactError(f"the index of subjects has the entry {shown(value)}, which is none")
-    texts = {name: text for name, text in value.items() if name not in ("parts", "left_out")}
-    parts, left_out = value.get("parts", {}), value.get("left_out", {})
-    for name, given in (("parts", parts), ("left_out", left_out)):
+    tables = {name: value.get(name, {}) for name in ("parts", "left_out", "pictures")}
+    texts = {name: text for name, text in value.items() if name not in tables}
+    for name, given in tables.items():
         if not isinstance(given, dict) or not all(isinstance(text, str) for text in (*given, *given.values())):
             raise ArtifactError(f"the index of subjects has {shown(given)} for {name}, which must be texts by name")
     for name, text in texts.items():
         if not isinstance(text, str) and not (text is None and "None" in str(_FIELDS[name])):
             raise ArtifactError(f"the index of subjects has {shown(text)} for {name}, which must be a text")
-    entry = Entry(**texts, parts=parts, left_out=left_out)
+    entry = Entry(**texts, **tables)
     if not is_plain(entry.id):
         raise ArtifactError(f"the index of subjects has the id {shown(entry.id)}, which cannot name a file")
     if entry.wrapper is not None and entry.wrapper not in WRAPPERS:
@@ -96,8 +98,9 @@ def _entry(value: Any, manifest: Mapping[str, Any]) -> Entry:
     for name in filter(None, modules):
         if name not in manifest["modules"]:
             raise ArtifactError(f"the index says that {entry.id} is shown by {shown(name)}, which is not there")
-    if entry.artwork is not None and f"media/{entry.artwork}" not in manifest["files"]:
-        raise ArtifactError(f"the index says that {entry.id} is {shown(entry.artwork)}, which is not there")
+    for file in filter(None, (entry.artwork, *entry.pictures.values())):
+        if f"media/{file}" not in manifest["files"]:
+            raise ArtifactError(f"the index says that {entry.id} is {shown(file)}, which is not there")
     return entry
 
 

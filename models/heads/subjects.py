@@ -52,6 +52,7 @@ class Subject:
         artwork: (3, H, W) in [-1, 1], where the artifact holds it.
         caption: what it is called beside the artwork.
         left_out: expressions that it cannot show, and why.
+        pictures: others of it, (3, H, W) in [-1, 1], by what they are called.
     """
 
     id: str
@@ -63,6 +64,7 @@ class Subject:
     artwork: Tensor | None = None
     caption: str = "head"
     left_out: dict[str, str] = field(default_factory=dict)
+    pictures: dict[str, Tensor] = field(default_factory=dict)
 
     @cached_property
     def _between(self) -> Generator:
@@ -137,7 +139,9 @@ class Subjects:
         self.artifact, self._shared = artifact, dict[str, nn.Module]()
         self.generator = self._module(module, Generator)
         if for_all:
-            entries = [Entry(e.id, e.codes, module, artwork=e.artwork, caption=e.caption) for e in entries]
+            entries = [
+                Entry(e.id, e.codes, module, artwork=e.artwork, caption=e.caption, pictures=e.pictures) for e in entries
+            ]
         self.entries = {entry.id: entry for entry in entries}
         self.samples, self.seed = samples, seed
 
@@ -192,6 +196,7 @@ class Subjects:
             artwork,
             entry.caption,
             entry.left_out,
+            {name: read_image(self.artifact.media(file))[0] for name, file in entry.pictures.items()},
         )
 
     def _module(self, name: str, kind: type[ModuleT], shared: bool = True) -> ModuleT:

@@ -7,7 +7,7 @@ from datamodules.heads import DrawnHeads, FoundHeads, Head
 from datamodules.mannequin_heads import MannequinHeads
 from datamodules.mannequins.posed import posed_camera
 from datamodules.mannequins.render import RIG
-from datamodules.mannequins.scene import POSED_DIM
+from datamodules.mannequins.scene import CODE_NAMES, POSED_DIM
 from datamodules.truth import KnowsSurface
 from models import artifact
 from models.errors import UserError
@@ -64,6 +64,17 @@ def test_the_world_knows_its_surfaces():
     found = torch.cat([torch.stack(RIG.angles(posed_camera(item.z)), 1) for item in data.items])
     wanted = torch.cat([torch.stack(RIG.angles(data.surface(item.id).camera), 1) for item in data.items])
     torch.testing.assert_close(found, wanted, atol=0.02, rtol=0)
+
+
+def test_light_from_the_side():
+    """The code says so and the truth has it; the rest stays."""
+    asked = {"subjects": 1, "size": 24, "supersample": 1}
+    plain, lit = MannequinHeads("test", **asked), MannequinHeads("test", **asked, side_light=2.0)
+    changed = (plain.items[0].z != lit.items[0].z)[0].nonzero().flatten().tolist()
+    assert changed == [CODE_NAMES.index("light_x")]
+    one, other = (data.surface("head-1100000") for data in (plain, lit))
+    assert torch.equal(one.depth, other.depth) and torch.equal(one.albedo, other.albedo)
+    assert float(other.towards[0, 0].abs()) > 0.4 and not torch.equal(one.towards, other.towards)
 
 
 def test_what_cannot_be():

@@ -15,7 +15,7 @@ from models.generators.stylegan2 import StyleGAN2Discriminator, StyleGAN2Generat
 from models.heads.codes import HeadCode, HeadCodes
 from models.heads.index import Entry, subject_index
 from models.heads.subjects import Subjects
-from models.image import write_image
+from models.image import read_image, write_image
 from models.metrics.records import read_records
 from models.relief.shape import Shape
 from models.relief.shapes import ReliefShapes
@@ -275,6 +275,9 @@ def test_a_photo_and_its_twin_in_3d(work, photos, tmp_path):
     assert ann.generator.expressions == ("smile",) and ann.left_out == {} and list(bob.left_out) == ["smile"]
     assert ann.blends and alike(ann.original, photo.module("shapes")) and not alike(ann.original, ann.generator)
     assert ann.artwork.shape == (3, SIDE, SIDE) and ann.camera is not None
+    assert list(ann.pictures) == ["as a photo, in 2D", "in 2D"]
+    torch.testing.assert_close(ann.pictures["in 2D"], read_image(twin.media("picture_ann.png"))[0])
+    torch.testing.assert_close(ann.pictures["as a photo, in 2D"], read_image(photo.media("picture_ann.png"))[0])
     smiling = ann.generator.shape(ann.latents, torch.ones(1, 1))
     torch.testing.assert_close(smiling.depth, ann.generator["ann-smile-more"].depth)
     with pytest.raises(UserError, match=r"beside holds shapes of ann, ann-smile-more, bob, these heads are ann, bob"):

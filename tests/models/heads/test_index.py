@@ -103,6 +103,8 @@ def test_one_generator_for_all(stylised):
         ([{"id": "ann", "left_out": ["smile"]}], "for left_out, which must be texts by name"),
         ([{"id": "ann", "left_out": None}], "for left_out, which must be texts by name"),
         ([{"id": "ann", "artwork": "../../x.png"}], "which is not there"),
+        ([{"id": "ann", "pictures": {"in 2D": "../../x.png"}}], "which is not there"),
+        ([{"id": "ann", "pictures": ["x.png"]}], "for pictures, which must be texts by name"),
         ([{"id": "ann"}, {"id": "bob"}, {"id": "ann"}], "has ann twice"),
         ([{"id": "ann", "wrapper": "os.system", "parts": {"command": "anchors"}}], "which wraps nothing"),
         # A generator of its own would be built with random weights.
