@@ -32,7 +32,7 @@ from models.heads.offsets import OffsetSearch
 from models.image import write_image
 from models.latents import Latents
 from models.losses.offsets import OffsetLoss
-from models.metrics.changes import PROTOCOL, VERSION, change_records, deviation
+from models.metrics.changes import PROTOCOL, VERSION, agreement, change_records, deviation
 from models.metrics.records import Record
 from models.rendering.sheets import sheet
 from stages.base.foreign import warn_of_embedded
@@ -47,7 +47,6 @@ log = logging.getLogger(__name__)
 
 STRENGTHS = (-1.0, -0.5, 0.0, 0.5, 1.0)  # of predict's sheets
 CHUNK = 16  # heads rendered at once, when directions are named
-OPTIMISED = " optimised"  # how an edit by an offset is called
 
 
 class DirectionsStage(PerItemStage[CodeBlock, GroupState[CodeBlock]]):
@@ -82,7 +81,9 @@ class DirectionsStage(PerItemStage[CodeBlock, GroupState[CodeBlock]]):
         offsets: how offsets of single heads are looked for in test and predict; not at all when null.
         offset_loss: by what.
         identity, parser: the networks of that loss.
-        styled: another generator of the same codes, made of the tested one, that predict shows beside it.
+        styled: another generator of the same codes, made of the tested one, that predict shows beside it, and in which
+            test looks for the same changes.
+        variant: what edits by offsets are called, after their direction.
         heads: of predict's sheets.
         tile: side of a picture in a sheet, pixels.
         save_every, seed: as :class:`PerItemStage`; the method's draws, if any, are of the seed.
@@ -109,6 +110,7 @@ class DirectionsStage(PerItemStage[CodeBlock, GroupState[CodeBlock]]):
         identity: nn.Module | None = None,
         parser: nn.Module | None = None,
         styled: GeneratorRef | None = None,
+        variant: str = "optimised",
         heads: int = 4,
         tile: int = 128,
         save_every: int = 1,
@@ -121,7 +123,7 @@ class DirectionsStage(PerItemStage[CodeBlock, GroupState[CodeBlock]]):
             raise UserError("directions: truncation must be a number, heads at least 1 and tile at least 32")
         self.prior, self.method, self.boundaries, self.calibration = prior, method, boundaries or {}, calibration
         self.names, self.held_out, self.views, self.truncation = names, held_out, views, truncation
-        self.encoder_from, self.tested, self.heads, self.tile = encoder, tested, heads, tile
+        self.encoder_from, self.tested, self.variant, self.heads, self.tile = encoder, tested, variant, heads, tile
         self.perceptual = None if perceptual is None else Frozen(perceptual)
         self.attributes = frozen_scorers(attributes)
         self.offsets = None if offsets is None else HeadOffsets(offsets, offset_loss, identity, parser)
@@ -378,22 +380,27 @@ class DirectionsStage(PerItemStage[CodeBlock, GroupState[CodeBlock]]):
             camera = self.cameras(block)
             image = self.render(ws, camera)
             before, rows = self._told_of(image), []
-            for _, _, edit in self._edits(ws, camera):
+            for _, name, edit in self._edits(ws, camera):
                 low, high = (self.render(edit(strength), camera) for strength in (-1.0, 1.0))
-                rows.append(
-                    {
-                        "change": (self._told_of(high) - self._told_of(low)) / 2,
-                        **{f"{k}/more": f(high, image) for k, (_, f) in self._comparisons().items()},
-                        **{f"{k}/less": f(low, image) for k, (_, f) in self._comparisons().items()},
-                    }
-                )
+                row = {"change": (self._told_of(high) - self._told_of(low)) / 2}
+                if self.styled is not None:
+                    ends = [self._told_of(self.render(edit(strength), camera, self.styled)) for strength in (1.0, -1.0)]
+                    row["styled"] = (ends[0] - ends[1]) / 2
+                compared = {
+                    **{f"{k}/more": f(high, image) for k, (_, f) in self._comparisons().items()},
+                    **{f"{k}/less": f(low, image) for k, (_, f) in self._comparisons().items()},
+                }
+                if self.offsets is not None:
+                    compared["length"] = _length(edit(1.0) - ws) / _length(self._along(ws, name, 1.0) - ws)
+                rows.append((row, compared))
             for row, number in enumerate(block.numbers):
                 self._measured.append(
                     {
                         "head": number,
                         "before": before[row].tolist(),
-                        "changes": [r["change"][row].tolist() for r in rows],
-                        "compared": [{k: float(v[row]) for k, v in r.items() if k != "change"} for r in rows],
+                        "changes": [told["change"][row].tolist() for told, _ in rows],
+                        "styled": [told["styled"][row].tolist() for told, _ in rows if "styled" in told],
+                        "compared": [{k: float(v[row]) for k, v in compared.items()} for _, compared in rows],
                     }
                 )
 
@@ -406,7 +413,7 @@ class DirectionsStage(PerItemStage[CodeBlock, GroupState[CodeBlock]]):
                 shown_by = self.styled if self.offsets.search.id_on == "direct" else None
                 render = partial(self.render, camera=camera, generator=shown_by)
                 offset = self.offsets(ws, self.directions, name, render)
-                found.append((f"{name}{OPTIMISED}", name, partial(ws.lerp, ws + offset)))
+                found.append((f"{name} {self.variant}", name, partial(ws.lerp, ws + offset)))
         return found
 
     def _along(self, ws: Latents, name: str, strength: float) -> Latents:
@@ -432,25 +439,34 @@ class DirectionsStage(PerItemStage[CodeBlock, GroupState[CodeBlock]]):
 
     def summary(self) -> list[Record]:
         """See :func:`models.metrics.changes.change_records`; of edits with offsets also, for each head and side
-        (``identity/more``, ``distance/less``), how much it is the same person and how much its picture changes."""
+        (``identity/more``, ``distance/less``), how much it is the same person and how much its picture changes, and the
+        ``length`` of its offset, as a share of the direction's; ``agreement`` of changes in the styled generator."""
         measured = sorted(gather(self._measured), key=lambda entry: entry["head"])
         before = torch.tensor([entry["before"] for entry in measured], dtype=torch.float64)
         changes = torch.tensor([entry["changes"] for entry in measured], dtype=torch.float64)  # (N, K, A)
         measures = self._told()
         if self.encoder is not None:
             measures += [(type(self.encoder).__name__, name) for name in self.directions.names]
-        ends = [""] if self.offsets is None else ["", OPTIMISED]
+        ends = [""] if self.offsets is None else ["", f" {self.variant}"]
         variants = [(f"{name}{end}", name) for name in self.directions.names for end in ends]
         items = [f"{entry['head']:08d}" for entry in measured]
         records = change_records(before, changes, items, variants, measures, self.seed)
         for item, entry in zip(items, measured, strict=True):
             for (variant, _), values in zip(variants, entry["compared"], strict=True):
                 for metric, value in values.items():
-                    network, _ = self._comparisons()[metric.partition("/")[0]]
-                    records.append(
-                        Record(PROTOCOL, VERSION, "test", item, "", self.seed, variant, network, metric, value)
-                    )
+                    network, _ = self._comparisons().get(metric.partition("/")[0], ("", None))
+                    records.append(self._record(item, variant, network, metric, value))
+        if self.styled is not None:
+            styled = torch.tensor([entry["styled"] for entry in measured], dtype=torch.float64)
+            for item, values in zip(items, agreement(changes, styled, before).tolist(), strict=True):
+                records += [
+                    self._record(item, variant, "", "agreement", value)
+                    for (variant, _), value in zip(variants, values, strict=True)
+                ]
         return records
+
+    def _record(self, item: str, variant: str, network: str, metric: str, value: float) -> Record:
+        return Record(PROTOCOL, VERSION, "test", item, "", self.seed, variant, network, metric, value)
 
     # -- predict ----------------------------------------------------------------------------------
 
@@ -522,3 +538,8 @@ class DirectionsStage(PerItemStage[CodeBlock, GroupState[CodeBlock]]):
         entries = [Entry(i, "heads", *shown_by, artwork=files.get(i), caption="edited") for i in heads]
         media |= {files[name]: photo for name, photo in photos.items()}
         return Export(modules, media=media, extra=subject_index(entries), delta_of=self.unchanged(modules))
+
+
+def _length(offset: Latents) -> Tensor:
+    """(B,) of offsets, all layers together."""
+    return torch.cat([t.flatten(1) for t in offset.groups.values()], 1).norm(dim=1)

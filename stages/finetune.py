@@ -318,15 +318,21 @@ class FinetuneStage(AdversarialStage):
     # -- validation ----------------------------------------------------------------------------------------------
 
     def pictures(
-        self, generator: Generator, count: int, labels: Tensor | None = None, truncation: float | None = None
+        self,
+        generator: Generator,
+        count: int,
+        labels: Tensor | None = None,
+        truncation: float | None = None,
+        drawn: str = "sample",
     ) -> Iterator[Tensor]:
         """Random heads, (n, 3, R, R) at a time on the CPU: the same of each generator.
 
         Args:
             labels: (N, 25) cameras that see them in 3D, again and again; random ones of the generator's rig by default.
+            drawn: other words, other heads.
         """
         for start in range(0, count, _CHUNK):
-            draws, size = item_generator(self.seed, "sample", start), min(_CHUNK, count - start)
+            draws, size = item_generator(self.seed, drawn, start), min(_CHUNK, count - start)
             z = generator.sample_z(size, draws).to(self.device)
             camera = None
             if generator.is_3d and labels is not None:
@@ -497,14 +503,18 @@ class FinetuneStage(AdversarialStage):
 
     @torch.no_grad()
     def summary(self) -> list[Record]:
-        """What samples tell: how far from the style, how far from G at equal codes, how different from one another."""
+        """What samples tell: how far from the style, from what G draws, from G's of equal codes, and one another."""
         held, labels = self._all_held()
         if not self.trainer.is_global_zero:
             return []
         records = []
         if self.judges.distribution is not None and len(held) > 1:
-            features = self._features(held, labels, self.judges.distribution.module)
+            network = self.judges.distribution.module
+            features = self._features(held, labels, network)
             values = {**feature_distances(*features, self.seed), "recall": recall(*features)}
+            photos = self.pictures(self.source.module, self.scored, labels, drawn="other")
+            far = feature_distances(features[0], features_of(network, photos, self.device), self.seed)
+            values |= {f"{name}_source": value for name, value in far.items()}
             records += [self._record(name, "", value) for name, value in values.items()]
         if self.judges.embedding is not None:
             value = cmmd(*self._features(held, labels, self.judges.embedding.module))

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Sequence
 
 from torch import Tensor
+from torch.nn import functional as F
 
 from models.errors import UserError
 from models.metrics.records import Record
@@ -31,13 +32,17 @@ def varied(before: Tensor, measures: Sequence[Measure]) -> list[bool]:
     Raises:
         UserError: when all are.
     """
-    # Not by the deviation, which rounding may leave above 0; NaN of what no head could be scored for.
-    varies = [b[known].unique().numel() > 1 for b, known in zip(before.T, before.isfinite().T, strict=True)]
+    varies = _differs(before)
     if alike := [name for (_, name), differs in zip(measures, varies, strict=True) if not differs]:
         if not any(varies):
             raise UserError(f"no two of the test's {len(before)} heads differ in {', '.join(alike)}: take more")
         log.warning("warning: no two heads differ in %s: it is left out", ", ".join(alike))
     return varies
+
+
+def _differs(before: Tensor) -> list[bool]:
+    # Not by the deviation, which rounding may leave above 0; NaN of what no head could be scored for.
+    return [b[known].unique().numel() > 1 for b, known in zip(before.T, before.isfinite().T, strict=True)]
 
 
 def change_records(
@@ -82,3 +87,17 @@ def change_records(
                 if float(mean[own[0]]) > 0:  # an edit by which nothing changes has no share of it
                     record("", variant, network, "leakage", float(mean[others].nanmean() / mean[own[0]]))
     return records
+
+
+def agreement(changes: Tensor, others: Tensor, before: Tensor) -> Tensor:
+    """How alike two generators change heads by equal edits: cosines of changes of all attributes, in deviations.
+
+    Args:
+        changes, others: (N, K, A) of N heads by each edit. before: (N, A) attributes of heads as the first shows them.
+
+    Returns:
+        (N, K) in [-1, 1]; 0 where one of both changes nothing.
+    """
+    varies = _differs(before)
+    one, other = ((t / deviation(before))[..., varies].nan_to_num() for t in (changes, others))
+    return F.cosine_similarity(one, other, -1)

@@ -269,7 +269,8 @@ def test_it_is_measured_against_the_truth(work, coded, tmp_path):
     assert {name: len(values) for name, values in found.items()} == {
         "psnr_twin": 3, "lpips_twin": 3, "id_twin": 3, "psnr_source": 20, "lpips_source": 20, "id_source": 20,
         "bright_error_twin": 3, "bright_error_source": 20, "reddish_error_twin": 3, "reddish_error_source": 20,
-        "fid": 1, "kid": 1, "cmmd": 1, "recall": 1, "diversity": 6, "diversity_change": 6,
+        "fid": 1, "kid": 1, "fid_source": 1, "kid_source": 1, "cmmd": 1, "recall": 1,
+        "diversity": 6, "diversity_change": 6,
         "psnr_train": 2, "psnr_train_held_out": 2,
     }  # fmt: skip
     data = MannequinDataModule(

@@ -333,7 +333,8 @@ class TestTest:
     def test_with_offsets(self, work, kind, tmp_path):
         """Who is shown and how much changes, by the pictures themselves; without offsets the table is as ever."""
         words = [f"--model.tested.path={work}/{kind}_directions", "--data.init_args.block=8"]
-        run(["directions", "test", *line(work, kind, views="front")[2:]], tmp_path / "with", *words)
+        styled = f"--model.styled.path={work / kind}"
+        run(["directions", "test", *line(work, kind, views="front")[2:]], tmp_path / "with", *words, styled)
         run(["directions", "test", *line(work, kind, offsets=None)[2:]], tmp_path / "without", *words)
         records, plain = read_records(tmp_path / "with"), read_records(tmp_path / "without")
         assert {r.metric for r in plain} <= {"change/bright", "change/reddish", "leakage"}
@@ -341,7 +342,12 @@ class TestTest:
         names = directions.names
         assert {r.variant for r in plain} == set(names)
         assert {r.variant for r in records} == {*names, *(f"{name} optimised" for name in names)}
-        kept = [r for r in records if r.variant in names and r.metric[:8] not in ("identity", "distance")]
+        same = [r.value for r in records if r.metric == "agreement"]
+        assert same == pytest.approx([1.0] * len(same)) and len(same) == 2 * len(names) * len(
+            {r.item for r in plain if r.item}
+        )
+        added = ("identity", "distance", "length", "agreement")
+        kept = [r for r in records if r.variant in names and r.metric.partition("/")[0] not in added]
         assert kept == plain
         name, block = names[0], CodeBlock(40, 8, 0)
         group, ws, offsets = by_hand(work, kind, name, block)
@@ -351,6 +357,9 @@ class TestTest:
         with torch.no_grad():
             image = generator.synthesis(ws, camera).image
             for variant, offset in ((name, start.expand_as(offsets)), (f"{name} optimised", offsets)):
+                wanted = offset.flatten(1).norm(dim=1) / start.norm()
+                rows = [r.value for r in records if (r.variant, r.metric) == (variant, "length")]
+                assert rows[:8] == pytest.approx(wanted.tolist(), rel=1e-2)
                 seen = [
                     generator.synthesis(Latents({**ws.groups, group: ws.groups[group] + sign * offset}), camera).image
                     for sign in (-1, 1)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from models.errors import UserError
-from models.metrics.changes import change_records, deviation
+from models.metrics.changes import agreement, change_records, deviation
 
 MEASURES = [("net", "smile"), ("net", "age"), ("net", "hat"), ("other", "smile")]
 BEFORE = torch.tensor([[1.0, 5.0, 2.0, 0.0], [3.0, math.nan, 2.0, 1.0], [8.0, 1.0, 2.0, 5.0]], dtype=torch.float64)
@@ -40,3 +40,11 @@ def test_records(caplog):
 def test_nothing_varies():
     with pytest.raises(UserError, match="no two of the test's 2 heads differ in smile: take more"):
         change_records(torch.ones(2, 1), torch.ones(2, 1, 1), ["a", "b"], VARIANTS[:1], MEASURES[:1], 0)
+
+
+def test_agreement():
+    """Cosines in deviations, of what differs between heads; what one does not know counts nothing."""
+    before = torch.tensor([[0.0, 0.0, 5.0], [2.0, 20.0, 5.0]])
+    changes = torch.tensor([[[1.0, 0.0, 3.0]], [[1.0, 10.0, 9.0]]])
+    others = torch.tensor([[[2.0, 0.0, -3.0]], [[1.0, float("nan"), 9.0]]])
+    torch.testing.assert_close(agreement(changes, others, before), torch.tensor([[1.0], [2**-0.5]]))
