@@ -167,7 +167,10 @@ EXTRA = {
     ],
     "galatea table runs/e3dge_edits_test --baseline hybrid": None,  # after a quarter of an hour
     "galatea run configs/pipelines/shape_test.yaml --out runs/shape_test": ["--dry_run"],
-    "galatea table runs/shape_test --baseline full": None,  # after two hours
+    "galatea table runs/shape_test --baseline full": None,  # after an hour
+    "galatea run configs/pipelines/cartoon_styles_test.yaml --style toon --out runs/cartoon_styles_test": ["--dry_run"],
+    "galatea run configs/pipelines/expressions_test.yaml --style runs/cartoon_styles_test/structure"
+    " --out runs/expressions_test": ["--style", "assets/prior2d", "--dry_run"],
     "galatea run configs/pipelines/e3dge_shape_test.yaml --out runs/e3dge_shape_test": ["--dry_run"],
     "galatea run configs/pipelines/e3dge_details_test.yaml --out runs/e3dge_details_test": ["--dry_run"],
     "galatea run configs/pipelines/e3dge_ablations_test.yaml --out runs/e3dge_ablations_test": ["--dry_run"],
