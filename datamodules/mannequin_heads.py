@@ -17,7 +17,7 @@ from datamodules.mannequins.render import RIG, render
 from datamodules.mannequins.scene import CODE_NAMES, Scene, stream, subject_code, subjects_of
 from datamodules.mannequins.styles import ALBEDO, PLAIN
 from models.camera import Camera
-from models.errors import UserError
+from models.errors import UserError, shown
 from models.metrics.portrait import FACE
 from models.metrics.surface import SurfaceTruth
 
@@ -33,7 +33,8 @@ class MannequinHeads(ItemsDataModule[Head]):
         yaw_max_deg, pitch_max_deg: of the poses.
         size: side of the truth's maps, pixels: the generator's.
         supersample: samples per pixel and axis of the truth.
-        side_light: how far from the side light comes, deviations of the world's lights; as it does when null.
+        traits: numbers of the codes by name that all subjects share, N(0, 1) among the world's: ``light_x: 2`` lights
+            them from the side, ``parting: 2`` parts their hair there.
     """
 
     def __init__(
@@ -45,14 +46,16 @@ class MannequinHeads(ItemsDataModule[Head]):
         pitch_max_deg: float = 8.0,
         size: int = 64,
         supersample: int = 2,
-        side_light: float | None = None,
+        traits: dict[str, float] | None = None,
     ) -> None:
         super().__init__()
         self.seeds = subjects_of(split, first, subjects)
         if min(size, supersample) < 1:
             raise UserError("size and supersample must be at least 1")
         self.split, self.size, self.supersample = split, size, supersample
-        self.limits, self.side_light = (yaw_max_deg, pitch_max_deg), side_light
+        self.limits, self.traits = (yaw_max_deg, pitch_max_deg), dict(traits or {})
+        if unknown := sorted(set(self.traits) - set(CODE_NAMES)):
+            raise UserError(f"no number of a code is called {shown(unknown[0])}, there are: {', '.join(CODE_NAMES)}")
 
     def camera(self, seed: int) -> Camera:
         """Of one subject's picture."""
@@ -63,8 +66,8 @@ class MannequinHeads(ItemsDataModule[Head]):
     def code(self, seed: int) -> Tensor:
         """(1, CODE_DIM) of one subject."""
         code = subject_code([seed])
-        if self.side_light is not None:
-            code[:, CODE_NAMES.index("light_x")] = self.side_light
+        for name, value in self.traits.items():
+            code[:, CODE_NAMES.index(name)] = value
         return code
 
     def read_items(self) -> Sequence[Head]:

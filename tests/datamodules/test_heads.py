@@ -69,7 +69,7 @@ def test_the_world_knows_its_surfaces():
 def test_light_from_the_side():
     """The code says so and the truth has it; the rest stays."""
     asked = {"subjects": 1, "size": 24, "supersample": 1}
-    plain, lit = MannequinHeads("test", **asked), MannequinHeads("test", **asked, side_light=2.0)
+    plain, lit = MannequinHeads("test", **asked), MannequinHeads("test", **asked, traits={"light_x": 2.0})
     changed = (plain.items[0].z != lit.items[0].z)[0].nonzero().flatten().tolist()
     assert changed == [CODE_NAMES.index("light_x")]
     one, other = (data.surface("head-1100000") for data in (plain, lit))
@@ -82,5 +82,7 @@ def test_what_cannot_be():
         DrawnHeads(0)
     with pytest.raises(UserError, match="there are no subjects 0 to 0 in split"):
         MannequinHeads(subjects=0)
+    with pytest.raises(UserError, match="no number of a code is called 'side_light', there are: head_width"):
+        MannequinHeads(traits={"side_light": 2.0})
     with pytest.raises(UserError, match=r"it has a code of 7 numbers, this generator takes 5"):
         Head("it", z=torch.zeros(1, 7)).codes(generator())
